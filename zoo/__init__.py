@@ -1,0 +1,1 @@
+"""A zoo of time-mixing layers for language models, built around torch.compile."""
