@@ -1,0 +1,104 @@
+"""The symmetric power of a vector: which monomials a state holds, and in which order.
+
+A state row belongs to one non-decreasing index tuple `(i_1 <= ... <= i_p)` of key channels, in lexicographic order, so
+there are `D = C(K + p - 1, p)` rows. Keys enter as plain monomials `m(k)`; the multinomial coefficients `c` belong to
+the query, and `sum_a c_a m(q)_a m(k)_a = (q . k)^p`.
+
+The order makes the expansion recursive. The tuples that start with `i` are `i` followed by every tuple of degree
+`p - 1` whose first index is at least `i`, and in lexicographic order those are a suffix of all tuples of degree
+`p - 1`. So a monomial of degree `p` is one channel times one monomial of degree `p - 1` (`Level.first`, `Level.rest`).
+
+Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Attention", arXiv 2507.04239, section 3.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Level", "coefficients", "contract", "expand", "levels", "state_size"]
+
+
+class Level(NamedTuple):
+    """One step of the recursion, from the monomials of degree `n - 1` to those of degree `n`; both int64 `[D_n]`."""
+
+    first: Tensor  # the tuple's first channel
+    rest: Tensor  # the row of degree n - 1 that holds the other channels
+
+
+def state_size(K: int, p: int) -> int:
+    """Number of distinct monomials of degree `p` in `K` variables: the rows `D` of a packed state."""
+    return math.comb(K + p - 1, p)
+
+
+# The tables are kept as arrays, not tensors: a tensor made while a model is being traced or under inference mode would
+# be the wrong kind of tensor for the next caller.
+@lru_cache(maxsize=64)
+def _level_arrays(K: int, p: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    tables = []
+    for degree in range(2, p + 1):
+        lower = state_size(K, degree - 1)
+        # Degree - 1 tuples whose first index is at least i are the last `count` rows.
+        counts = [state_size(K - i, degree - 1) for i in range(K)]
+        first = np.repeat(np.arange(K), counts)
+        rest = np.concatenate([np.arange(lower - count, lower) for count in counts])
+        tables.append((first, rest))
+    return tuple(tables)
+
+
+def levels(K: int, p: int, device: torch.device) -> tuple[Level, ...]:
+    """Index tables for degrees 2 to `p` (none for `p = 1`)."""
+    return tuple(
+        Level(torch.from_numpy(first).to(device), torch.from_numpy(rest).to(device))
+        for first, rest in _level_arrays(K, p)
+    )
+
+
+def _multinomial(index_tuple: Sequence[int]) -> int:
+    """Number of distinct orderings of `index_tuple`."""
+    orderings = math.factorial(len(index_tuple))
+    for multiplicity in Counter(index_tuple).values():
+        orderings //= math.factorial(multiplicity)
+    return orderings
+
+
+@lru_cache(maxsize=64)
+def _coefficient_array(K: int, p: int) -> np.ndarray:
+    return np.array([_multinomial(index_tuple) for index_tuple in combinations_with_replacement(range(K), p)], np.float64)
+
+
+def coefficients(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Multinomial coefficients `c [D]` of the packed layout."""
+    return torch.from_numpy(_coefficient_array(K, p)).to(device, dtype, copy=True)
+
+
+def expand(x: Tensor, p: int) -> Tensor:
+    """Monomials of degree `p`, channels first: `x [..., K, C]` to `[..., D, C]`.
+
+    Channels come before tokens because a row gather then copies contiguous memory.
+    """
+    monomials = x
+    for first, rest in levels(x.shape[-2], p, x.device):
+        monomials = x.index_select(-2, first).mul_(monomials.index_select(-2, rest))
+    return monomials
+
+
+def contract(x: Tensor, gradient: Tensor, p: int) -> Tensor:
+    """Gradient of `expand`: given `x [..., K, C]` and `gradient [..., D, C]`, return `[..., K, C]`."""
+    if p == 1:
+        return gradient
+    tables = levels(x.shape[-2], p, x.device)
+    lower = [x]  # lower[n] has degree n + 1
+    for first, rest in tables[:-1]:
+        lower.append(x.index_select(-2, first).mul_(lower[-1].index_select(-2, rest)))
+    total = torch.zeros_like(x)
+    for (first, rest), monomials in zip(reversed(tables), reversed(lower), strict=True):
+        total.index_add_(-2, first, monomials.index_select(-2, rest).mul_(gradient))
+        gradient = torch.zeros_like(monomials).index_add_(-2, rest, x.index_select(-2, first).mul_(gradient))
+    return total.add_(gradient)

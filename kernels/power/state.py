@@ -1,0 +1,82 @@
+"""The state of power attention, in the packed layout that every implementation reads and writes."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.errors import InputError
+from zoo.kernels.power.expansion import state_size
+
+__all__ = ["PowerState", "check_state_size", "init_power_state", "state_limit"]
+
+_LIMIT_BYTES = 64 * 2**20
+
+
+class PowerState(NamedTuple):
+    """All that power attention keeps of the past: sums over past tokens `j`, decayed by the gates since.
+
+    `S [B, Hs, D, V]` sums `m(k_j) v_j^T` and `z [B, Hs, D]` sums `m(k_j)`; float32 (float64 for float64 inputs). Row
+    order is that of `zoo.kernels.power.expansion`. Neither depends on the query, its scale or the normalisation.
+    """
+
+    S: Tensor
+    z: Tensor
+
+
+class state_limit:  # noqa: N801 - used as a function
+    """Context manager that raises (or lowers) the largest allowed state, in bytes a head; 64 MiB by default."""
+
+    current = _LIMIT_BYTES
+
+    def __init__(self, bytes_per_head: int) -> None:
+        self.bytes_per_head = bytes_per_head
+
+    def __enter__(self) -> None:
+        self.previous, state_limit.current = state_limit.current, self.bytes_per_head
+
+    def __exit__(self, *_: object) -> None:
+        state_limit.current = self.previous
+
+
+def check_state_size(K: int, V: int, p: int) -> None:
+    """Refuse widths whose state exceeds the limit, before anything is allocated.
+
+    Raises:
+        InputError: names the size that the state would have, and the largest key width that fits.
+    """
+    size = state_size(K, p) * (V + 1) * 4
+    if size <= state_limit.current:
+        return
+    fits = K
+    while fits > 1 and state_size(fits, p) * (V + 1) * 4 > state_limit.current:
+        fits -= 1
+    raise InputError(
+        f"p: a state of p={p} with key width K={K} and value width V={V} takes {size / 2**20:,.0f} MiB a head, over the "
+        f"limit of {state_limit.current / 2**20:,.0f} MiB; the widest key that fits is K={fits}, or raise the limit with "
+        f"zoo.state_limit({2 ** math.ceil(math.log2(size))})"
+    )
+
+
+def init_power_state(
+    batch_size: int,
+    heads: int,
+    K: int,
+    V: int,
+    p: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PowerState:
+    """An empty state: `S [batch_size, heads, D, V]` and `z [batch_size, heads, D]`, zeros.
+
+    Raises:
+        InputError: when the state of one head would be over the limit (see `state_limit`).
+    """
+    check_state_size(K, V, p)
+    D = state_size(K, p)
+    return PowerState(
+        S=torch.zeros(batch_size, heads, D, V, device=device, dtype=dtype),
+        z=torch.zeros(batch_size, heads, D, device=device, dtype=dtype),
+    )
