@@ -1,0 +1,29 @@
+"""Text and token shards as training data: sources, tokenizers, the split, batches and bits per byte."""
+
+from zoo.data.batches import Batch, Batches, validation_batches
+from zoo.data.bits import bigram_bits_per_byte, bits_per_byte, bytes_in
+from zoo.data.config import DataConfig
+from zoo.data.corpus import Corpus, load_corpus, split_documents
+from zoo.data.shards import write_shard
+from zoo.data.stream import TokenStream
+from zoo.data.tokenizer import SEPARATOR, ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
+
+__all__ = [
+    "SEPARATOR",
+    "Batch",
+    "Batches",
+    "ByteTokenizer",
+    "Corpus",
+    "DataConfig",
+    "RawTokens",
+    "TokenStream",
+    "Tokenizer",
+    "bigram_bits_per_byte",
+    "bits_per_byte",
+    "bytes_in",
+    "load_corpus",
+    "load_tokenizer",
+    "split_documents",
+    "validation_batches",
+    "write_shard",
+]

@@ -1,0 +1,139 @@
+"""Token shards: files of raw little-endian uint16 ids without a header, the layout of nanoGPT's `train.bin`."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zoo.data.stream import TokenStream, token_array
+from zoo.errors import CorpusError, InputError
+
+__all__ = ["hash_tokens", "open_shard", "split_shards", "write_shard"]
+
+_CHUNK = 2**22
+_VALIDATION_NAME = re.compile(r"(?<![a-z])val(id|idation)?(?![a-z])", re.IGNORECASE)
+
+
+def write_shard(path: str | os.PathLike[str], tokens: ArrayLike) -> None:
+    """Write `tokens` as one shard, whole or not at all.
+
+    Args:
+        path: the file, ending in `.bin`; replaced if it is there.
+        tokens: integers `[n]`, 0 to 65535, at least one.
+
+    Raises:
+        InputError: `path` does not end in `.bin`, or `tokens` are none, not integers, not one-dimensional or too large.
+        CorpusError: the file cannot be written, for example because the disk is full.
+    """
+    path = Path(path)
+    if path.suffix != ".bin":
+        raise InputError(f"path: expected a name that ends in .bin, got {path.name!r}")
+    array = token_array(tokens).astype("<u2", copy=False)
+    if not len(array):
+        raise InputError("tokens: expected at least one, got none")
+    try:
+        _write_atomically(path, array)
+    except OSError as error:
+        raise CorpusError(f"{str(path)!r}: cannot write the shard: {error.strerror}") from error
+
+
+def _write_atomically(path: Path, array: NDArray[np.uint16]) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(array.data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def open_shard(path: Path) -> NDArray[np.uint16]:
+    """Return the tokens of the shard at `path`, memory-mapped, `[n]` uint16.
+
+    Raises:
+        CorpusError: the file cannot be read, is empty, or has an odd number of bytes.
+    """
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise CorpusError(f"data.source: the shard {str(path)!r} is empty")
+        if size % 2:
+            raise CorpusError(
+                f"data.source: the shard {str(path)!r} has {size} bytes, an odd number, so it is not uint16"
+            )
+        return np.memmap(path, dtype="<u2", mode="r").astype(np.uint16, copy=False)
+    except OSError as error:
+        raise CorpusError(f"data.source: cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def hash_tokens(stream: TokenStream, vocab_size: int) -> str:
+    """Return the sha256 of the stream's ids, as hexadecimal; how they are cut into shards does not enter.
+
+    Raises:
+        CorpusError: an id is not below `vocab_size`.
+    """
+    digest = hashlib.sha256()
+    for start, chunk in _chunks(stream):
+        if (largest := chunk.max()) >= vocab_size:
+            position = start + int(chunk.argmax())
+            raise CorpusError(
+                f"data.source: token {position} has id {largest}, not below the vocabulary of {vocab_size}"
+            )
+        digest.update(chunk.astype("<u2", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def split_shards(
+    paths: Sequence[Path], shards: Sequence[NDArray[np.uint16]], fraction: float, separator: int | None
+) -> tuple[TokenStream, TokenStream]:
+    """Return (training, validation) streams over `shards`.
+
+    Shards with the word val, valid or validation in their file name, such as `val.bin`, are the validation set. Without
+    (or with nothing but) such shards it is the end of the stream, from a document start that makes it between half and
+    twice `fraction` of all tokens; if no document starts there, or none are marked, it is exactly `fraction`.
+
+    Raises:
+        CorpusError: there are too few tokens for two sides.
+    """
+    held_back = [bool(_VALIDATION_NAME.search(path.stem)) for path in paths]
+    if any(held_back) and not all(held_back):
+        training = [shard for shard, held in zip(shards, held_back, strict=True) if not held]
+        validation = [shard for shard, held in zip(shards, held_back, strict=True) if held]
+        return (
+            TokenStream(training, separator, name="training data"),
+            TokenStream(validation, separator, name="validation data"),
+        )
+    stream = TokenStream(shards, separator)
+    cut = _validation_start(stream, fraction)
+    if cut == 0:
+        raise CorpusError(f"data.source: {len(stream)} tokens are too few to hold some back for validation")
+    return stream.part(0, cut, name="training data"), stream.part(cut, len(stream), name="validation data")
+
+
+def _validation_start(stream: TokenStream, fraction: float) -> int:
+    total = len(stream)
+    wanted = max(1, round(total * fraction))
+    exact = total - wanted
+    after = _first_document_start(stream, exact, total - wanted // 2)
+    before = _first_document_start(stream, max(1, total - 2 * wanted), exact)
+    return after or before or exact
+
+
+def _first_document_start(stream: TokenStream, begin: int, end: int) -> int | None:
+    for start, chunk in _chunks(stream.part(begin, end, name=stream.name)):
+        if (found := np.flatnonzero(chunk == stream.separator)).size:
+            return begin + start + int(found[0])
+    return None
+
+
+def _chunks(stream: TokenStream) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    for start in range(0, len(stream), _CHUNK):
+        yield start, stream[start : start + _CHUNK]

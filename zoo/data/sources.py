@@ -1,0 +1,115 @@
+"""Where text comes from: the standard library's own source, or files, folders and globs."""
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from zoo.errors import CorpusError, nearest
+
+__all__ = ["find_files", "read_documents", "stdlib_files"]
+
+# Tests repeat themselves and hold odd encodings; site-packages differ from machine to machine.
+_STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
+
+
+def stdlib_files() -> list[Path]:
+    """Return the Python files of the running interpreter's standard library, in the order of their relative names.
+
+    Left out are tests, installed packages and what is generated when Python is built (`_sysconfigdata*.py` and
+    `config-*/`, which hold the paths of the building machine), so that one Python version is one corpus everywhere.
+
+    Raises:
+        CorpusError: the library's source is not on this machine, as in some embedded Pythons.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [
+        path
+        for path in _walk(root)
+        if path.suffix == ".py"
+        and not path.name.startswith("_sysconfigdata")
+        and not any(folder in _STDLIB_LEFT_OUT or folder.startswith("config-") for folder in _folders(path, root))
+    ]
+    if not paths:
+        raise CorpusError(f"data.source: 'stdlib' finds no Python source in {root}; name a text file or folder instead")
+    return paths
+
+
+def find_files(source: str) -> list[Path]:
+    """Return the files that `source` names, in an order that depends on their relative names alone.
+
+    A folder stands for every file in it and below, without hidden ones (`.git`), `__pycache__` and links to folders.
+    In a glob, `**` stands for any number of folders.
+
+    Args:
+        source: `stdlib`, or the path of a file or folder, or a glob; `~` is the home folder.
+
+    Raises:
+        CorpusError: nothing is there, or a folder cannot be read.
+    """
+    if source == "stdlib":
+        return stdlib_files()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = [file for file in _walk(path) if not _is_hidden(file, path)]
+        if not files:
+            raise CorpusError(f"data.source: the folder {source!r} holds no files")
+        return files
+    if path.exists():
+        return [path]
+    if not glob.has_magic(source):
+        raise CorpusError(f"data.source: no file or folder {source!r}{nearest(source, ['stdlib'])}")
+    matches = (Path(match) for match in glob.glob(str(path), recursive=True))
+    files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
+    if not files:
+        raise CorpusError(f"data.source: the glob {source!r} matches no files")
+    return files
+
+
+def read_documents(paths: Iterable[Path]) -> list[bytes]:
+    """Return the contents of the text files among `paths`, one document a file, in the same order.
+
+    Text is what decodes as UTF-8 and holds no NUL; other files, and empty ones, are skipped.
+
+    Raises:
+        CorpusError: a file cannot be read.
+    """
+    contents = (_read(path) for path in paths)
+    return [content for content in contents if content and _is_text(content)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _refuse(error)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in content
+
+
+def _walk(root: Path) -> list[Path]:
+    def files() -> Iterator[Path]:
+        for folder, _, names in os.walk(root, onerror=_refuse):
+            yield from (Path(folder, name) for name in names)
+
+    return sorted(files(), key=lambda path: path.relative_to(root).as_posix())
+
+
+def _folders(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parts[:-1]
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(root).parts)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise CorpusError(f"data.source: cannot read {str(error.filename)!r}: {error.strerror}") from error

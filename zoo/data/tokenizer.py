@@ -1,0 +1,160 @@
+"""Text as token ids: the interface, bytes as tokens, and bare ids for shards whose tokenizer is not at hand."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.errors import ConfigError, InputError, nearest
+
+__all__ = ["SEPARATOR", "ByteTokenizer", "Ids", "RawTokens", "Tokenizer", "load_tokenizer", "pack_documents"]
+
+SEPARATOR = 256
+"""Starts every document of bytes; the first id that is not a byte."""
+
+Ids: TypeAlias = "Sequence[int] | NDArray[np.integer] | Tensor"
+
+
+class Tokenizer(Protocol):
+    """What data, training and generation ask of a tokenizer. It never adds a separator by itself."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the separator included; at most 65,536, for streams are uint16."""
+
+    @property
+    def separator(self) -> int | None:
+        """The id that starts every document, or None where documents are not marked."""
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """Bytes of text that each id stands for, `[vocab_size]`; 0 for the separator."""
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """Return the ids of `text`, `[n]` int64."""
+
+    def decode(self, ids: Ids) -> str:
+        """Return the text of `ids` (one dimension); separators leave no trace."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as tokens: ids 0 to 255 are the bytes, 256 starts every document. Nothing to train or to install."""
+
+    vocab_size: int = SEPARATOR + 1
+    separator: int = SEPARATOR
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """Bytes of text that each id stands for, `[257]`: one each, and none for the separator."""
+        lengths = np.ones(self.vocab_size, dtype=np.int64)
+        lengths[self.separator] = 0
+        return lengths
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """Return the bytes of `text` (a str is encoded as UTF-8), `[n]` int64, without a separator."""
+        data = text.encode() if isinstance(text, str) else text
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Ids) -> str:
+        """Return the text of `ids`; separators are dropped and bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            InputError: an id is not in 0..256, or `ids` is not one-dimensional.
+        """
+        array = id_array(ids, self.vocab_size)
+        return array[array != self.separator].astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class RawTokens:
+    """Ids of an unknown tokenizer: their text form is the ids themselves, as numbers between spaces.
+
+    The bytes behind an id are unknown and count as one, so what reads "bits per byte" elsewhere is bits per token here.
+
+    Args:
+        vocab_size: number of ids.
+        separator: the id that starts a document, or None.
+    """
+
+    def __init__(self, vocab_size: int, separator: int | None = None) -> None:
+        self.vocab_size = vocab_size
+        self.separator = separator
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """One for every id, `[vocab_size]`; none for the separator."""
+        lengths = np.ones(self.vocab_size, dtype=np.int64)
+        if self.separator is not None:
+            lengths[self.separator] = 0
+        return lengths
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """Return the ids written in `text`, such as "17 4 256", `[n]` int64.
+
+        Raises:
+            InputError: `text` holds anything but ids below `vocab_size`.
+        """
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError:
+            raise InputError(f"text: expected token ids between spaces (tokenizer 'none'), got {text!r:.60}") from None
+        return id_array(ids, self.vocab_size)
+
+    def decode(self, ids: Ids) -> str:
+        """Return `ids` as numbers between spaces; separators are dropped.
+
+        Raises:
+            InputError: an id is not below `vocab_size`, or `ids` is not one-dimensional.
+        """
+        return " ".join(str(token) for token in id_array(ids, self.vocab_size) if token != self.separator)
+
+
+def id_array(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
+    """Return `ids` as an int64 array `[n]`.
+
+    Raises:
+        InputError: `ids` is not one-dimensional, not of integers, or holds an id outside 0..vocab_size - 1.
+    """
+    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.ndim != 1:
+        raise InputError(f"ids: expected one dimension, got shape {list(array.shape)}")
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"ids: expected integers, got {array.dtype}")
+    for extreme in (array.min(), array.max()):
+        if not 0 <= extreme < vocab_size:
+            raise InputError(f"ids: expected 0 to {vocab_size - 1}, got {extreme}")
+    return array.astype(np.int64)
+
+
+def pack_documents(documents: Iterable[bytes], tokenizer: Tokenizer) -> NDArray[np.uint16]:
+    """Return the tokens of `documents` one after the other, each started by the tokenizer's separator, `[n]` uint16."""
+    start = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
+    parts = [start[:0]]
+    for document in documents:
+        parts += [start, tokenizer.encode(document).astype(np.uint16)]
+    return np.concatenate(parts)
+
+
+def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:
+    """Return the tokenizer that a recipe names.
+
+    Args:
+        name: `bytes` or the path of a byte-pair tokenizer.json.
+        document_token: the id that starts a document, where the file does not say it.
+
+    Raises:
+        ConfigError: `name` is neither; or the file is no byte-level tokenizer, or the `hf` extra is missing.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        hint = nearest(name, ["bytes", "none"])
+        raise ConfigError(f"data.tokenizer: {name!r} is neither 'bytes', 'none' nor a tokenizer.json file{hint}")
+    from zoo.data.bpe import BytePairTokenizer  # needs the optional tokenizers library
+
+    return BytePairTokenizer.load(path, document_token)
