@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "coefficients", "contract", "expand", "levels", "state_size"]
+__all__ = ["Level", "coefficient_array", "coefficients", "expand", "levels", "state_size"]
 
 
 class Level(NamedTuple):
@@ -69,36 +69,19 @@ def _multinomial(index_tuple: Sequence[int]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _coefficient_array(K: int, p: int) -> np.ndarray:
+def coefficient_array(K: int, p: int) -> np.ndarray:
+    """Multinomial coefficients of the packed layout, float64."""
     return np.array([_multinomial(index_tuple) for index_tuple in combinations_with_replacement(range(K), p)], np.float64)
 
 
 def coefficients(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Multinomial coefficients `c [D]` of the packed layout."""
-    return torch.from_numpy(_coefficient_array(K, p)).to(device, dtype, copy=True)
+    return torch.from_numpy(coefficient_array(K, p)).to(device, dtype, copy=True)
 
 
 def expand(x: Tensor, p: int) -> Tensor:
-    """Monomials of degree `p`, channels first: `x [..., K, C]` to `[..., D, C]`.
-
-    Channels come before tokens because a row gather then copies contiguous memory.
-    """
+    """Monomials of degree `p`: `[..., K]` to `[..., D]`, out of place, so that autograd can go through it twice."""
     monomials = x
-    for first, rest in levels(x.shape[-2], p, x.device):
-        monomials = x.index_select(-2, first).mul_(monomials.index_select(-2, rest))
+    for first, rest in levels(x.shape[-1], p, x.device):
+        monomials = x[..., first] * monomials[..., rest]
     return monomials
-
-
-def contract(x: Tensor, gradient: Tensor, p: int) -> Tensor:
-    """Gradient of `expand`: given `x [..., K, C]` and `gradient [..., D, C]`, return `[..., K, C]`."""
-    if p == 1:
-        return gradient
-    tables = levels(x.shape[-2], p, x.device)
-    lower = [x]  # lower[n] has degree n + 1
-    for first, rest in tables[:-1]:
-        lower.append(x.index_select(-2, first).mul_(lower[-1].index_select(-2, rest)))
-    total = torch.zeros_like(x)
-    for (first, rest), monomials in zip(reversed(tables), reversed(lower), strict=True):
-        total.index_add_(-2, first, monomials.index_select(-2, rest).mul_(gradient))
-        gradient = torch.zeros_like(monomials).index_add_(-2, rest, x.index_select(-2, first).mul_(gradient))
-    return total.add_(gradient)

@@ -10,7 +10,7 @@ Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Atten
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.expansion import coefficients, levels, state_size
+from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.state import PowerState
 
@@ -20,14 +20,6 @@ __all__ = ["accumulation_dtype", "quadratic", "recurrent"]
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Sums and states are float32, or float64 where the inputs are."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _monomials(x: Tensor, p: int) -> Tensor:
-    """`m(x)`: `[..., K]` to `[..., D]` (out of place, so that autograd can go through twice)."""
-    monomials = x
-    for first, rest in levels(x.shape[-1], p, x.device):
-        monomials = x[..., first] * monomials[..., rest]
-    return monomials
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -53,8 +45,8 @@ def recurrent(
     S = q.new_zeros(B, heads.state, D, V, dtype=dtype) if S is None else S.to(dtype)
     z = q.new_zeros(B, heads.state, D, dtype=dtype) if z is None else z.to(dtype)
     c = coefficients(q.shape[-1], p, dtype, q.device)
-    keys = spread_heads(_monomials(k.to(dtype), p), heads.state, 2)  # [B, T, Hs, D]
-    queries = spread_heads(c * _monomials(q.to(dtype) * scale, p), heads.output, 2)  # [B, T, Ho, D]
+    keys = spread_heads(expand(k.to(dtype), p), heads.state, 2)  # [B, T, Hs, D]
+    queries = spread_heads(c * expand(q.to(dtype) * scale, p), heads.output, 2)  # [B, T, Ho, D]
     values = spread_heads(v.to(dtype), heads.state, 2)  # [B, T, Hs, V]
     gates = None if log_g is None else spread_heads(log_g.to(dtype).exp(), heads.state, 2)  # [B, T, Hs]
 
@@ -122,12 +114,12 @@ def quadratic(
 
     if S is not None and z is not None:
         c = coefficients(q.shape[-1], p, dtype, q.device)
-        phi = c * _monomials(queries.to(dtype) * scale, p) * spread_heads(from_start, heads.output, 1)[..., None]
+        phi = c * expand(queries.to(dtype) * scale, p) * spread_heads(from_start, heads.output, 1)[..., None]
         numerator = numerator + phi @ spread_heads(S.to(dtype), heads.output, 1)
         denominator = denominator + (phi @ spread_heads(z.to(dtype), heads.output, 1)[..., None])[..., 0]
 
     o = _ratio(numerator, denominator[..., None]) if normalize else numerator
-    phi = _monomials(spread_heads(k, heads.state, 2).transpose(1, 2).to(dtype), p) * to_end[..., None]
+    phi = expand(spread_heads(k, heads.state, 2).transpose(1, 2).to(dtype), p) * to_end[..., None]
     S_out = phi.mT @ spread_heads(v, heads.state, 2).transpose(1, 2).to(dtype)
     z_out = phi.sum(2)
     if S is not None and z is not None:

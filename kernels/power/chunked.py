@@ -1,0 +1,333 @@
+"""Power attention in chunks: linear cost, plain PyTorch, forward and backward.
+
+Within a chunk of C tokens the weights are computed as they are defined; across chunks the state carries the past:
+
+    y_t = sum_{j in chunk, j <= t} w_tj [v_j, 1]  +  exp(L_t) (c * m(scale q_t)) . state
+    state <- exp(L_C) state + sum_j exp(L_C - L_j) m(k_j) [v_j, 1]^T
+
+where `L` sums the gates from the chunk's start. The column of ones makes the normaliser one more value channel, so that
+`state [B, Hs, rows, V + 1]` holds S and z side by side, in the tiled layout of `tiles.py`. The backward pass saves no
+state: it scans forwards once more for the states that dq needs, then backwards with the state's gradient, so memory is
+linear in T with a small constant.
+
+Inside a chunk tokens come last, and batch and state heads are one dimension `n`: queries `[n, K, R C]` (R queries share
+a state), keys `[n, K, C]`, values `[n, V + 1, C]`, weights `[n, R C, C]`. Loops run over chunks and over blocks of the
+batch that fit in cache, which is why this stands inside an opaque op.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels.power.expansion import coefficients, state_size
+from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
+from zoo.kernels.power.reference import accumulation_dtype
+from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
+
+__all__ = ["Gradients", "backward", "default_chunk_size", "forward"]
+
+# exp(-800) is zero in float64 too, and sums of it over a chunk stay exact to 1e-10 in float64, so it stands for -inf.
+_FORGET = -800.0
+# Elements of a batch block's weights: 2 MiB in float32, so that passes over them stay in cache.
+_BLOCK_ELEMENTS = 2**19
+
+
+class Gradients(NamedTuple):
+    """Gradients of `forward`'s inputs; `log_g` is None where there are no gates."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_g: Tensor | None
+    S: Tensor
+    z: Tensor
+
+
+class _Decay(NamedTuple):
+    """Decays of a chunk, from sums of gates since its start: at its tokens `[n, 1, C]`, and at its outputs."""
+
+    high: Tensor  # the sums [n, 1, C], rounded, and
+    low: Tensor  # what rounding left: a float32 difference of float32 sums would be wrong on neighbours
+    to_end: Tensor  # what is left of each token at the chunk's end [n, 1, C]
+    from_start: Tensor  # what is left of the chunk's start at each output [n, R C, 1]
+
+    @property
+    def whole(self) -> Tensor:
+        """What is left of the chunk's start at its end `[n, 1, 1]`."""
+        return self.from_start[:, -1:]
+
+
+class _Problem:
+    """One call's inputs and sizes, with the views of them that a block of the batch and a chunk of tokens needs."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, p: int, scale: float, chunk_size: int
+    ) -> None:
+        self.q, self.k, self.v, self.log_g = q, k, v, log_g
+        self.p, self.scale, self.chunk_size = p, scale, chunk_size
+        self.heads = Heads(q.shape[2], k.shape[2], v.shape[2])
+        self.dtype = accumulation_dtype(q.dtype)
+        self.layout: Tiles = tiles(k.shape[-1], p, self.dtype, q.device)
+        self.workspace = Workspace(self.dtype, q.device)
+
+    def blocks(self) -> Iterator[slice]:
+        """Blocks of the batch."""
+        B, T = self.q.shape[:2]
+        C = min(self.chunk_size, T)
+        size = max(1, _BLOCK_ELEMENTS // max(1, self.heads.output * C * C))
+        return (slice(start, min(start + size, B)) for start in range(0, B, size))
+
+    def chunks(self) -> list[slice]:
+        T = self.q.shape[1]
+        return [slice(start, min(start + self.chunk_size, T)) for start in range(0, T, self.chunk_size)]
+
+    def fold_outputs(self, x: Tensor) -> Tensor:
+        """The outputs' side of a chunk `[b, C, Ho, X]` as `[n, X, R C]`, in the accumulation dtype."""
+        x = x.unflatten(2, (self.heads.state, -1)).permute(0, 2, 4, 3, 1).to(self.dtype)
+        return x.reshape(-1, x.shape[2], x.shape[3] * x.shape[4])
+
+    def unfold_outputs(self, x: Tensor) -> Tensor:
+        """The inverse of `fold_outputs`: `[n, X, R C]` to `[b, C, Ho, X]`."""
+        x = x.unflatten(2, (self.heads.queries_per_state, -1)).unflatten(0, (-1, self.heads.state))
+        return x.permute(0, 4, 1, 3, 2).flatten(2, 3)
+
+    def unfold_states(self, x: Tensor) -> Tensor:
+        """The states' side of a chunk, `[n, X, C]` to `[b, C, Hs, X]`."""
+        return x.unflatten(0, (-1, self.heads.state)).permute(0, 3, 1, 2)
+
+    def queries(self, block: slice, tokens: slice) -> Tensor:
+        return self.fold_outputs(spread_heads(self.q[block, tokens], self.heads.output, 2)).mul(self.scale)
+
+    def keys(self, block: slice, tokens: slice) -> Tensor:
+        keys = spread_heads(self.k[block, tokens], self.heads.state, 2).permute(0, 2, 3, 1).to(self.dtype)
+        return keys.reshape(-1, *keys.shape[2:]).contiguous()
+
+    def values(self, block: slice, tokens: slice) -> Tensor:
+        """Values and, as one more channel, ones."""
+        values = spread_heads(self.v[block, tokens], self.heads.state, 2).permute(0, 2, 3, 1).to(self.dtype)
+        return F.pad(values.reshape(-1, *values.shape[2:]), (0, 0, 0, 1), value=1.0)
+
+    def decay(self, block: slice, tokens: slice) -> _Decay:
+        if self.log_g is None:
+            log_g = torch.zeros(1, 1, tokens.stop - tokens.start, dtype=torch.float64, device=self.q.device)
+        else:
+            log_g = self.log_g[block, tokens].transpose(1, 2).double().clamp(min=_FORGET)
+            log_g = spread_heads(log_g, self.heads.state, 1).reshape(-1, 1, log_g.shape[-1])
+        total = log_g.cumsum(-1)
+        high = total.to(self.dtype)
+        from_start = total.exp().to(self.dtype).repeat(1, 1, self.heads.queries_per_state).mT
+        return _Decay(high, (total - high).to(self.dtype), (total[..., -1:] - total).exp().to(self.dtype), from_start)
+
+    def apply_causal_decay(self, decay: _Decay, *weights: Tensor) -> None:
+        """Multiply each `[n, R C, C]` by the decay from key to query, zero where the key is later; in place."""
+        by_query = [x.unflatten(1, (self.heads.queries_per_state, -1)) for x in weights]
+        if self.log_g is not None:
+            n, C = decay.high.shape[0], decay.high.shape[2]
+            difference = torch.sub(decay.high.mT, decay.high, out=self.workspace("difference", n, C, C))
+            # Above the diagonal exp would overflow; the product is cut there anyway.
+            factor = difference.add_(decay.low.mT).sub_(decay.low).clamp_(max=0).exp_().unsqueeze(1)
+            for x in by_query:
+                x.mul_(factor)
+        for x in by_query:
+            x.tril_()
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return torch.bmm(queries.mT, keys, out=self.workspace("scores", *queries.mT.shape[:2], keys.shape[2]))
+
+    def join_state(self, S: Tensor | None, z: Tensor | None) -> Tensor:
+        """S and z side by side in the tiled layout: a fresh `[B, Hs, rows, V + 1]`, zeros for an absent state."""
+        if S is None or z is None:
+            shape = (self.q.shape[0], self.heads.state, self.layout.rows, self.v.shape[-1] + 1)
+            return torch.zeros(shape, dtype=self.dtype, device=self.q.device)
+        return torch.cat((S.to(self.dtype), z.to(self.dtype)[..., None]), dim=-1)[:, :, self.layout.packed]
+
+    def split_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `join_state`: packed S `[B, Hs, D, V]` and z `[B, Hs, D]`."""
+        packed = state[:, :, self.layout.unpacked]
+        return packed[..., :-1].contiguous(), packed[..., -1].contiguous()
+
+    @property
+    def multiplicities(self) -> Tensor:
+        """Multinomial coefficients of the tiled rows, not shared among copies `[rows, 1]`."""
+        c = coefficients(self.k.shape[-1], self.p, self.dtype, self.q.device)
+        return c[self.layout.packed, None]
+
+    def update(self, state: Tensor, keys: Tensor, values: Tensor, decay: _Decay) -> None:
+        """Fold a chunk's keys and values into the state `[n, rows, V + 1]`, in place."""
+        state.mul_(decay.whole)
+        add_update(state, keys, values * decay.to_end, self.layout, self.workspace)
+
+
+def default_chunk_size(K: int, p: int) -> int:
+    """Chunk length C: work inside a chunk grows with C, work on the state is shared by its C tokens."""
+    return 64 if state_size(K, p) <= 128 else 128
+
+
+def _reciprocal(denominator: Tensor) -> Tensor:
+    """`1 / denominator`, and zero where it is zero."""
+    return torch.where(denominator == 0, 0, denominator.reciprocal())
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
+    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Output o `[B, T, Ho, V]`, its denominator `[B, T, Ho]` (None unless normalised), and S, z if they are asked for."""
+    problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
+    B, T, V = q.shape[0], q.shape[1], v.shape[-1]
+    o = v.new_empty(B, T, problem.heads.output, V)
+    denominator = q.new_empty(B, T, problem.heads.output, dtype=problem.dtype) if normalize else None
+    chunks = problem.chunks()
+    keeps_state = return_state or S is not None or len(chunks) > 1
+    states = problem.join_state(S, z) if keeps_state else None
+
+    for block in problem.blocks():
+        state = None if states is None else states[block].flatten(0, 1)
+        for index, tokens in enumerate(chunks):
+            queries, keys, values = (read(block, tokens) for read in (problem.queries, problem.keys, problem.values))
+            decay = problem.decay(block, tokens)
+            weights = problem.scores(queries, keys).pow_(p)
+            problem.apply_causal_decay(decay, weights)
+            y = queries.new_zeros(queries.shape[0], queries.shape[2], V + 1)
+            if state is not None and (index > 0 or S is not None):
+                add_query(y, queries, state, problem.layout, problem.workspace)
+                y *= decay.from_start
+            y = problem.unfold_outputs(y.baddbmm_(weights, values.mT).mT)
+            if denominator is not None:
+                denominator[block, tokens] = total = y[..., V]
+                o[block, tokens] = y[..., :V] * _reciprocal(total)[..., None]
+            else:
+                o[block, tokens] = y[..., :V]
+            if state is not None and (return_state or index + 1 < len(chunks)):
+                problem.update(state, keys, values, decay)
+    if not return_state or states is None:
+        return o, denominator, None, None
+    return o, denominator, *problem.split_state(states)
+
+
+def backward(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor | None, *, p: int, scale: float, chunk_size: int,
+) -> Gradients:  # fmt: skip
+    """Gradients of q, k, v, log_g and of the incoming state, from those of o and of the outgoing state (or None).
+
+    The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
+    `(q . dq - k . dk) / p`, where the first term is zero if the output is normalised, since q's length is then free.
+    The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
+    """
+    problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
+    B, T = q.shape[:2]
+    has_state_gradient = dS is not None and dz is not None
+    states = dstates = None
+    if S is not None or has_state_gradient or len(problem.chunks()) > 1:
+        states, dstates = problem.join_state(S, z), problem.join_state(dS, dz)
+        if has_state_gradient:
+            dstates /= problem.multiplicities
+    scan = _Backward(problem, do, o, denominator)
+    for block in problem.blocks():
+        state = None if states is None else states[block].flatten(0, 1)
+        scan.forwards(block, state, carries=S is not None, to_the_end=has_state_gradient)
+        if state is None or dstates is None:
+            continue
+        dstate = dstates[block].flatten(0, 1)
+        if T > 0 and has_state_gradient:
+            along = (state * dstate * problem.layout.coefficients).sum((-2, -1), dtype=torch.float64)
+            scan.dtotal[block, -1] += along.view(-1, problem.heads.state)
+        scan.backwards(block, dstate, carries=has_state_gradient, to_the_start=S is not None)
+    dlog_g = None if log_g is None else _gate_gradient(scan.dtotal, log_g, problem.heads)
+    dstates = problem.join_state(None, None) if dstates is None else dstates.mul_(problem.multiplicities)
+    return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), dlog_g, *problem.split_state(dstates))
+
+
+class _Backward:
+    """The two scans of the backward pass, and the gradients that they fill."""
+
+    def __init__(self, problem: _Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> None:
+        self.problem, self.do, self.o, self.denominator = problem, do, o, denominator
+        self.dq = torch.empty_like(problem.q)
+        self.dk, self.dv = (torch.empty_like(x, dtype=problem.dtype) for x in (problem.k, problem.v))
+        B, T = problem.q.shape[:2]
+        # Gradient of the summed gates; summed over all later tokens in the end, hence float64.
+        self.dtotal = torch.zeros(B, T, problem.heads.state, dtype=torch.float64, device=problem.q.device)
+
+    def output_gradient(self, block: slice, tokens: slice) -> Tensor:
+        """Gradient of numerator and denominator, one below the other `[n, V + 1, R C]`."""
+        gradient = self.do[block, tokens].to(self.problem.dtype)
+        if self.denominator is None:
+            return self.problem.fold_outputs(F.pad(gradient, (0, 1)))
+        inverse = _reciprocal(self.denominator[block, tokens])[..., None]
+        along = (gradient * self.o[block, tokens]).sum(-1, keepdim=True)
+        return self.problem.fold_outputs(torch.cat((gradient, -along), -1) * inverse)
+
+    def add_key_gradients(
+        self, block: slice, tokens: slice, keys: Tensor, dkeys: Tensor, dvalues: Tensor, *, first: bool
+    ) -> None:
+        """Store (first) or add the gradients of a chunk's keys `[n, K, C]` and values `[n, V + 1, C]`."""
+        problem, at = self.problem, (block, tokens)
+        self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
+        dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
+        dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
+        self.dk[at] = dk if first else self.dk[at] + dk
+        self.dv[at] = dv if first else self.dv[at] + dv
+
+    def forwards(self, block: slice, state: Tensor | None, *, carries: bool, to_the_end: bool) -> None:
+        """All that happens inside chunks, and what the past gives to dq; leaves the final state where `to_the_end`."""
+        problem, chunks = self.problem, self.problem.chunks()
+        p, layout, workspace = problem.p, problem.layout, problem.workspace
+        for index, tokens in enumerate(chunks):
+            queries, keys, values = (read(block, tokens) for read in (problem.queries, problem.keys, problem.values))
+            decay, dy = problem.decay(block, tokens), self.output_gradient(block, tokens)
+            weights = problem.scores(queries, keys)
+            dscores = torch.bmm(dy.mT, values, out=workspace("dscores", *weights.shape))
+            if p > 1:
+                lower = torch.pow(weights, p - 1, out=workspace("lower", *weights.shape))
+                weights.mul_(lower)
+                dscores.mul_(lower.mul_(p))
+            problem.apply_causal_decay(decay, weights, dscores)
+            self.add_key_gradients(block, tokens, keys, queries @ dscores, dy @ weights, first=True)
+            dqueries = torch.zeros_like(queries)
+            if state is not None and (carries or index > 0):
+                add_gradient(dqueries, queries, dy * decay.from_start.mT, state, layout, workspace)
+            dqueries.baddbmm_(keys, dscores.mT)
+            if self.denominator is None:
+                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
+            dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
+            self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
+            if state is not None and (to_the_end or index + 1 < len(chunks)):
+                problem.update(state, keys, values, decay)
+
+    def backwards(self, block: slice, dstate: Tensor, *, carries: bool, to_the_start: bool) -> None:
+        """What the future gives to dk and dv; leaves the incoming state's gradient in `dstate` where `to_the_start`."""
+        problem, chunks = self.problem, self.problem.chunks()
+        layout, workspace = problem.layout, problem.workspace
+        for index, tokens in reversed(list(enumerate(chunks))):
+            decay = problem.decay(block, tokens)
+            if carries or index + 1 < len(chunks):
+                keys, values = problem.keys(block, tokens), problem.values(block, tokens)
+                dvalues, dkeys = torch.zeros_like(values.mT), torch.zeros_like(keys)
+                add_query(dvalues, keys, dstate, layout, workspace)
+                add_gradient(dkeys, keys, values * decay.to_end, dstate, layout, workspace)
+                self.add_key_gradients(block, tokens, keys, dkeys, dvalues.mT * decay.to_end, first=False)
+            if to_the_start or index > 0:
+                dy = self.output_gradient(block, tokens) * decay.from_start.mT
+                dstate.mul_(decay.whole)
+                add_update(dstate, problem.queries(block, tokens), dy, layout, workspace)
+
+
+def _gate_gradient(dtotal: Tensor, log_g: Tensor, heads: Heads) -> Tensor:
+    """Gradient of the gates `[B, T, Hv]`: a sum over later tokens, restarted at every boundary."""
+    dtotal = gather_heads(dtotal, heads.value, 2)
+    T = dtotal.shape[1]
+    later = F.pad(dtotal.flip(1).cumsum(1).flip(1), (0, 0, 0, 1))  # [B, T + 1, Hv], zero past the end
+    forgets = log_g <= _FORGET
+    positions = torch.arange(T, device=log_g.device)[:, None]
+    # Where the segment of each token ends: the next boundary strictly after it, or T.
+    starts = torch.where(forgets, positions, T)
+    ends = F.pad(starts[:, 1:], (0, 0, 0, 1), value=T).flip(1).cummin(1).values.flip(1)
+    gradient = later[:, :T] - later.gather(1, ends)
+    return torch.where(forgets, 0, gradient).to(log_g.dtype)
