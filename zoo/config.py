@@ -1,0 +1,242 @@
+"""Strict configuration: frozen pydantic models read from safe YAML; errors are one line that names the key at fault."""
+
+import copy
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import pydantic
+import yaml
+from pydantic import ConfigDict, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from zoo.errors import ConfigError, nearest
+
+__all__ = ["Config", "apply_overrides", "dump_yaml", "load_yaml", "parse_yaml"]
+
+
+class Config(pydantic.BaseModel):
+    """Base of every config: frozen, without unknown keys, without coercion (`"12"`, `12.0` and `True` are no integers).
+
+    Sequences are declared as tuples; a list is taken for one, since that is what YAML has. Anything invalid raises
+    `zoo.errors.ConfigError`, from Python (`TrainingConfig(steps=-1)`) as from a file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{type(self).__name__}: {_one_line(error, values)}") from None
+
+    # Tells pydantic that this __init__ adds no fields: nested configs are then validated without it, so that an error
+    # reaches the outermost config and can name the whole dotted key.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_mapping(cls, values: object, source: str = "") -> Self:
+        """Validate a plain mapping. `source` (a file's name, "overrides") starts the line of any `ConfigError`."""
+        try:
+            return cls.model_validate(values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{source}: {_one_line(error, values)}" if source else _one_line(error, values)) from None
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "YAML text") -> Self:
+        """Parse and validate what `to_yaml` wrote, or a person."""
+        return cls.from_mapping(parse_yaml(text, source), source)
+
+    def to_yaml(self) -> str:
+        """Write every field, defaults included, such that `from_yaml` gives an equal config."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated like any other."""
+        return type(self).from_mapping(dict(self) | changes, type(self).__name__)
+
+    @classmethod
+    def dotted_keys(cls) -> Iterator[str]:
+        """Yield every dotted key that this config understands, those of nested configs included."""
+        for name, field in cls.model_fields.items():
+            yield name
+            for nested in _configs_in(field.annotation):
+                yield from (f"{name}.{key}" for key in nested.dotted_keys())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for key in values:
+            if key not in cls.model_fields:
+                context = {"key": str(key), "hint": cls._hint_for(str(key))}
+                raise PydanticCustomError("unknown_key", "unknown key{hint}", context)
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    @classmethod
+    def _hint_for(cls, key: str) -> str:
+        """Suggest a nested key of exactly this name, else the field spelt most like it, else list the fields."""
+        nested = [candidate for candidate in cls.dotted_keys() if candidate.endswith(f".{key}")]
+        if nested:
+            return f" (did you mean {nested[0]!r}?)"
+        return nearest(key, cls.model_fields) or f"; the keys are {', '.join(cls.model_fields)}"
+
+
+def _configs_in(annotation: object) -> Iterator[type[Config]]:
+    """Yield the config classes that a field's type mentions, inside unions, tuples and Annotated too."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _configs_in(argument)
+
+
+def _one_line(error: pydantic.ValidationError, values: object) -> str:
+    details = error.errors(include_url=False)
+    more = len(details) - 1
+    return _describe(details[0], values) + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
+
+
+def _describe(detail: ErrorDetails, values: object) -> str:
+    """Render one pydantic error as ``dotted.key: what it must be, got what it was (did you mean ...?)``."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    location = list(_dotted_key(detail["loc"], values))
+    if kind == "unknown_key":
+        return f"{'.'.join([*location, context['key']])}: {detail['msg'].removesuffix('.')}"
+    message, given = detail["msg"].replace("Input should be", "must be"), f", got {reprlib.repr(detail['input'])}"
+    if kind == "missing":
+        message, given = "missing", ""
+    elif kind == "value_error":
+        message, given = str(context["error"]), ""
+    elif kind == "union_tag_not_found":
+        location.append(context["discriminator"].strip("'"))
+        message, given = "missing", ""
+    elif kind == "union_tag_invalid":
+        location.append(context["discriminator"].strip("'"))
+        message, given = f"must be one of {context['expected_tags']}", f", got {context['tag']!r}"
+        given += nearest(context["tag"], re.findall(r"'([^']*)'", context["expected_tags"]))
+    elif kind == "literal_error":
+        given += nearest(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = "must be a mapping of keys to values"
+    key = ".".join(location)
+    return f"{key}: {message}{given}" if key else f"{message}{given}"
+
+
+def _dotted_key(location: tuple[int | str, ...], values: object) -> Iterator[str]:
+    """Drop from pydantic's location the names of union members, which are no keys of the input."""
+    for part in location:
+        if isinstance(values, Mapping) and part not in values and part in values.values():
+            continue
+        if values == part:
+            continue
+        yield str(part)
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            values = values[part]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML as people expect it: no duplicate keys, and only what looks like a number, boolean or null is one.
+
+    YAML 1.1 reads `1e-3` as text, `off` as false, `1:30` as 90, `010` as 8, `2001-01-01` as a date; not so here.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (the library's own hook; filled below)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The loader's counterpart: quotes what either the loader or plain YAML 1.1 would not read back as text."""
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)$", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse one YAML document without executing anything. Raises `ConfigError` with `source` and the line at fault."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{line}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping. Raises `ConfigError` when it is missing, unreadable or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    mapping = parse_yaml(text, str(path))
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: must hold a mapping of keys to values, got {reprlib.repr(mapping)}")
+    return mapping
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Write plain data (mappings, lists, text, numbers, booleans, None) as YAML that `parse_yaml` reads back equal."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a nested mapping with ``key.of.option=value`` overrides set.
+
+    Values are YAML (`3`, `1e-3`, `true`, `[1, 2]`); one that starts with `*` is text, so that globs need no quotes.
+    A whole section is replaced before options inside it are set, whatever the order given: `mixer.p=2 mixer=power` is
+    `mixer=power mixer.p=2`. Where an option is set inside a plain string, the string stands for `{name: string}`.
+
+    Raises `ConfigError` for an override without `=`, with an empty key, or inside something that has no options.
+    Whether the keys exist is for the config that validates the result to say.
+    """
+    result = copy.deepcopy(dict(values))
+    for path, value in sorted(map(_parse_override, overrides), key=lambda override: len(override[0])):
+        section = result
+        for depth, name in enumerate(path[:-1]):
+            inner = section.get(name)
+            if isinstance(inner, str):
+                inner = {"name": inner}
+            if inner is not None and not isinstance(inner, dict):
+                owner = ".".join(path[: depth + 1])
+                raise ConfigError(f"override {'.'.join(path)}: {owner} has no options, it is {reprlib.repr(inner)}")
+            section[name] = section = {} if inner is None else inner
+        section[path[-1]] = value
+    return result
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    where = f"override {reprlib.repr(override)}"
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"{where}: must look like key=value, for example training.steps=100")
+    return path, text if text.startswith("*") else parse_yaml(text, where)
