@@ -175,7 +175,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
     p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Output o `[B, T, Ho, V]`, its denominator `[B, T, Ho]` (None unless normalised), and S, z if they are asked for."""
+    """Output o `[B, T, Ho, V]`, its denominator `[B, T, Ho]` (None unless normalised); S, z if they are asked for."""
     problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
     o = v.new_empty(B, T, problem.heads.output, V)
@@ -220,7 +220,7 @@ def backward(
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
     problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
-    B, T = q.shape[:2]
+    T = q.shape[1]
     has_state_gradient = dS is not None and dz is not None
     states = dstates = None
     if S is not None or has_state_gradient or len(problem.chunks()) > 1:
@@ -329,5 +329,5 @@ def _gate_gradient(dtotal: Tensor, log_g: Tensor, heads: Heads) -> Tensor:
     # Where the segment of each token ends: the next boundary strictly after it, or T.
     starts = torch.where(forgets, positions, T)
     ends = F.pad(starts[:, 1:], (0, 0, 0, 1), value=T).flip(1).cummin(1).values.flip(1)
-    gradient = later[:, :T] - later.gather(1, ends)
+    gradient = later[:, :T] - later.gather(1, ends[:, :T])
     return torch.where(forgets, 0, gradient).to(log_g.dtype)

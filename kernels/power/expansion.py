@@ -71,7 +71,9 @@ def _multinomial(index_tuple: Sequence[int]) -> int:
 @lru_cache(maxsize=64)
 def coefficient_array(K: int, p: int) -> np.ndarray:
     """Multinomial coefficients of the packed layout, float64."""
-    return np.array([_multinomial(index_tuple) for index_tuple in combinations_with_replacement(range(K), p)], np.float64)
+    return np.array(
+        [_multinomial(index_tuple) for index_tuple in combinations_with_replacement(range(K), p)], np.float64
+    )
 
 
 def coefficients(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tensor:

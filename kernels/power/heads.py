@@ -1,7 +1,8 @@
 """The head rule: how query, key and value heads share states.
 
-There are `Hs = max(Hk, Hv)` states and `Ho = max(Hq, Hs)` outputs. Each count divides the one it is shared by, and heads
-are shared in consecutive groups: state `h` reads key head `h // (Hs / Hk)`, output `i` reads state `i // (Ho / Hs)`.
+There are `Hs = max(Hk, Hv)` states and `Ho = max(Hq, Hs)` outputs. Each count divides the one it is shared by, and
+heads are shared in consecutive groups: state `h` reads key head `h // (Hs / Hk)`, and output `i` reads state
+`i // (Ho / Hs)`.
 """
 
 from typing import NamedTuple
@@ -41,7 +42,7 @@ def spread_heads(x: Tensor, heads: int, dim: int) -> Tensor:
 
 
 def gather_heads(x: Tensor, heads: int, dim: int) -> Tensor:
-    """Sum groups of consecutive heads of `x` so that dimension `dim` has `heads` heads: the gradient of `spread_heads`."""
+    """Sum groups of heads of `x` so that dimension `dim` has `heads` heads: the gradient of `spread_heads`."""
     if x.shape[dim] == heads:
         return x
     return x.unflatten(dim, (heads, -1)).sum(dim + 1)

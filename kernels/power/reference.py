@@ -105,7 +105,8 @@ def quadratic(
         return v.new_zeros(B, 0, heads.output, V), PowerState(S, z)
     between, from_start, to_end = _decays(spread_heads(log_g, heads.state, 2), dtype)
     queries, keys, values = (
-        spread_heads(x, count, 2).transpose(1, 2) for x, count in ((q, heads.output), (k, heads.output), (v, heads.output))
+        spread_heads(x, count, 2).transpose(1, 2)
+        for x, count in ((q, heads.output), (k, heads.output), (v, heads.output))
     )
     scores = torch.einsum("bhtk,bhjk->bhtj", queries.to(dtype), keys.to(dtype)) * scale
     weights = scores**p * spread_heads(between, heads.output, 1)

@@ -53,9 +53,9 @@ def check_state_size(K: int, V: int, p: int) -> None:
     while fits > 1 and state_size(fits, p) * (V + 1) * 4 > state_limit.current:
         fits -= 1
     raise InputError(
-        f"p: a state of p={p} with key width K={K} and value width V={V} takes {size / 2**20:,.0f} MiB a head, over the "
-        f"limit of {state_limit.current / 2**20:,.0f} MiB; the widest key that fits is K={fits}, or raise the limit with "
-        f"zoo.state_limit({2 ** math.ceil(math.log2(size))})"
+        f"p: a state of p={p} with key width K={K} and value width V={V} takes {size / 2**20:,.0f} MiB a head, over "
+        f"the limit of {state_limit.current / 2**20:,.0f} MiB; the widest key that fits is K={fits}, or raise the "
+        f"limit with zoo.state_limit({2 ** math.ceil(math.log2(size))})"
     )
 
 

@@ -81,7 +81,9 @@ def _tuples(K: int, p: int) -> np.ndarray:
     for tile in _tile_rows(K, p):
         channels = np.arange(tile.channels.start, tile.channels.stop)
         rest = lower[tile.lower]
-        parts.append(np.concatenate([np.repeat(channels, len(rest))[:, None], np.tile(rest, (len(channels), 1))], axis=1))
+        parts.append(
+            np.concatenate([np.repeat(channels, len(rest))[:, None], np.tile(rest, (len(channels), 1))], axis=1)
+        )
     return np.concatenate(parts)
 
 
@@ -128,9 +130,7 @@ def tiles(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     packed, unpacked, coefficients, symmetric, lower = _tables(K, p)
     index = [torch.from_numpy(x).to(device) for x in (packed, unpacked, symmetric)]
     weights = [torch.from_numpy(x).to(device, dtype, copy=True)[:, None] for x in (coefficients, lower)]
-    return Tiles(
-        K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0], index[2], weights[1]
-    )
+    return Tiles(K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0], index[2], weights[1])
 
 
 def _outer(x: Tensor, lower: Tensor, tile: _Tile, out: Tensor) -> Tensor:

@@ -1,0 +1,23 @@
+"""Power attention: contract (`api`), definition (`reference`), linear-cost form on any device (`chunked`)."""
+
+from zoo.kernels.power.api import Implementation, PowerAttentionOutput, power_attention, power_attention_step
+from zoo.kernels.power.checks import debug_checks
+from zoo.kernels.power.expansion import state_size
+from zoo.kernels.power.flops import forward_flops, step_flops
+from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.state import PowerState, init_power_state, state_limit
+
+__all__ = [
+    "Heads",
+    "Implementation",
+    "PowerAttentionOutput",
+    "PowerState",
+    "debug_checks",
+    "forward_flops",
+    "init_power_state",
+    "power_attention",
+    "power_attention_step",
+    "state_limit",
+    "state_size",
+    "step_flops",
+]

@@ -1,0 +1,186 @@
+"""Power attention for users: defaults, checks, and the choice of implementation.
+
+The shape legend: `B` batch, `T` tokens, `Hq`, `Hk`, `Hv` query, key and value heads, `Hs = max(Hk, Hv)` states,
+`Ho = max(Hq, Hs)` outputs, `K` key dim, `V` value dim, `D = C(K + p - 1, p)` state rows.
+"""
+
+import math
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.errors import InputError
+from zoo.kernels.power import op, reference
+from zoo.kernels.power.checks import check_arguments, check_values
+from zoo.kernels.power.chunked import default_chunk_size
+from zoo.kernels.power.state import PowerState
+
+__all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
+
+Implementation = Literal["chunked", "quadratic", "recurrent"]
+
+
+class PowerAttentionOutput(NamedTuple):
+    """o `[B, T, Ho, V]` in the dtype of v, and the state after the last token where it was asked for."""
+
+    o: Tensor
+    state: PowerState | None
+
+
+def power_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    p: int = 2,
+    scale: float | None = None,
+    normalize: bool | None = None,
+    state: PowerState | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    lengths: Tensor | None = None,
+    chunk_size: int | None = None,
+    impl: Implementation | None = None,
+) -> PowerAttentionOutput:
+    """Attention with weights `exp(G_t - G_j) (scale q_t . k_j)^p`, at linear cost in T.
+
+    `G` sums the log gates, and `o_t` is the weighted sum of values, divided by the sum of weights where `normalize`.
+    `p = 1` is (gated) linear attention. Splitting a sequence anywhere and passing the state on changes nothing.
+
+    Args:
+        q: queries `[B, T, Hq, K]`, float16, bfloat16, float32 or float64.
+        k: keys `[B, T, Hk, K]`. Head counts divide one another and heads are shared in consecutive groups: grouped
+            queries are Hk = Hv < Hq, Mamba-2's groups are Hq = Hk < Hv. Nothing needs to be repeated beforehand.
+        v: values `[B, T, Hv, V]`.
+        log_g: log gates `[B, T, Hv]`, float32, at most 0; `-inf` forgets all before that token. None: no gates.
+        p: the power, from 1 on; it sets the state's size D.
+        scale: factor on `q . k`; None: `1 / sqrt(K)`.
+        normalize: divide by the sum of weights; None: for even p. Odd p cannot be normalised.
+        state: what the past left (see `PowerState`); None: nothing.
+        return_state: also return the state after the last token.
+        cu_seqlens: int32 `[n + 1]`, boundaries of n sequences packed into B = 1; the state's batch is then n.
+        lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and never enters the state.
+        chunk_size: tokens a chunk; None: chosen from the widths. It changes speed and rounding only.
+        impl: `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest for the device.
+
+    Returns:
+        `(o, state)`; state is None unless `return_state`.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be. Values of gates and lengths are checked on the
+            CPU outside the compiler, and elsewhere under `zoo.debug_checks()`.
+
+    Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Attention", arXiv 2507.04239; the head
+    rule and the gates' position follow gated linear attention (Yang et al., arXiv 2312.06635).
+    """
+    normalize = p % 2 == 0 if normalize is None else normalize
+    check_arguments(q, k, v, log_g, state, cu_seqlens, p=p, normalize=normalize, tokens=True)
+    check_values(log_g, cu_seqlens, lengths, q.shape[1])
+    _check_options(q, cu_seqlens, lengths, chunk_size, impl)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if lengths is not None:
+        q, k, v, log_g = _without_padding(q, k, v, log_g, lengths)
+    if impl in ("quadratic", "recurrent"):
+        return _run_reference(
+            q,
+            k,
+            v,
+            log_g,
+            state,
+            cu_seqlens,
+            p=p,
+            scale=scale,
+            normalize=normalize,
+            return_state=return_state,
+            impl=impl,
+        )
+    chunk_size = default_chunk_size(k.shape[-1], p) if chunk_size is None else chunk_size
+    S, z = (None, None) if state is None else state
+    o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
+
+
+def power_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    state: PowerState,
+    p: int = 2,
+    scale: float | None = None,
+    normalize: bool | None = None,
+) -> Tensor:
+    """One token of `power_attention`, in place on the state's buffers, so that it can run inside a CUDA graph.
+
+    Args:
+        q: query `[B, Hq, K]`; k: key `[B, Hk, K]`; v: value `[B, Hv, V]`; log_g: log gate `[B, Hv]`, float32, or None.
+        state: `S [B, Hs, D, V]` and `z [B, Hs, D]`, float32; both are overwritten.
+        p, scale, normalize: as in `power_attention`.
+
+    Returns:
+        o `[B, Ho, V]` in the dtype of v. There is no gradient through a step.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be.
+    """
+    normalize = p % 2 == 0 if normalize is None else normalize
+    check_arguments(q, k, v, log_g, state, None, p=p, normalize=normalize, tokens=False)
+    check_values(log_g, None, None, 1)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    return op.step(q, k, v, log_g, state.S, state.z, p, scale, normalize)
+
+
+def _check_options(
+    q: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None, chunk_size: int | None, impl: str | None
+) -> None:
+    if impl not in (None, "chunked", "quadratic", "recurrent"):
+        raise InputError(f"impl: expected 'chunked', 'quadratic', 'recurrent' or None, was {impl!r}")
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError(f"chunk_size: expected at least 1, was {chunk_size}")
+    if lengths is not None and cu_seqlens is not None:
+        raise InputError("lengths: expected None beside cu_seqlens, which has the lengths already")
+    if lengths is not None and lengths.shape != q.shape[:1]:
+        raise InputError(f"lengths: expected [{q.shape[0]}] as the batch, was {list(lengths.shape)}")
+    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        raise InputError(f"lengths: expected whole numbers, was {lengths.dtype}")
+
+
+def _without_padding(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Zero what is past each row's length: a zero key neither updates a state nor meets a query."""
+    inside = torch.arange(q.shape[1], device=q.device) < lengths.to(q.device)[:, None]
+    q, k, v = (torch.where(inside[..., None, None], x, 0) for x in (q, k, v))
+    return q, k, v, None if log_g is None else torch.where(inside[..., None], log_g, 0)
+
+
+def _run_reference(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | None, cu_seqlens: Tensor | None, *,
+    p: int, scale: float, normalize: bool, return_state: bool, impl: str,
+) -> PowerAttentionOutput:  # fmt: skip
+    """Run an oracle, once for each packed sequence."""
+    run = reference.quadratic if impl == "quadratic" else reference.recurrent
+    lowers = torch.is_autocast_enabled(q.device.type)
+    if lowers:
+        q, k, v = op.cast_for_autocast(q.device.type, q, k, v)
+    S, z = (None, None) if state is None else state
+    ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+    outputs, states = [], []
+    with torch.autocast(q.device.type, enabled=False) if lowers else nullcontext():
+        for i, (a, b) in enumerate(pairwise(ends)):
+            row = slice(None) if cu_seqlens is None else slice(i, i + 1)
+            o, after = run(
+                q[:, a:b], k[:, a:b], v[:, a:b], None if log_g is None else log_g[:, a:b],
+                None if S is None else S[row], None if z is None else z[row], p=p, scale=scale, normalize=normalize,
+            )  # fmt: skip
+            outputs.append(o)
+            states.append(after)
+    o = torch.cat(outputs, dim=1)
+    if not return_state:
+        return PowerAttentionOutput(o, None)
+    return PowerAttentionOutput(o, PowerState(*(torch.cat(parts) for parts in zip(*states, strict=True))))

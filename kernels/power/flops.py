@@ -1,0 +1,53 @@
+"""Floating-point operations of power attention, counted from the contractions that define it.
+
+A multiply-add counts as two. States count at their packed size D, with the normaliser as one more value channel, and
+weights inside a chunk at their causal mean of `(C + 1) / 2` keys a query: what the mathematics needs, whatever layout
+an implementation works in. Expansions, gates and the normaliser's division are pointwise and left out, as is usual.
+"""
+
+from functools import cache
+
+import opt_einsum
+
+from zoo.kernels.power.expansion import state_size
+from zoo.kernels.power.heads import Heads
+
+__all__ = ["backward_flops", "forward_flops", "step_flops"]
+
+
+@cache
+def _contraction(expression: str, *shapes: tuple[int, ...]) -> int:
+    """FLOPs of one contraction; a sum over an index costs one addition an element."""
+    return int(opt_einsum.contract_path(expression, *shapes, shapes=True)[1].opt_cost)
+
+
+def _token_flops(heads: Heads, K: int, V: int, p: int) -> tuple[int, int]:
+    """For one token: reading and updating the state; meeting one key and its value."""
+    D, Ho, Hs = state_size(K, p), heads.output, heads.state
+    read = _contraction("hd,hdv->hv", (Ho, D), (Ho, D, V + 1))
+    # The token is summed over, which makes the outer product a contraction too; shape 2 counts its addition.
+    update = _contraction("thd,thv->hdv", (2, Hs, D), (2, Hs, V + 1)) // 2
+    pair = _contraction("hk,hk->h", (Ho, K), (Ho, K)) + _contraction("thj,jhv->thv", (1, Ho, 2), (2, Ho, V)) // 2
+    return read + update, pair
+
+
+def forward_flops(
+    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int, *, with_state: bool = False
+) -> int:
+    """Forward FLOPs for B sequences of T tokens; a single chunk without a state to read or return needs none."""
+    state, pair = _token_flops(heads, K, V, p)
+    needs_state = with_state or chunk_size < T
+    keys = (min(chunk_size, T) + 1) / 2
+    return round(B * T * ((state if needs_state else 0) + pair * keys))
+
+
+def backward_flops(
+    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int, *, with_state: bool = False
+) -> int:
+    """Backward FLOPs: two products for every one of the forward pass (recomputation is not counted)."""
+    return 2 * forward_flops(B, T, heads, K, V, p, chunk_size, with_state=with_state)
+
+
+def step_flops(B: int, heads: Heads, K: int, V: int, p: int) -> int:
+    """FLOPs of one decoded token for B sequences."""
+    return B * _token_flops(heads, K, V, p)[0]

@@ -1,0 +1,228 @@
+"""Power attention as torch.library ops: schema, fake, autograd, autocast and FLOP formula.
+
+`zoo::power_attention` is one opaque node to the compiler, and what surrounds it is traced and fused. The ops take
+arguments that `api.py` has checked and return plain tensors; a schema cannot return None, so absent ones are empty.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from zoo.kernels.power import chunked
+from zoo.kernels.power.expansion import state_size
+from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
+from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.reference import accumulation_dtype
+from zoo.kernels.power.step import step_in_place
+
+__all__ = ["attend", "cast_for_autocast", "step"]
+
+
+def _sequences(cu_seqlens: Tensor) -> Iterator[tuple[slice, slice]]:
+    """For each packed sequence, its row of the state and its tokens."""
+    ends = cu_seqlens.tolist()
+    return ((slice(i, i + 1), slice(ends[i], ends[i + 1])) for i in range(len(ends) - 1))
+
+
+def _tokens(at: slice, *tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x[:, at] for x in tensors]
+
+
+def _rows(at: slice, *tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x[at] for x in tensors]
+
+
+def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=accumulation_dtype(like.dtype)) if x is None else x
+
+
+@torch.library.custom_op("zoo::power_attention", mutates_args=())
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for."""
+
+    def run(*inputs: Any) -> tuple[Tensor, ...]:
+        results = chunked.forward(
+            *inputs, p=p, scale=scale, normalize=normalize, chunk_size=chunk_size, return_state=return_state
+        )
+        return tuple(_or_empty(x, q) for x in results)
+
+    if cu_seqlens is None:
+        parts = [run(q, k, v, log_g, S, z)]
+    else:
+        parts = [run(*_tokens(at, q, k, v, log_g), *_rows(row, S, z)) for row, at in _sequences(cu_seqlens)]
+    o, denominator, S_out, z_out = zip(*parts, strict=True)
+    return _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
+
+
+@attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads, dtype = Heads(q.shape[2], k.shape[2], v.shape[2]), accumulation_dtype(q.dtype)
+    B, T, V, D = q.shape[0], q.shape[1], v.shape[3], state_size(k.shape[3], p)
+    rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shapes = (
+        (B, T, heads.output) if normalize else (0,),
+        (rows, heads.state, D, V) if return_state else (0,),
+        (rows, heads.state, D) if return_state else (0,),
+    )
+    denominator, S_out, z_out = (q.new_empty(shape, dtype=dtype) for shape in shapes)
+    return v.new_empty(B, T, heads.output, V), denominator, S_out, z_out
+
+
+@torch.library.custom_op("zoo::power_attention_backward", mutates_args=())
+def _attend_backward(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, log_g, S and z; the last three empty where there is no such input."""
+    options: dict[str, Any] = {"p": p, "scale": scale, "chunk_size": chunk_size}
+    totals = denominator if normalize else None
+    if cu_seqlens is None:
+        parts = [chunked.backward(do, dS, dz, q, k, v, log_g, S, z, o, totals, **options)]
+    else:
+        parts = []
+        for row, at in _sequences(cu_seqlens):
+            do_at, q_at, k_at, v_at, g_at, o_at, totals_at = _tokens(at, do, q, k, v, log_g, o, totals)
+            dS_at, dz_at, S_at, z_at = _rows(row, dS, dz, S, z)
+            parts.append(
+                chunked.backward(do_at, dS_at, dz_at, q_at, k_at, v_at, g_at, S_at, z_at, o_at, totals_at, **options)
+            )
+    dq, dk, dv, dlog_g, dS_in, dz_in = zip(*parts, strict=True)
+    has_state = S is not None
+    return (
+        _join(dq, 1),
+        _join(dk, 1),
+        _join(dv, 1),
+        _or_empty(None, q) if log_g is None else _join(dlog_g, 1),
+        _join(dS_in, 0) if has_state else _or_empty(None, q),
+        _join(dz_in, 0) if has_state else _or_empty(None, q),
+    )
+
+
+def _join(parts: tuple[Any, ...], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+@_attend_backward.register_fake
+def _(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dlog_g, dS_in, dz_in = (
+        _or_empty(None, q) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (log_g, S, z)
+    )
+    return dq, dk, dv, dlog_g, dS_in, dz_in
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, p, scale, normalize, chunk_size, _ = inputs
+    ctx.save_for_backward(*tensors, *output[:2])
+    ctx.options = (p, scale, normalize, chunk_size)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, do: Tensor | None, _: Tensor | None, dS: Tensor | None, dz: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, log_g, S, z, cu_seqlens, o, denominator = ctx.saved_tensors
+    if dS is not None and dz is None:
+        dz = dS.new_zeros(dS.shape[:-1])
+    if dz is not None and dS is None:
+        dS = dz.new_zeros(*dz.shape, v.shape[-1])
+    if dS is not None and dS.numel() == 0:
+        dS = dz = None
+    do = torch.zeros_like(o) if do is None else do
+    dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
+        do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, *ctx.options
+    )
+    gates = None if log_g is None else dlog_g
+    states = (None, None) if S is None else (dS_in, dz_in)
+    return dq, dk, dv, gates, *states, None, None, None, None, None, None
+
+
+attend.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("zoo::power_attention_step", mutates_args=("S", "z"))
+def step(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, p: int, scale: float, normalize: bool
+) -> Tensor:
+    """One token: o `[B, Ho, V]`, with S `[B, Hs, D, V]` and z `[B, Hs, D]` updated in place."""
+    return step_in_place(q, k, v, log_g, S, z, p=p, scale=scale, normalize=normalize)
+
+
+@step.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, p: int, scale: float, normalize: bool
+) -> Tensor:
+    return v.new_empty(v.shape[0], Heads(q.shape[1], k.shape[1], v.shape[1]).output, v.shape[2])
+
+
+# Autocast lowers q, k and v; gates and states stay float32, which torch.library.register_autocast cannot express.
+_library = torch.library.Library("zoo", "FRAGMENT")
+
+
+def cast_for_autocast(device_type: str, *tensors: Tensor) -> list[Tensor]:
+    """`tensors` in the dtype that autocast asks for on `device_type` (float64 stays, as in torch's own ops)."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def _with_autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+        lowered = cast_for_autocast(device_type, q, k, v)
+        with torch.autocast(device_type, enabled=False):
+            return op(*lowered, *rest)
+
+    return cast
+
+
+for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    _library.impl("power_attention", _with_autocast(attend, _device), _key)
+    _library.impl("power_attention_step", _with_autocast(step, _device), _key)
+
+
+def _shapes(q: Any, k: Any, v: Any) -> tuple[Heads, int, int]:
+    """Head counts, K and V from the shapes that a FLOP formula gets."""
+    return Heads(q[-2], k[-2], v[-2]), k[-1], v[-1]
+
+
+@register_flop_formula(torch.ops.zoo.power_attention)
+def _(
+    q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, cu_seqlens: Any,
+    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, *, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    heads, K, V = _shapes(q, k, v)
+    return forward_flops(q[0], q[1], heads, K, V, p, chunk_size, with_state=return_state or S is not None)
+
+
+@register_flop_formula(torch.ops.zoo.power_attention_backward)
+def _(
+    do: Any, dS: Any, dz: Any, q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, o: Any, denominator: Any,
+    cu_seqlens: Any, p: int, scale: float, normalize: bool, chunk_size: int, *, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    heads, K, V = _shapes(q, k, v)
+    with_state = dS is not None or S is not None
+    return backward_flops(q[0], q[1], heads, K, V, p, chunk_size, with_state=with_state)
+
+
+@register_flop_formula(torch.ops.zoo.power_attention_step)
+def _(
+    q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, p: int, scale: float, normalize: bool,
+    *, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    heads, K, V = _shapes(q, k, v)
+    return step_flops(q[0], heads, K, V, p)
