@@ -1,0 +1,183 @@
+"""Checkpoints on disk: folders of safetensors and one JSON file, each whole or absent, checked before use.
+
+A checkpoint is written to a hidden folder beside its place and renamed into it; what must go is renamed away before it
+is deleted. So a folder called `step-...` was whole when it got that name, and hidden ones are leftovers.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from zoo.errors import CheckpointError
+from zoo.training.files import sync_file, sync_folder, writing
+
+__all__ = ["Checkpoint", "CheckpointStore"]
+
+_FORMAT = 1
+_FACTS = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_logger = logging.getLogger(__name__)
+
+
+class _DamagedError(CheckpointError):
+    """A checkpoint that was written whole once and is no more; an older one may do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint whose files were found as they were written."""
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+    """What was given to `CheckpointStore.save`."""
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors saved as `name`, on the CPU.
+
+        Raises:
+            CheckpointError: there is no such file in this checkpoint, or it cannot be read.
+        """
+        path = self.path / f"{name}.safetensors"
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: holds them as `step-00000100` and so on; made when the first is saved.
+        keep: how many of the newest are kept. Two, so that one damaged by the disk is not the end of a run.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
+        """Write a checkpoint and return its folder; older ones beyond the newest `keep` are then deleted.
+
+        Args:
+            step: its number.
+            tensors: by file, without the suffix, then by name.
+            facts: what JSON can hold, to stand beside them.
+
+        Raises:
+            TrainingError: it cannot be written, for example on a full disk; all others stay as they are.
+        """
+        place = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".{place.name}.partial"
+        with writing(place):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                _write(partial, step, tensors, facts)
+                if place.exists():  # a damaged one that training has come by again
+                    self._discard(place)
+                os.rename(partial, place)
+                sync_folder(self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            for older in self._steps()[: -self._keep]:
+                self._discard(older)
+        return place
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None where none was ever saved.
+
+        A damaged one is passed over with a warning in the log, for an older one gives the same run once more.
+
+        Raises:
+            CheckpointError: every checkpoint there is is damaged, or the newest whole one has another format.
+        """
+        damage: _DamagedError | None = None
+        for place in reversed(self._steps()):
+            try:
+                checkpoint = _open(place)
+            except _DamagedError as error:
+                _logger.warning("%s; trying the one before", error)
+                damage = error
+            else:
+                return checkpoint
+        if damage is not None:
+            raise CheckpointError(
+                f"{damage}, and no older checkpoint is whole; delete {self.folder.parent} to start anew"
+            )
+        return None
+
+    def clean(self) -> None:
+        """Delete what an interrupted `save` left behind. Only for the one process that trains."""
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _steps(self) -> list[Path]:
+        found = ((match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found)]
+
+    def _discard(self, place: Path) -> None:
+        discarded = place.with_name(f".{place.name}.discarded")
+        shutil.rmtree(discarded, ignore_errors=True)
+        os.rename(place, discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    files = {}
+    for name, group in tensors.items():
+        path = folder / f"{name}.safetensors"
+        safetensors.torch.save_file(dict(group), path)
+        sync_file(path)
+        files[path.name] = _hash_file(path)
+    document = {"format": _FORMAT, "step": step, "files": files, "facts": dict(facts)}
+    document["sha256"] = _hash_document(document)
+    path = folder / _FACTS
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    sync_file(path)
+    sync_folder(folder)
+
+
+def _open(place: Path) -> Checkpoint:
+    """Return a checkpoint all of whose bytes are as they were written."""
+    path = place / _FACTS
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        claimed = document.pop("sha256")
+        sound = claimed == _hash_document(document)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise _DamagedError(f"{path} is missing or damaged")
+    if document["format"] != _FORMAT:
+        raise CheckpointError(f"{place}: has checkpoint format {document['format']}, this version reads {_FORMAT}")
+    for name, expected in document["files"].items():
+        try:
+            found = _hash_file(place / name)
+        except OSError as error:
+            raise _DamagedError(f"{place / name} cannot be read: {error.strerror}") from None
+        if found != expected:
+            raise _DamagedError(f"{place / name} is damaged: its bytes are not those that were written")
+    return Checkpoint(place, document["step"], document["facts"])
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_document(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

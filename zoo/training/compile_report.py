@@ -1,0 +1,87 @@
+"""What torch.compile did for one model: graphs, graph breaks, recompiles, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import calculate_time_spent, counters
+from torch._inductor.exc import InductorError
+
+from zoo.errors import TrainingError
+
+__all__ = ["CompileReport", "CompileWatch", "compiling_seconds", "naming_compile_errors"]
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """Counts over a stretch of a program."""
+
+    graphs: int = 0
+    """Graphs that were compiled."""
+    graph_breaks: int = 0
+    """Places where a graph had to end early; 0 for every model compiled with `fullgraph=True`."""
+    recompiles: int = 0
+    """Graphs beyond the first of each mode. Training (with gradients) and evaluation (without) are two modes."""
+    seconds: float = 0.0
+    """Wall time spent compiling, forward and backward graphs together."""
+
+    def __add__(self, other: CompileReport) -> CompileReport:
+        """Return the counts of two stretches together."""
+        return CompileReport(
+            self.graphs + other.graphs,
+            self.graph_breaks + other.graph_breaks,
+            self.recompiles + other.recompiles,
+            self.seconds + other.seconds,
+        )
+
+
+class CompileWatch:
+    """Counts compilations from its creation on.
+
+    The compiler's counters are of the whole process, so a watch sees one model only while no other one compiles. It
+    starts by dropping every compiled graph: a model's second instance would otherwise count as the recompile of the
+    first, and the compiler gives up after eight of those.
+    """
+
+    def __init__(self) -> None:
+        torch.compiler.reset()
+        self._graphs = counters["stats"]["unique_graphs"]
+        self._graph_breaks = sum(counters["graph_break"].values())
+        self._seconds = compiling_seconds()
+
+    def report(self, modes: int) -> CompileReport:
+        """Return the counts so far.
+
+        Args:
+            modes: in how many ways the model ran, each of which takes a graph of its own.
+        """
+        graphs = counters["stats"]["unique_graphs"] - self._graphs
+        return CompileReport(
+            graphs=graphs,
+            graph_breaks=sum(counters["graph_break"].values()) - self._graph_breaks,
+            recompiles=max(0, graphs - modes),
+            seconds=compiling_seconds() - self._seconds,
+        )
+
+
+def compiling_seconds() -> float:
+    """Return the wall time that this process has spent compiling since the compiler was last reset."""
+    return calculate_time_spent()["total_wall_time"]
+
+
+@contextmanager
+def naming_compile_errors() -> Iterator[None]:
+    """Turn what stops the compiler, which fills a screen, into one line; the rest is in the error's cause.
+
+    Raises:
+        TrainingError: a model did not compile whole.
+    """
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TrainingError(f"torch.compile: {reason}; training.compile=false trains without it") from error

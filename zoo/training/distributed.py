@@ -1,0 +1,99 @@
+"""One process or many: the same training loop, with the parameters sharded when `torchrun` starts several."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from zoo.data import Batch
+
+__all__ = ["Processes", "blocks_of", "join_processes", "shard"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one model together, as one of them sees them."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    mesh: DeviceMesh | None = None
+    """None for a single process."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Return once every process is here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over processes, elementwise."""
+        if self.mesh is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.count
+
+    def share_of(self, batch: Batch) -> Batch:
+        """Return this process's rows of a batch, all of them where they cannot be shared out evenly."""
+        rows = len(batch.tokens)
+        if rows % self.count:
+            return batch
+        size = rows // self.count
+        return Batch(*(tensor[self.rank * size : (self.rank + 1) * size] for tensor in batch))
+
+
+@contextmanager
+def join_processes(device: torch.device | str | None = None) -> Iterator[Processes]:
+    """Join the processes that `torchrun` started, or stand alone without it.
+
+    Args:
+        device: where this process computes; by default the GPU that is its own, else the CPU.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = torch.device(device) if device is not None else _default_device()
+    if count == 1:
+        yield Processes(chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    # gloo beside nccl: checkpoints gather tensors on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(chosen, dist.get_rank(), count, init_device_mesh(chosen.type, (count,)))
+    finally:
+        dist.destroy_process_group()
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the model's layers: the members of every list of modules it has directly."""
+    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
+    """Spread parameters, gradients and optimiser state over the mesh, layer by layer, in place.
+
+    Args:
+        compiled: whether each layer is compiled; gathering its parameters stays outside of the graph.
+    """
+    for block in blocks_of(model):
+        if compiled:
+            block.compile(fullgraph=True, dynamic=False)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

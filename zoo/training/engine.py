@@ -1,0 +1,143 @@
+"""One optimiser step, one evaluation, and the state that they change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zoo.data import Batch, Batches, Corpus, validation_batches
+from zoo.errors import TrainingError
+from zoo.training.checkpoint import Checkpoint
+from zoo.training.config import TrainingConfig
+from zoo.training.distributed import Processes, shard
+from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
+from zoo.training.optimizer import build_optimizer, clip_gradients
+from zoo.training.precision import autocast, autocast_dtype
+from zoo.training.schedule import learning_rate_at
+from zoo.training.state import (
+    generator_tensors,
+    model_tensors,
+    optimizer_tensors,
+    restore_generators,
+    restore_model,
+    restore_optimizer,
+)
+
+if TYPE_CHECKING:
+    from zoo.models.decoder import Decoder
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """A model with its loss, optimiser and data. What a step does depends on its number and the state alone.
+
+    Args:
+        model: on the device of `processes`; changed in place.
+        config: how to train.
+        corpus: what to train and to evaluate on.
+        processes: who trains together.
+
+    Raises:
+        CorpusError: the corpus is too short for one window.
+        TrainingError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(self, model: Decoder, config: TrainingConfig, corpus: Corpus, processes: Processes) -> None:
+        if config.batch_size % processes.count:
+            raise TrainingError(
+                f"training.batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}"
+            )
+        self._model, self._config, self._corpus, self._processes = model, config, corpus, processes
+        self._autocast = autocast_dtype(config, processes.device)
+        self._batches = Batches(
+            corpus.train,
+            config.batch_size,
+            config.context_length,
+            config.seed,
+            rank=processes.rank,
+            world_size=processes.count,
+        )
+        self._validation = validation_batches(
+            corpus.validation, config.batch_size, config.context_length, config.evaluation_tokens
+        )
+        self._objective = NextTokenLoss(model)
+        if processes.mesh is not None:
+            shard(model, processes.mesh, compiled=config.compile)
+        elif config.compile:
+            # Every batch has one of two shapes, so that sizes need not become variables.
+            self._objective.compile(fullgraph=True, dynamic=False)
+        self._optimizer = build_optimizer(model, config)
+        self._modes: set[str] = set()
+
+    def step(self, step: int) -> Tensor:
+        """Make optimiser step `step`, counted from 1.
+
+        Returns:
+            The mean loss in nats per token and the norm of its gradient before clipping, `[2]` float32, on the device:
+            reading them waits for the step to end. Under several processes the loss is that of this one's share.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate_at(self._config, step)
+        self._model.train()
+        self._modes.add("train")
+        accumulate = self._config.accumulate
+        losses = []
+        for part in range(accumulate):
+            loss = self._loss(self._batches.batch((step - 1) * accumulate + part)) / accumulate
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+        norm = clip_gradients(self._model, self._config.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return torch.stack([torch.stack(losses).sum(), norm])
+
+    def origin(self, step: int) -> str:
+        """Return which part of the training data step `step` sees, for error messages."""
+        windows = self._config.batch_size * self._config.accumulate
+        first = (step - 1) * windows
+        epoch, window = divmod(first, self._batches.windows_per_epoch)
+        return f"the {windows} windows from number {window} of epoch {epoch} in the order of seed {self._config.seed}"
+
+    def evaluate(self) -> Evaluation:
+        """Return the loss on the validation batches."""
+        self._model.eval()
+        self._modes.add("evaluate")
+        return evaluate(self._shared_loss, self._validation, self._corpus.tokenizer)
+
+    @property
+    def modes(self) -> int:
+        """In how many ways the model has run: in steps, in evaluations. Each compiles graphs of its own."""
+        return len(self._modes)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return the whole state, by file of a checkpoint and name. Every process has to call it."""
+        return {
+            "model": model_tensors(self._model),
+            "optimizer": optimizer_tensors(self._model, self._optimizer),
+            "generators": generator_tensors(self._processes.device),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the state from a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        restore_model(self._model, checkpoint.tensors("model"), str(checkpoint.path))
+        restore_optimizer(self._model, self._optimizer, checkpoint.tensors("optimizer"), str(checkpoint.path))
+        restore_generators(self._processes.device, checkpoint.tensors("generators"))
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self._processes.device
+        tokens, targets, resets = (tensor.to(device, non_blocking=True) for tensor in batch)
+        # Without marked documents there is nothing to forget, and mixers need no mask for it.
+        marked = self._corpus.train.separator is not None
+        with autocast(self._autocast, device):
+            return self._objective(tokens, targets, resets if marked else None)
+
+    def _shared_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch of which each process computes its rows."""
+        return self._processes.mean(self._loss(self._processes.share_of(batch)))

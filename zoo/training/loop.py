@@ -1,0 +1,233 @@
+"""The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zoo.data import Corpus
+from zoo.errors import CheckpointError, TrainingError
+from zoo.training.clock import Stopwatch
+from zoo.training.compile_report import CompileReport, CompileWatch, naming_compile_errors
+from zoo.training.distributed import Processes
+from zoo.training.engine import Engine
+from zoo.training.metrics import MetricsLog, read_metrics
+from zoo.training.progress import ProgressReporter
+from zoo.training.result import TrainingResult, summarise
+from zoo.training.run import RunFolder, check_same_recipe
+from zoo.training.schedule import learning_rate_at
+
+if TYPE_CHECKING:
+    from zoo.models.decoder import Decoder
+    from zoo.recipe import Recipe
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """One run: a model, its data and its folder.
+
+    Args:
+        model: newly initialised, on the device of `processes`; changed in place.
+        recipe: whose run it is.
+        corpus: what to train and to evaluate on.
+        run: claimed for the recipe.
+        processes: who trains together; only the first one writes files and tells `progress`.
+        progress: told of every step and line of metrics.
+
+    Raises:
+        CorpusError: the corpus is too short for one window.
+        CheckpointError: the newest checkpoint is of another recipe, model or corpus.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        recipe: Recipe,
+        corpus: Corpus,
+        run: RunFolder,
+        processes: Processes,
+        progress: ProgressReporter,
+    ) -> None:
+        self._recipe, self._config, self._corpus = recipe, recipe.training, corpus
+        self._run, self._processes, self._progress = run, processes, progress
+        sequences = self._config.batch_size * self._config.accumulate
+        self._flops_per_step = 3 * model.flops(self._config.context_length) * sequences
+        self._parameters = model.num_parameters()
+        self._watch = CompileWatch() if self._config.compile else None
+        self._engine = Engine(model, self._config, corpus, processes)
+
+        self._step = 0
+        self._compiled_before = CompileReport()
+        self._stopwatch = Stopwatch()
+        self._unread: list[Tensor] = []  # losses and gradient norms that are still on the device
+        self._losses: list[float] = []  # of the steps since the last line of training metrics
+        self._gradient_norm = 0.0
+        self._last_checkpoint: Path | None = None
+        self._resume()
+        since = -1 if self._last_checkpoint is None else self._step
+        self._metrics = MetricsLog(run.metrics_path, since) if processes.is_main else None
+        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
+
+    def run(self) -> TrainingResult:
+        """Train to the last step and return what the run came to.
+
+        Raises:
+            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file
+                cannot be written. As after Ctrl-C, the checkpoints so far stay whole.
+        """
+        self._progress.start(self._step, self._config.steps)
+        try:
+            with naming_compile_errors():
+                self._train()
+        finally:
+            self._progress.finish()
+            if self._metrics is not None:
+                self._metrics.close()
+        self._processes.barrier()
+        return self._result()
+
+    def _train(self) -> None:
+        if self._step == 0:
+            self._evaluate()
+        while self._step < self._config.steps:
+            self._stopwatch.start()
+            self._step += 1
+            self._unread.append(self._engine.step(self._step))
+            if self._is_due(self._config.log_every):
+                self._log()
+            if self._is_due(self._config.evaluate_every):
+                self._evaluate()
+            if self._is_due(self._config.checkpoint_every):
+                self._save()
+            self._progress.advance(self._step)
+
+    def _is_due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self._config.steps
+
+    def _read_losses(self) -> None:
+        """Wait for the device, end the stopwatch's stretch and check what the steps so far came to.
+
+        Not after every step: a GPU would idle while the next one is prepared.
+        """
+        if not self._unread:
+            return
+        rows = self._processes.mean(torch.stack(self._unread)).tolist()
+        self._stopwatch.stop()
+        self._unread.clear()
+        for step, (loss, norm) in enumerate(rows, self._step - len(rows) + 1):
+            for name, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    raise self._not_finite(step, name, value)
+            self._losses.append(loss)
+            self._gradient_norm = norm
+
+    def _not_finite(self, step: int, name: str, value: float) -> TrainingError:
+        rate = learning_rate_at(self._config, step)
+        kept = (
+            f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "there is no checkpoint yet"
+        )
+        return TrainingError(
+            f"step {step}: the {name} is {value}, on {self._engine.origin(step)}, at learning rate {rate:g}; {kept}"
+        )
+
+    def _log(self) -> None:
+        self._read_losses()
+        steps, seconds = self._step - self._lap_step, self._stopwatch.seconds - self._lap_seconds
+        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
+        self._record(
+            "train",
+            loss=math.fsum(self._losses) / len(self._losses),
+            learning_rate=learning_rate_at(self._config, self._step),
+            gradient_norm=self._gradient_norm,
+            tokens_per_second=steps * self._config.tokens_per_step / seconds,
+        )
+        self._losses.clear()
+
+    def _evaluate(self) -> None:
+        self._read_losses()
+        evaluation = self._engine.evaluate()
+        if not math.isfinite(evaluation.loss):
+            raise self._not_finite(self._step, "validation loss", evaluation.loss)
+        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte)
+
+    def _record(self, kind: str, **values: float) -> None:
+        if self._metrics is None:
+            return
+        record = {"kind": kind, **self._position(), **values}
+        self._metrics.append(record)
+        self._progress.metrics(record)
+
+    def _position(self) -> dict[str, float]:
+        return {
+            "step": self._step,
+            "tokens": self._step * self._config.tokens_per_step,
+            "flops": self._step * self._flops_per_step,
+            "seconds": self._stopwatch.seconds,
+        }
+
+    def _save(self) -> None:
+        self._read_losses()
+        tensors = self._engine.tensors()
+        if self._metrics is not None:
+            self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
+            facts = {
+                **self._position(),
+                "recipe": self._recipe.model_dump(mode="json"),
+                "corpus": self._corpus.hash,
+                "torch": torch.__version__,
+                "compilation": asdict(self._compilation()),
+                "recent_losses": self._losses,
+            }
+            self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
+        self._processes.barrier()
+
+    def _resume(self) -> None:
+        if self._processes.is_main:
+            self._run.checkpoints.clean()
+        checkpoint = self._run.checkpoints.newest()
+        if checkpoint is None:
+            return
+        facts = checkpoint.facts
+        check_same_recipe(self._recipe, facts["recipe"], checkpoint.path)
+        if facts["corpus"] != self._corpus.hash:
+            raise CheckpointError(
+                f"{checkpoint.path}: was trained on another corpus (sha256 {facts['corpus'][:12]}, "
+                f"now {self._corpus.hash[:12]}); choose another folder to start anew"
+            )
+        self._engine.restore(checkpoint)
+        self._step = checkpoint.step
+        self._last_checkpoint = checkpoint.path
+        self._stopwatch = Stopwatch(facts["seconds"])
+        self._losses = facts["recent_losses"]
+        self._compiled_before = CompileReport(**facts["compilation"])
+
+    def _compilation(self) -> CompileReport:
+        if self._watch is None:
+            return self._compiled_before
+        return self._compiled_before + self._watch.report(self._engine.modes)
+
+    def _result(self) -> TrainingResult:
+        position = self._position()
+        compilation = self._compilation()
+        result = TrainingResult(
+            folder=self._run.path,
+            parameters=self._parameters,
+            steps=self._step,
+            tokens=int(position["tokens"]),
+            flops=int(position["flops"]),
+            seconds=position["seconds"],
+            compile_seconds=compilation.seconds,
+            graph_breaks=compilation.graph_breaks,
+            recompiles=compilation.recompiles,
+            corpus_hash=self._corpus.hash,
+            **summarise(read_metrics(self._run.metrics_path)),
+        )
+        if self._processes.is_main:
+            self._run.finish(result)
+        return result

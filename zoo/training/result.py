@@ -1,0 +1,83 @@
+"""What a finished run came to, in memory and in its folder."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import CheckpointError
+from zoo.training.files import replace_file
+
+__all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run in numbers; where it was resumed, all its parts together."""
+
+    folder: Path
+    parameters: int
+    steps: int
+    tokens: int
+    """Tokens trained on."""
+    flops: int
+    """Floating-point operations of training, counted as three forward passes; a multiply-add is two."""
+    seconds: float
+    """Wall time of training steps, without compilation, evaluation and checkpoints."""
+    tokens_per_second: float
+    """Median over the stretches between two lines of training metrics."""
+    compile_seconds: float
+    graph_breaks: int
+    recompiles: int
+    """Graphs beyond the first of each mode, training and evaluation; see `zoo.training.compile_report`."""
+    final_loss: float
+    """Training loss of the last lines of metrics, nats per token."""
+    final_validation_loss: float
+    """After the last step, nats per token."""
+    final_bits_per_byte: float
+    """Validation loss after the last step."""
+    best_bits_per_byte: float
+    """The lowest of all evaluations after step 0."""
+    corpus_hash: str
+    """sha256 of the corpus, as hexadecimal."""
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the fields of a result that follow from the metrics of a whole run."""
+    training = [record for record in records if record["kind"] == "train"]
+    validation = [record for record in records if record["kind"] == "validation" and record["step"] > 0]
+    if not training or not validation:
+        raise CheckpointError("metrics.jsonl: its lines are gone; delete the run's folder to train it again")
+    return {
+        "tokens_per_second": statistics.median(record["tokens_per_second"] for record in training),
+        "final_loss": training[-1]["loss"],
+        "final_validation_loss": validation[-1]["loss"],
+        "final_bits_per_byte": validation[-1]["bits_per_byte"],
+        "best_bits_per_byte": min(record["bits_per_byte"] for record in validation),
+    }
+
+
+def write_result(path: Path, result: TrainingResult) -> None:
+    """Write a result as JSON, without its folder, which may be moved.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    fields = asdict(result)
+    del fields["folder"]
+    replace_file(path, (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def read_result(path: Path) -> TrainingResult:
+    """Read what `write_result` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return TrainingResult(folder=path.parent, **json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        hint = "delete it and train again, which makes it anew from the last checkpoint"
+        raise CheckpointError(f"{path}: not the result of a run; {hint}") from None

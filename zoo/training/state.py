@@ -1,0 +1,126 @@
+"""Everything that training changes in memory, as named tensors, and back again.
+
+torch's distributed state dicts name optimiser state by parameter instead of by number, and gather and scatter what is
+sharded over processes, so that one process is the same code as many.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from zoo.errors import CheckpointError
+
+__all__ = [
+    "generator_tensors",
+    "model_tensors",
+    "optimizer_tensors",
+    "restore_generators",
+    "restore_model",
+    "restore_optimizer",
+]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, whole and on the CPU; shared ones under their first name."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    own = dict(model.named_parameters())
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own.keys()
+    tensors = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
+
+
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give `model` the values that `model_tensors` returned.
+
+    Args:
+        source: what an error calls the tensors, for example their file.
+
+    Raises:
+        CheckpointError: they are those of another model, by name, shape or dtype.
+    """
+    _check_same(tensors, {name: (value.shape, value.dtype) for name, value in _model_values(model).items()}, source)
+    # Not strict, for shared parameters stand in the file once.
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, dict(tensors), options=options)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state by parameter and kind, for example `head.weight.exp_avg`, on the CPU.
+
+    The options of the parameter groups are not in it: they follow from the config.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = _optimizer_values(model, optimizer, options).get("state", {})
+    return {f"{name}.{kind}": value.contiguous() for name, kinds in state.items() for kind, value in kinds.items()}
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], source: str
+) -> None:
+    """Give a new `optimizer` of `model` the state that `optimizer_tensors` returned.
+
+    Raises:
+        CheckpointError: it is the state of another optimiser or model.
+    """
+    values = _optimizer_values(model, optimizer, StateDictOptions())
+    expected = {
+        f"{name}.{kind}": (value.shape, value.dtype)
+        for name, kinds in values["state"].items()
+        for kind, value in kinds.items()
+    }
+    _check_same(tensors, expected, source)
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        values["state"][name][kind] = tensor
+    set_optimizer_state_dict(model, optimizer, values, options=StateDictOptions(full_state_dict=True))
+
+
+def generator_tensors(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the random number generators of the CPU and of `device`, uint8."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_generators(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Continue the random numbers where `generator_tensors` was called. A state of no generator here is left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _model_values(model: nn.Module) -> dict[str, Tensor]:
+    values = model.state_dict(keep_vars=True)
+    own = dict(model.named_parameters())
+    return {name: value for name, value in values.items() if name in own or not isinstance(value, nn.Parameter)}
+
+
+def _check_same(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], source: str
+) -> None:
+    missing = next((name for name in expected if name not in found), None)
+    if missing is not None:
+        raise CheckpointError(f"{source}: lacks {missing}, so it is of another model")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise CheckpointError(f"{source}: has {name}, which this model has not")
+        shape, dtype = expected[name]
+        if tensor.shape != shape or tensor.dtype != dtype:
+            was = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+            must = f"{dtype} {list(shape)}".removeprefix("torch.")
+            raise CheckpointError(f"{source}: {name} is {was}, this model's is {must}")
+
+
+def _optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions) -> dict[str, Any]:
+    """Return `state`, by parameter and kind, and `param_groups`; where the CPU takes it, on the first process alone."""
+    return cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=options))
