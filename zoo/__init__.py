@@ -8,6 +8,8 @@
 The public names below are imported on first use, so that the command line answers without waiting for torch.
 """
 
+# ruff: noqa: F401 - the imports under TYPE_CHECKING tell type checkers what `__getattr__` gives.
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,6 @@ _HOMES = {
         "state_limit",
         "state_size",
     ),
-    "zoo.mixers": ("mixers",),
     "zoo.models": ("Decoder", "DecoderConfig"),
     "zoo.recipe": ("Recipe", "available_recipes", "load_recipe"),
     "zoo.states": ("detach_state", "move_state", "reorder_state", "state_bytes"),
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
         state_limit,
         state_size,
     )
-    from zoo.mixers import mixers as mixers
     from zoo.models import Decoder, DecoderConfig
     from zoo.recipe import Recipe, available_recipes, load_recipe
     from zoo.states import detach_state, move_state, reorder_state, state_bytes

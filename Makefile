@@ -1,0 +1,43 @@
+# `make ablation` and `make test` are all a newcomer needs; each makes the environment first if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: ablation test lint types unit test-thorough test-browser clean
+
+## Compare softmax, linear, power and gated-power attention on real text: a table, plots and a page under runs/.
+ablation: $(STAMP)
+	$(BIN)/zoo ablate four-mixers
+
+## Lint, types and tests, as continuous integration runs them.
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy zoo
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+
+## The deep profile of every property test, and the tests that take minutes.
+test-thorough: $(STAMP)
+	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
+
+## Open the study page in a headless browser (needs chromium).
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -d zoo/kernels/power || { echo "zoo/kernels must be a symbolic link to kernels/: clone with 'git -c core.symlinks=true clone'"; exit 1; }
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
