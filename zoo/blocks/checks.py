@@ -1,0 +1,49 @@
+"""Checks of what layers are called with: shapes and types always, values where looking at them costs nothing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError
+
+__all__ = ["check_sequence", "check_state", "values_at_hand"]
+
+
+def values_at_hand(x: Tensor) -> bool:
+    """Whether `x` can be looked at without stalling a device or breaking a graph: real data on the CPU, in eager."""
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+
+
+def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:
+    """Check `lengths [B]` and `resets [B, T]` against `x [B, T, ...]`.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be.
+    """
+    B, T = x.shape[:2]
+    if lengths is not None:
+        if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise InputError(f"lengths: expected integers [{B}], was {describe(lengths)}")
+        if values_at_hand(lengths) and B and not (lengths.amin() >= 0 and lengths.amax() <= T):
+            raise InputError(f"lengths: expected 0 to {T}, the tokens given, was {lengths.tolist()}")
+    if resets is not None and (resets.shape != (B, T) or resets.dtype != torch.bool):
+        raise InputError(f"resets: expected bool [{B}, {T}], was {describe(resets)}")
+
+
+def check_state(state: Any, kind: type, batch_size: int) -> None:
+    """Check that `state` is a `kind` for `batch_size` rows.
+
+    Raises:
+        InputError: it is of another kind of model or mixer, or of another batch size.
+    """
+    if not isinstance(state, kind):
+        raise InputError(f"state: expected {kind.__name__} as init_state returns it, was {type(state).__name__}")
+    rows = state.position.shape[0]  # type: ignore[attr-defined]
+    if rows != batch_size:
+        raise InputError(f"state: expected a batch of {batch_size} as in the input, was {rows}")
+
+
+def describe(x: Tensor) -> str:
+    """Return dtype and shape for an error message, such as `float32 [2, 5]`."""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -1,0 +1,48 @@
+"""Feed-forward layers: the part of a block that mixes channels."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.linear import ResidualLinear
+
+__all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "make_feed_forward"]
+
+FeedForwardName = Literal["gelu", "swiglu"]
+
+
+class GeluFeedForward(nn.Module):
+    """`W_2 gelu(W_1 x)` with the tanh approximation, as in GPT-2."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden, bias)
+        self.contract = ResidualLinear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class SwiGLUFeedForward(nn.Module):
+    """`W_3 (silu(W_1 x) * W_2 x)`, as in Llama (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias)
+        self.expand = nn.Linear(width, hidden, bias)
+        self.contract = ResidualLinear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.silu(self.gate(x)) * self.expand(x))
+
+
+def make_feed_forward(name: FeedForwardName, width: int, hidden: int | None, bias: bool) -> nn.Module:
+    """Return the layer called `name`.
+
+    `hidden` None is 4 x width for gelu, and for swiglu, whose three matrices share the parameters of two, 8/3 x width
+    rounded up to a multiple of 64.
+    """
+    if name == "gelu":
+        return GeluFeedForward(width, hidden or 4 * width, bias)
+    return SwiGLUFeedForward(width, hidden or -(-8 * width // (3 * 64)) * 64, bias)

@@ -1,0 +1,66 @@
+"""The gate that decides how much of its past a head keeps at each token."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator
+from torch import Tensor, nn
+
+__all__ = ["Retention", "RetentionGate", "with_resets"]
+
+
+def _check_retention(retention: tuple[float, float]) -> tuple[float, float]:
+    low, high = retention
+    if not 0 < low <= high < 1:
+        raise ValueError("must be two numbers in order, above 0 and below 1")
+    return retention
+
+
+Retention = Annotated[tuple[float, float], AfterValidator(_check_retention)]
+"""Share of its past that the most forgetful and the most retentive head keep at each token, before training."""
+
+
+class RetentionGate(nn.Linear):
+    """`log_g = log sigmoid(W x + b)` per head, float32 (float64 for a float64 model): `x [..., M]` to `[..., H]`.
+
+    The bias starts such that the shares forgotten, `1 - g`, are spread over the heads evenly in their logarithm: from
+    the first step on some heads remember long contexts and some follow the last few tokens.
+
+    Args:
+        width: of the input, M.
+        heads: gates, H.
+        retention: lowest and highest g at the start.
+    """
+
+    def __init__(self, width: int, heads: int, retention: tuple[float, float]) -> None:
+        self.retention = retention  # nn.Linear draws its parameters while it is built
+        super().__init__(width, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The bias joins in float32: near 9, where a retention of 0.9999 stands, bfloat16 steps by 6%.
+        logits = F.linear(x, self.weight)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return F.logsigmoid(logits.to(dtype) + self.bias.to(dtype))
+
+    def initialize(self, std: float) -> None:
+        """Draw the weight from N(0, std) and spread the bias."""
+        low, high = self.retention
+        nn.init.normal_(self.weight, std=std)
+        log_forgotten = torch.linspace(
+            math.log1p(-low), math.log1p(-high), self.out_features, device=self.bias.device, dtype=torch.float32
+        )
+        with torch.no_grad():
+            self.bias.copy_(torch.log1p(-log_forgotten.exp()) - log_forgotten)
+
+
+def with_resets(log_g: Tensor | None, resets: Tensor | None, heads: int) -> Tensor | None:
+    """Return log gates `[B, T, H]` that also forget everything before each token marked in `resets [B, T]`.
+
+    None stands for no gates, and for no resets.
+    """
+    if resets is None:
+        return log_g
+    kept = torch.zeros((), device=resets.device) if log_g is None else log_g
+    return torch.where(resets[..., None], -math.inf, kept).expand(-1, -1, heads)

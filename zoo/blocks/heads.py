@@ -1,0 +1,120 @@
+"""Projections into heads and out of them, with their options: rotary embedding, query/key norm, output norm."""
+
+from typing import NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.mixer import LayerContext
+from zoo.blocks.norms import RMSNorm
+from zoo.blocks.rotary import rotary_table, rotate
+from zoo.config import Config
+from zoo.errors import ConfigError
+
+__all__ = ["HeadConfig", "HeadOutput", "HeadShape", "QueryKeyValue", "resolve_heads"]
+
+
+class HeadConfig(Config):
+    """Options of every mixer with query, key and value heads; None takes over what the model says."""
+
+    heads: int | None = Field(None, ge=1)
+    """Query heads. Where only some of the three sizes are set, the others keep heads x head width and the grouping."""
+
+    key_value_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values; each is shared by a group of query heads."""
+
+    head_width: int | None = Field(None, ge=1)
+    """Width of one head."""
+
+    rotary: bool | None = None
+    """Rotate queries and keys by their position."""
+
+    query_key_norm: bool = False
+    """RMSNorm over each head of the queries and of the keys, before the rotation."""
+
+    output_norm: bool | None = None
+    """RMSNorm over each head's output; None: only where the mixer has no normaliser of its own."""
+
+
+class HeadShape(NamedTuple):
+    """Counts of query heads and of key/value heads, and the width of one."""
+
+    query: int
+    key_value: int
+    width: int
+
+
+def resolve_heads(config: HeadConfig, context: LayerContext) -> HeadShape:
+    """Return the sizes of the heads that a mixer's config and its model give together.
+
+    Raises:
+        ConfigError: a count does not divide what it has to divide.
+    """
+    total, group = context.heads * context.head_width, context.heads // context.key_value_heads
+    if config.heads is not None:
+        heads, width = config.heads, config.head_width or _divide(total, config.heads, "heads")
+    elif config.head_width is not None:
+        heads, width = _divide(total, config.head_width, "head_width"), config.head_width
+    else:
+        heads, width = context.heads, context.head_width
+    key_value = config.key_value_heads or max(1, heads // group)
+    if heads % key_value:
+        raise ConfigError(f"key_value_heads: must divide the {heads} query heads, got {key_value}")
+    return HeadShape(heads, key_value, width)
+
+
+def _divide(total: int, part: int, name: str) -> int:
+    if total % part:
+        raise ConfigError(f"{name}: must divide heads x head width of the model, {total}, got {part}")
+    return total // part
+
+
+class QueryKeyValue(nn.Module):
+    """Project `x [B, T, M]` to queries `[B, T, Hq, K]`, keys and values `[B, T, Hk, K]`; norm and rotate as configured.
+
+    Args:
+        config: the mixer's options.
+        context: the model's.
+        heads: what `resolve_heads` made of both.
+    """
+
+    def __init__(self, config: HeadConfig, context: LayerContext, heads: HeadShape) -> None:
+        super().__init__()
+        self.heads = heads
+        self.rotary_base = context.rotary_base
+        self.rotary = context.rotary if config.rotary is None else config.rotary
+        if self.rotary and heads.width % 2:
+            raise ConfigError(f"head_width: rotary embedding needs an even width, got {heads.width}")
+        self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
+        normed = config.query_key_norm
+        self.query_norm = RMSNorm(heads.width, context.norm_eps) if normed else nn.Identity()
+        self.key_norm = RMSNorm(heads.width, context.norm_eps) if normed else nn.Identity()
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place."""
+        query, key_value, width = self.heads
+        projected = self.projection(x).unflatten(-1, (query + 2 * key_value, width))
+        q, k, v = projected.split((query, key_value, key_value), dim=-2)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotary:
+            table = rotary_table(positions, width, self.rotary_base, x.dtype)
+            q, k = rotate(q, table), rotate(k, table)
+        return q, k, v
+
+    def token(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for one token of each row: `x [B, M]` at `position [B]` to `[B, H, K]`."""
+        q, k, v = self(x[:, None], position[:, None])
+        return q[:, 0], k[:, 0], v[:, 0]
+
+
+class HeadOutput(nn.Module):
+    """Project the heads' outputs `[..., Hq, V]` back to `[..., M]`, after an RMSNorm of each head if `norm`."""
+
+    def __init__(self, context: LayerContext, heads: HeadShape, norm: bool) -> None:
+        super().__init__()
+        self.norm = RMSNorm(heads.width, context.norm_eps) if norm else nn.Identity()
+        self.projection = ResidualLinear(heads.query * heads.width, context.width, context.bias)
+
+    def forward(self, o: Tensor) -> Tensor:
+        return self.projection(self.norm(o).flatten(-2))

@@ -1,0 +1,86 @@
+"""What a mixer is: the interface, the surroundings it is built in, and what it returns."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LayerContext", "Mixer", "MixerOutput"]
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What the model tells each of its mixers; a mixer's config may override the heads and the rotary embedding."""
+
+    width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    bias: bool = False
+    rotary: bool = True
+    rotary_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    layer: int = 0
+    layers: int = 1
+
+
+class MixerOutput(NamedTuple):
+    """`y [B, T, M]`, and the state after the last token, or None unless it was asked for."""
+
+    y: Tensor
+    state: Any
+
+
+class Mixer(nn.Module, ABC):
+    """A layer that mixes along time and carries a state, under one law: splitting a sequence anywhere changes nothing.
+
+    `mixer(x[:, :t], s0)` followed by `mixer(x[:, t:], s1)` equals `mixer(x, s0)`. A state is a NamedTuple of tensors
+    with the batch first, among them `position [B]` int64, the tokens seen so far.
+    """
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> MixerOutput:
+        """Mix `x [B, T, M]`; changes no argument.
+
+        Args:
+            state: what `init_state` or an earlier call returned; None starts afresh.
+            return_state: also return the state after the last token.
+            lengths: `[B]` integers: only the first `lengths[b]` tokens of row `b` are real. What the padding on the
+                right gives is undefined, and it never enters the state.
+            resets: `[B, T]` bool: a token marked True forgets everything before it.
+        """
+
+    @abstractmethod
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """Return an empty state for `batch_size` rows, on the parameters' device unless told otherwise.
+
+        Args:
+            max_len: tokens that the state must be able to hold, where its size depends on that.
+            dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
+                float64 model) whatever this says.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Any) -> Tensor:
+        """Mix one token `x [B, M]` into `[B, M]`, writing the state's buffers in place. Keeps no gradients."""
+
+    @abstractmethod
+    def flops(self, tokens: int) -> int:
+        """Forward FLOPs (a multiply-add is 2) of mixing one sequence of `tokens`, without the linear projections."""

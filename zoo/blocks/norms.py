@@ -1,0 +1,30 @@
+"""Normalisation layers."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["NormName", "RMSNorm", "make_norm"]
+
+NormName = Literal["layernorm", "rmsnorm"]
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm over the last dimension, computed in the wider of the input's and the weight's dtype.
+
+    torch's own stays in bfloat16 under autocast, unlike its LayerNorm. The output has the input's dtype.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        return F.rms_norm(wide, self.normalized_shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:
+    """Return the layer called `name`; only LayerNorm knows a bias."""
+    return nn.LayerNorm(width, eps, bias=bias) if name == "layernorm" else RMSNorm(width, eps)

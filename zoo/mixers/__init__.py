@@ -1,0 +1,40 @@
+"""The registry of mixers: what a recipe's `mixer.name` may be, with its config and its layer."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
+from zoo.config import Config
+from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
+from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
+from zoo.mixers.linear import Linear, LinearConfig
+from zoo.mixers.power import Power, PowerConfig
+from zoo.mixers.sliding_window import SlidingWindow, SlidingWindowConfig
+from zoo.mixers.softmax import Softmax, SoftmaxConfig
+
+__all__ = ["LayerContext", "Mixer", "MixerConfig", "MixerOutput", "MixerSpec", "mixers"]
+
+MixerConfig = Annotated[
+    SoftmaxConfig | SlidingWindowConfig | LinearConfig | GatedLinearConfig | PowerConfig | GatedPowerConfig,
+    Field(discriminator="name"),
+]
+"""The config of any mixer; `name` says which."""
+
+
+class MixerSpec(NamedTuple):
+    """A mixer's config class and its layer, built by ``spec.build(config, context)``."""
+
+    config: type[Config]
+    build: Callable[[Any, LayerContext], Mixer]
+
+
+mixers: dict[str, MixerSpec] = {
+    "softmax": MixerSpec(SoftmaxConfig, Softmax),
+    "sliding-window": MixerSpec(SlidingWindowConfig, SlidingWindow),
+    "linear": MixerSpec(LinearConfig, Linear),
+    "gated-linear": MixerSpec(GatedLinearConfig, GatedLinear),
+    "power": MixerSpec(PowerConfig, Power),
+    "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
+}
