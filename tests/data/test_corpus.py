@@ -90,6 +90,13 @@ def test_a_folder_gives_its_visible_text(tmp_path):
     assert {corpus.tokenizer.decode(side[:]) for side in (corpus.train, corpus.validation)} == set(text.values())
 
 
+def test_links_to_nowhere_and_pipes_are_skipped_in_a_folder(tmp_path):
+    write(tmp_path, {"a": "1", "b": "2"})
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe")
+    assert [path.name for path in find_files(str(tmp_path))] == ["a", "b"]
+
+
 def test_a_hidden_folder_can_be_named_itself(tmp_path):
     assert find_files(str(write(tmp_path / ".notes", {"a": "1", "b": "2"}))) == [
         tmp_path / ".notes" / "a",
@@ -106,6 +113,7 @@ def test_a_name_with_glob_characters_is_a_file_first(tmp_path):
     ("files", "source", "message"),
     [
         ({}, "missing.txt", "no file or folder '.*missing.txt'"),
+        ({}, "long" * 999, "cannot read '.*long': File name too long"),
         ({}, "*.txt", r"the glob '.*\*.txt' matches no files"),
         ({".hidden": "x"}, "", "the folder '.*' holds no files"),
         ({"a": ""}, "a", "holds no UTF-8 text"),

@@ -43,6 +43,17 @@ def test_the_tail_is_held_back_from_a_document_start(tokens, fraction):
         assert len(validation) == wanted
 
 
+@pytest.mark.parametrize(
+    ("starts", "held_back"),
+    [([85], 15), ([75], 25), ([75, 85], 15), ([95], 20), ([50], 20), ([0], 20), ([], 20)],
+)
+def test_only_a_document_start_near_the_fraction_moves_the_cut(starts, held_back):
+    tokens = np.ones(100, np.uint16)
+    tokens[starts] = 0
+    _, validation = split_shards([Path("a.bin")], [tokens], 0.2, 0)
+    assert len(validation) == held_back
+
+
 def test_shards_named_validation_are_held_back(tmp_path):
     write_shard(tmp_path / "train_0.bin", [99, 1, 2])
     write_shard(tmp_path / "train_1.bin", [3, 99, 4])
@@ -116,12 +127,12 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CorpusError, match="cannot write the shard: No space left on device"):
+    with pytest.raises(CorpusError, match="cannot be written: No space left on device"):
         write_shard(tmp_path / "a.bin", [3, 4])
     assert open_shard(tmp_path / "a.bin").tolist() == [1, 2]
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(CorpusError, match="cannot write the shard: No such file or directory"):
+    with pytest.raises(CorpusError, match="cannot be written: No such file or directory"):
         write_shard(tmp_path / "missing" / "a.bin", [1])

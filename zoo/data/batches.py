@@ -1,5 +1,6 @@
 """Batches of context windows: which tokens a training step sees is a pure function of the seed and the step."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ def _check_sizes(stream: TokenStream, batch_size: int, context_length: int) -> N
         )
 
 
-def _cut(stream: TokenStream, starts: "list[np.int64] | NDArray[np.int64]", length: int) -> Batch:
+def _cut(stream: TokenStream, starts: Iterable[np.int64], length: int) -> Batch:
     windows = np.stack([stream[start : start + length + 1] for start in map(int, starts)]).astype(np.int64)
     tokens, targets = torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
     resets = torch.zeros_like(tokens, dtype=torch.bool) if stream.separator is None else tokens == stream.separator

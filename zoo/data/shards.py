@@ -3,13 +3,13 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zoo.data.files import write_atomically
 from zoo.data.stream import TokenStream, token_array
 from zoo.errors import CorpusError, InputError
 
@@ -36,23 +36,7 @@ def write_shard(path: str | os.PathLike[str], tokens: ArrayLike) -> None:
     array = token_array(tokens).astype("<u2", copy=False)
     if not len(array):
         raise InputError("tokens: expected at least one, got none")
-    try:
-        _write_atomically(path, array)
-    except OSError as error:
-        raise CorpusError(f"{str(path)!r}: cannot write the shard: {error.strerror}") from error
-
-
-def _write_atomically(path: Path, array: NDArray[np.uint16]) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, array.data)
 
 
 def open_shard(path: Path) -> NDArray[np.uint16]:

@@ -3,7 +3,7 @@
 import glob
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,13 +25,7 @@ def stdlib_files() -> list[Path]:
         CorpusError: the library's source is not on this machine, as in some embedded Pythons.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [
-        path
-        for path in _walk(root)
-        if path.suffix == ".py"
-        and not path.name.startswith("_sysconfigdata")
-        and not any(folder in _STDLIB_LEFT_OUT or folder.startswith("config-") for folder in _folders(path, root))
-    ]
+    paths = [path for path in _walk(root, _is_outside_stdlib) if path.suffix == ".py"]
     if not paths:
         raise CorpusError(f"data.source: 'stdlib' finds no Python source in {root}; name a text file or folder instead")
     return paths
@@ -51,21 +45,27 @@ def find_files(source: str) -> list[Path]:
     """
     if source == "stdlib":
         return stdlib_files()
+    try:
+        return _find_named(source)
+    except OSError as error:
+        _refuse(error)
+
+
+def _find_named(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
-        files = [file for file in _walk(path) if not _is_hidden(file, path)]
-        if not files:
-            raise CorpusError(f"data.source: the folder {source!r} holds no files")
-        return files
-    if path.exists():
+        # Not every entry is a file to read: links may lead nowhere, pipes would wait for a writer.
+        if files := [file for file in _walk(path, _is_hidden) if file.is_file()]:
+            return files
+        raise CorpusError(f"data.source: the folder {source!r} holds no files")
+    if path.is_file():
         return [path]
     if not glob.has_magic(source):
         raise CorpusError(f"data.source: no file or folder {source!r}{nearest(source, ['stdlib'])}")
     matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-    files = sorted((match for match in matches if match.is_file()), key=Path.as_posix)
-    if not files:
-        raise CorpusError(f"data.source: the glob {source!r} matches no files")
-    return files
+    if files := sorted((match for match in matches if match.is_file()), key=Path.as_posix):
+        return files
+    raise CorpusError(f"data.source: the glob {source!r} matches no files")
 
 
 def read_documents(paths: Iterable[Path]) -> list[bytes]:
@@ -95,20 +95,23 @@ def _is_text(content: bytes) -> bool:
     return b"\0" not in content
 
 
-def _walk(root: Path) -> list[Path]:
+def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:
+    """Return the files below `root`, without files and folders whose name is left out, by relative name."""
+
     def files() -> Iterator[Path]:
-        for folder, _, names in os.walk(root, onerror=_refuse):
-            yield from (Path(folder, name) for name in names)
+        for folder, subfolders, names in os.walk(root, onerror=_refuse):
+            subfolders[:] = [name for name in subfolders if not is_left_out(name)]
+            yield from (Path(folder, name) for name in names if not is_left_out(name))
 
     return sorted(files(), key=lambda path: path.relative_to(root).as_posix())
 
 
-def _folders(path: Path, root: Path) -> tuple[str, ...]:
-    return path.relative_to(root).parts[:-1]
+def _is_outside_stdlib(name: str) -> bool:
+    return name in _STDLIB_LEFT_OUT or name.startswith(("_sysconfigdata", "config-"))
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(root).parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _refuse(error: OSError) -> NoReturn:

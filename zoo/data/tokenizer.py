@@ -10,12 +10,21 @@ from torch import Tensor
 
 from zoo.errors import ConfigError, InputError, nearest
 
-__all__ = ["SEPARATOR", "ByteTokenizer", "Ids", "RawTokens", "Tokenizer", "load_tokenizer", "pack_documents"]
+__all__ = [
+    "SEPARATOR",
+    "ByteTokenizer",
+    "Ids",
+    "RawTokens",
+    "Tokenizer",
+    "id_array",
+    "load_tokenizer",
+    "pack_documents",
+]
 
 SEPARATOR = 256
 """Starts every document of bytes; the first id that is not a byte."""
 
-Ids: TypeAlias = "Sequence[int] | NDArray[np.integer] | Tensor"
+Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
 
 
 class Tokenizer(Protocol):
