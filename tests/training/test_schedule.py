@@ -1,0 +1,50 @@
+"""The learning rate: straight up, smoothly down, never outside of its bounds."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo.errors import ConfigError
+from zoo.training import TrainingConfig
+from zoo.training.schedule import learning_rate_at
+
+
+@given(
+    steps=st.integers(1, 200),
+    warmup=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    minimum=st.none() | st.floats(0, 1),
+)
+def test_rises_to_the_peak_and_falls_to_the_minimum(steps, warmup, schedule, minimum):
+    config = TrainingConfig(
+        steps=steps,
+        warmup_steps=int(warmup * steps),
+        schedule=schedule,
+        learning_rate=1.0,
+        min_learning_rate=minimum,
+    )
+    rates = [learning_rate_at(config, step) for step in range(1, steps + 1)]
+    peak = max(config.warmup_steps, 1)
+    assert all(0 < rate <= 1 for rate in rates[:-1])
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak - 1 :] == sorted(rates[peak - 1 :], reverse=True)
+    if config.warmup_steps:
+        assert rates[peak - 1] == pytest.approx(1)
+    if schedule == "constant" or config.warmup_steps == steps:
+        assert rates[-1] == 1
+    else:
+        assert rates[-1] == pytest.approx(0.1 if minimum is None else minimum)
+
+
+def test_halfway_is_the_mean_of_peak_and_minimum():
+    for schedule in ("cosine", "linear"):
+        config = TrainingConfig(steps=110, warmup_steps=10, schedule=schedule, learning_rate=1.0, min_learning_rate=0.2)
+        assert learning_rate_at(config, 5) == 0.5
+        assert learning_rate_at(config, 60) == pytest.approx(0.6)
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"min_learning_rate 0\.1 must not be above learning_rate 0\.01"):
+        TrainingConfig(learning_rate=0.01, min_learning_rate=0.1)
+    with pytest.raises(ConfigError, match="warmup_steps 20 must not be above steps 10"):
+        TrainingConfig(steps=10, warmup_steps=20)
