@@ -2,16 +2,16 @@
 
 Within a chunk of C tokens the weights are computed as they are defined; across chunks the state carries the past:
 
-    y_t = sum_{j in chunk, j <= t} w_tj [v_j, 1]  +  exp(L_t) (c * m(scale q_t)) . state
-    state <- exp(L_C) state + sum_j exp(L_C - L_j) m(k_j) [v_j, 1]^T
+    y_t = sum_{j in chunk, j <= t} w_tj [v_j, 1]  +  exp(L_t) state (c * m(scale q_t))
+    state <- exp(L_C) state + sum_j exp(L_C - L_j) [v_j, 1] m(k_j)^T
 
 where `L` sums the gates from the chunk's start. The column of ones makes the normaliser one more value channel, so that
-`state [B, Hs, rows, V + 1]` holds S and z side by side, in the tiled layout of `tiles.py`. The backward pass saves no
+`state [B, Hs, V + 1, rows]` holds S and z side by side, in the tiled layout of `tiles.py`. The backward pass saves no
 state: it scans forwards once more for the states that dq needs, then backwards with the state's gradient, so memory is
 linear in T with a small constant.
 
 Inside a chunk tokens come last, and batch and state heads are one dimension `n`: queries `[n, K, R C]` (R queries share
-a state), keys `[n, K, C]`, values `[n, V + 1, C]`, weights `[n, R C, C]`. Loops run over chunks and over blocks of the
+a state), keys `[n, K, C]`, values `[n, V + 1, C]`, weights `[n, C, R C]`. Loops run over chunks and over blocks of the
 batch that fit in cache, which is why this stands inside an opaque op.
 """
 
@@ -52,12 +52,12 @@ class _Decay(NamedTuple):
     high: Tensor  # the sums [n, 1, C], rounded, and
     low: Tensor  # what rounding left: a float32 difference of float32 sums would be wrong on neighbours
     to_end: Tensor  # what is left of each token at the chunk's end [n, 1, C]
-    from_start: Tensor  # what is left of the chunk's start at each output [n, R C, 1]
+    from_start: Tensor  # what is left of the chunk's start at each output [n, 1, R C]
 
     @property
     def whole(self) -> Tensor:
         """What is left of the chunk's start at its end `[n, 1, 1]`."""
-        return self.from_start[:, -1:]
+        return self.from_start[..., -1:]
 
 
 class _Problem:
@@ -118,45 +118,46 @@ class _Problem:
             log_g = spread_heads(log_g, self.heads.state, 1).reshape(-1, 1, log_g.shape[-1])
         total = log_g.cumsum(-1)
         high = total.to(self.dtype)
-        from_start = total.exp().to(self.dtype).repeat(1, 1, self.heads.queries_per_state).mT
+        from_start = total.exp().to(self.dtype).repeat(1, 1, self.heads.queries_per_state)
         return _Decay(high, (total - high).to(self.dtype), (total[..., -1:] - total).exp().to(self.dtype), from_start)
 
-    def apply_causal_decay(self, decay: _Decay, *weights: Tensor) -> None:
-        """Multiply each `[n, R C, C]` by the decay from key to query, zero where the key is later; in place."""
-        by_query = [x.unflatten(1, (self.heads.queries_per_state, -1)) for x in weights]
-        if self.log_g is not None:
-            n, C = decay.high.shape[0], decay.high.shape[2]
-            difference = torch.sub(decay.high.mT, decay.high, out=self.workspace("difference", n, C, C))
-            # Above the diagonal exp would overflow; the product is cut there anyway.
-            factor = difference.add_(decay.low.mT).sub_(decay.low).clamp_(max=0).exp_().unsqueeze(1)
-            for x in by_query:
-                x.mul_(factor)
-        for x in by_query:
-            x.tril_()
+    def causal_decay(self, decay: _Decay) -> Tensor:
+        """Decay from key to query `[n, C, 1, C]`, zero where the key is later."""
+        n, _, C = decay.high.shape
+        if self.log_g is None:
+            return self.workspace("difference", 1, C, C).fill_(1.0).triu_().unsqueeze(2)
+        difference = torch.sub(decay.high, decay.high.mT, out=self.workspace("difference", n, C, C))
+        return difference.add_(decay.low).sub_(decay.low.mT).exp_().triu_().unsqueeze(2)
+
+    def multiply(self, weights: Tensor, causal_decay: Tensor) -> Tensor:
+        """Multiply `[n, C, R C]` by the causal decay, in place."""
+        weights.unflatten(2, (self.heads.queries_per_state, -1)).mul_(causal_decay)
+        return weights
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        return torch.bmm(queries.mT, keys, out=self.workspace("scores", *queries.mT.shape[:2], keys.shape[2]))
+        """Every key's product with every query `[n, C, R C]`."""
+        return torch.bmm(keys.mT, queries, out=self.workspace("scores", keys.shape[0], keys.shape[2], queries.shape[2]))
 
     def join_state(self, S: Tensor | None, z: Tensor | None) -> Tensor:
-        """S and z side by side in the tiled layout: a fresh `[B, Hs, rows, V + 1]`, zeros for an absent state."""
+        """S and z side by side in the tiled layout: a fresh `[B, Hs, V + 1, rows]`, zeros for an absent state."""
         if S is None or z is None:
-            shape = (self.q.shape[0], self.heads.state, self.layout.rows, self.v.shape[-1] + 1)
+            shape = (self.q.shape[0], self.heads.state, self.v.shape[-1] + 1, self.layout.rows)
             return torch.zeros(shape, dtype=self.dtype, device=self.q.device)
-        return torch.cat((S.to(self.dtype), z.to(self.dtype)[..., None]), dim=-1)[:, :, self.layout.packed]
+        packed = torch.cat((S.to(self.dtype), z.to(self.dtype)[..., None]), dim=-1)
+        return packed.index_select(2, self.layout.packed).mT.contiguous()
 
     def split_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `join_state`: packed S `[B, Hs, D, V]` and z `[B, Hs, D]`."""
-        packed = state[:, :, self.layout.unpacked]
+        packed = state.mT.index_select(2, self.layout.unpacked)
         return packed[..., :-1].contiguous(), packed[..., -1].contiguous()
 
     @property
     def multiplicities(self) -> Tensor:
-        """Multinomial coefficients of the tiled rows, not shared among copies `[rows, 1]`."""
-        c = coefficients(self.k.shape[-1], self.p, self.dtype, self.q.device)
-        return c[self.layout.packed, None]
+        """Multinomial coefficients of the tiled rows, not shared among copies `[rows]`."""
+        return coefficients(self.k.shape[-1], self.p, self.dtype, self.q.device)[self.layout.packed]
 
     def update(self, state: Tensor, keys: Tensor, values: Tensor, decay: _Decay) -> None:
-        """Fold a chunk's keys and values into the state `[n, rows, V + 1]`, in place."""
+        """Fold a chunk's keys and values into the state `[n, V + 1, rows]`, in place."""
         state.mul_(decay.whole)
         add_update(state, keys, values * decay.to_end, self.layout, self.workspace)
 
@@ -189,13 +190,12 @@ def forward(
         for index, tokens in enumerate(chunks):
             queries, keys, values = (read(block, tokens) for read in (problem.queries, problem.keys, problem.values))
             decay = problem.decay(block, tokens)
-            weights = problem.scores(queries, keys).pow_(p)
-            problem.apply_causal_decay(decay, weights)
-            y = queries.new_zeros(queries.shape[0], queries.shape[2], V + 1)
+            weights = problem.multiply(problem.scores(queries, keys).pow_(p), problem.causal_decay(decay))
+            y = queries.new_zeros(values.shape[0], V + 1, queries.shape[2])
             if state is not None and (index > 0 or S is not None):
                 add_query(y, queries, state, problem.layout, problem.workspace)
                 y *= decay.from_start
-            y = problem.unfold_outputs(y.baddbmm_(weights, values.mT).mT)
+            y = problem.unfold_outputs(y.baddbmm_(values, weights))
             if denominator is not None:
                 denominator[block, tokens] = total = y[..., V]
                 o[block, tokens] = y[..., :V] * _reciprocal(total)[..., None]
@@ -247,21 +247,25 @@ class _Backward:
     """The two scans of the backward pass, and the gradients that they fill."""
 
     def __init__(self, problem: _Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> None:
-        self.problem, self.do, self.o, self.denominator = problem, do, o, denominator
+        self.problem, self.normalized = problem, denominator is not None
         self.dq = torch.empty_like(problem.q)
         self.dk, self.dv = (torch.empty_like(x, dtype=problem.dtype) for x in (problem.k, problem.v))
         B, T = problem.q.shape[:2]
         # Gradient of the summed gates; summed over all later tokens in the end, hence float64.
         self.dtotal = torch.zeros(B, T, problem.heads.state, dtype=torch.float64, device=problem.q.device)
+        self.dy = self._numerator_and_denominator(do.to(problem.dtype), o, denominator)
+
+    @staticmethod
+    def _numerator_and_denominator(do: Tensor, o: Tensor, denominator: Tensor | None) -> Tensor:
+        """Gradient of the numerator and, as one more channel, of the denominator `[B, T, Ho, V + 1]`."""
+        if denominator is None:
+            return F.pad(do, (0, 1))
+        along = -torch.einsum("bthv,bthv->bth", do, o.to(do.dtype))
+        return torch.cat((do, along[..., None]), -1).mul_(_reciprocal(denominator)[..., None])
 
     def output_gradient(self, block: slice, tokens: slice) -> Tensor:
-        """Gradient of numerator and denominator, one below the other `[n, V + 1, R C]`."""
-        gradient = self.do[block, tokens].to(self.problem.dtype)
-        if self.denominator is None:
-            return self.problem.fold_outputs(F.pad(gradient, (0, 1)))
-        inverse = _reciprocal(self.denominator[block, tokens])[..., None]
-        along = (gradient * self.o[block, tokens]).sum(-1, keepdim=True)
-        return self.problem.fold_outputs(torch.cat((gradient, -along), -1) * inverse)
+        """Gradient of numerator and denominator `[n, V + 1, R C]`."""
+        return self.problem.fold_outputs(self.dy[block, tokens])
 
     def add_key_gradients(
         self, block: slice, tokens: slice, keys: Tensor, dkeys: Tensor, dvalues: Tensor, *, first: bool
@@ -282,18 +286,20 @@ class _Backward:
             queries, keys, values = (read(block, tokens) for read in (problem.queries, problem.keys, problem.values))
             decay, dy = problem.decay(block, tokens), self.output_gradient(block, tokens)
             weights = problem.scores(queries, keys)
-            dscores = torch.bmm(dy.mT, values, out=workspace("dscores", *weights.shape))
+            dscores = torch.bmm(values.mT, dy, out=workspace("dscores", *weights.shape))
             if p > 1:
                 lower = torch.pow(weights, p - 1, out=workspace("lower", *weights.shape))
                 weights.mul_(lower)
                 dscores.mul_(lower.mul_(p))
-            problem.apply_causal_decay(decay, weights, dscores)
-            self.add_key_gradients(block, tokens, keys, queries @ dscores, dy @ weights, first=True)
+            causal_decay = problem.causal_decay(decay)
+            problem.multiply(weights, causal_decay)
+            problem.multiply(dscores, causal_decay)
+            self.add_key_gradients(block, tokens, keys, queries @ dscores.mT, dy @ weights.mT, first=True)
             dqueries = torch.zeros_like(queries)
             if state is not None and (carries or index > 0):
-                add_gradient(dqueries, queries, dy * decay.from_start.mT, state, layout, workspace)
-            dqueries.baddbmm_(keys, dscores.mT)
-            if self.denominator is None:
+                add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
+            dqueries.baddbmm_(keys, dscores)
+            if not self.normalized:
                 along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
                 self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
@@ -309,12 +315,12 @@ class _Backward:
             decay = problem.decay(block, tokens)
             if carries or index + 1 < len(chunks):
                 keys, values = problem.keys(block, tokens), problem.values(block, tokens)
-                dvalues, dkeys = torch.zeros_like(values.mT), torch.zeros_like(keys)
+                dvalues, dkeys = torch.zeros_like(values), torch.zeros_like(keys)
                 add_query(dvalues, keys, dstate, layout, workspace)
                 add_gradient(dkeys, keys, values * decay.to_end, dstate, layout, workspace)
-                self.add_key_gradients(block, tokens, keys, dkeys, dvalues.mT * decay.to_end, first=False)
+                self.add_key_gradients(block, tokens, keys, dkeys, dvalues * decay.to_end, first=False)
             if to_the_start or index > 0:
-                dy = self.output_gradient(block, tokens) * decay.from_start.mT
+                dy = self.output_gradient(block, tokens) * decay.from_start
                 dstate.mul_(decay.whole)
                 add_update(dstate, problem.queries(block, tokens), dy, layout, workspace)
 

@@ -24,8 +24,8 @@ from zoo.kernels.power.expansion import coefficient_array, state_size
 __all__ = ["Tiles", "Workspace", "add_gradient", "add_query", "add_update", "tiles"]
 
 BLOCK = 8
-# Elements of the largest temporary of `add_gradient`: 4 MiB in float32.
-_PRODUCT_ELEMENTS = 2**20
+# Elements of the largest temporary of `add_gradient`: 1 MiB in float32.
+_PRODUCT_ELEMENTS = 2**18
 
 
 class Workspace:
@@ -120,7 +120,7 @@ class Tiles(NamedTuple):
     tiles: list[_Tile]
     packed: Tensor  # [rows], the packed row of each tiled row
     unpacked: Tensor  # [D], one tiled row of each packed row
-    coefficients: Tensor  # [rows, 1], multinomial coefficients shared among copies
+    coefficients: Tensor  # [rows], multinomial coefficients shared among copies
     symmetric: Tensor  # [K * lower_rows], the tiled row of (i, r)
     lower_coefficients: Tensor  # [lower_rows, 1], p times the coefficients of degree p - 1
 
@@ -129,8 +129,10 @@ def tiles(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     """The tiled layout for keys of width K."""
     packed, unpacked, coefficients, symmetric, lower = _tables(K, p)
     index = [torch.from_numpy(x).to(device) for x in (packed, unpacked, symmetric)]
-    weights = [torch.from_numpy(x).to(device, dtype, copy=True)[:, None] for x in (coefficients, lower)]
-    return Tiles(K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0], index[2], weights[1])
+    weights = [torch.from_numpy(x).to(device, dtype, copy=True) for x in (coefficients, lower)]
+    return Tiles(
+        K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0], index[2], weights[1][:, None]
+    )
 
 
 def _outer(x: Tensor, lower: Tensor, tile: _Tile, out: Tensor) -> Tensor:
@@ -163,27 +165,28 @@ def _monomials(x: Tensor, layout: Tiles, workspace: Workspace) -> Iterator[tuple
 
 
 def add_query(y: Tensor, x: Tensor, state: Tensor, layout: Tiles, workspace: Workspace) -> None:
-    """`y [n, C, V] += (c * m(x))^T state`, for x `[n, K, C]` and a tiled state `[n, rows, V]`."""
+    """`y [n, V, C] += state (c * m(x))`, for x `[n, K, C]` and a tiled state `[n, V, rows]`."""
     weighted = torch.mul(state, layout.coefficients, out=workspace("weighted", *state.shape))
     for rows, monomials in _monomials(x, layout, workspace):
-        y.baddbmm_(monomials.mT, weighted[:, rows])
+        y.baddbmm_(weighted[:, :, rows], monomials)
 
 
 def add_update(state: Tensor, x: Tensor, values: Tensor, layout: Tiles, workspace: Workspace) -> None:
-    """`state [n, rows, V] += m(x) values^T`, for x `[n, K, C]` and values `[n, V, C]`."""
+    """`state [n, V, rows] += values m(x)^T`, for x `[n, K, C]` and values `[n, V, C]`."""
     for rows, monomials in _monomials(x, layout, workspace):
-        part = state[:, rows]
-        part += torch.bmm(monomials, values.mT, out=workspace("update", *part.shape))
+        part = state[:, :, rows]
+        part += torch.bmm(values, monomials.mT, out=workspace("update", *part.shape))
 
 
 def add_gradient(dx: Tensor, x: Tensor, values: Tensor, state: Tensor, layout: Tiles, workspace: Workspace) -> None:
-    """`dx [n, K, C] +=` gradient of `values . (c * m(x))^T state` for x; values `[n, V, C]`, state `[n, rows, V]`."""
+    """`dx [n, K, C] +=` gradient of `values . state (c * m(x))` for x; values `[n, V, C]`, state `[n, V, rows]`."""
     n, V, C = values.shape
     if layout.p == 1:
-        dx.baddbmm_(state, values)
+        dx.baddbmm_(state.mT, values)
         return
+    by_row = workspace("by row", n, layout.rows, V).copy_(state.mT)
     symmetric = workspace("symmetric", n, layout.K * layout.lower_rows, V)
-    symmetric = torch.index_select(state, 1, layout.symmetric, out=symmetric).view(n, layout.K, layout.lower_rows, V)
+    symmetric = torch.index_select(by_row, 1, layout.symmetric, out=symmetric).view(n, layout.K, layout.lower_rows, V)
     symmetric.mul_(layout.lower_coefficients)
     lower = _lower(x, layout, workspace)
     step = max(1, _PRODUCT_ELEMENTS // (n * V * C))
