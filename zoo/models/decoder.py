@@ -28,7 +28,7 @@ class DecoderState(NamedTuple):
 
 
 class DecoderOutput(NamedTuple):
-    """`logits [B, T, vocab]` (of `prefill`: `[B, vocab]`), and the state, or None unless it was asked for."""
+    """`logits [B, T, vocab]`, and the state after the last token, or None unless it was asked for."""
 
     logits: Tensor
     state: DecoderState | None
@@ -112,13 +112,15 @@ class Decoder(nn.Module):
         x, state = self._hidden(tokens, state, return_state, lengths, resets)
         return DecoderOutput(self._logits(x), state)
 
-    def prefill(self, tokens: Tensor, state: DecoderState, *, lengths: Tensor | None = None) -> DecoderOutput:
-        """Like `forward`, but return only the logits after each row's last real token, `[B, vocab]`, and the state."""
+    def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
+        """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.
+
+        There must be such a token: `lengths [B]` is from 1 to T.
+        """
         x, after = self._hidden(tokens, state, True, lengths, None)
-        if lengths is None:
-            return DecoderOutput(self._logits(x[:, -1]), after)
+        assert after is not None
         row = torch.arange(x.shape[0], device=x.device)
-        return DecoderOutput(self._logits(x[row, lengths - 1]), after)
+        return self._logits(x[row, lengths - 1]), after
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Take one token a row, `tokens [B]`, and return the logits for the next one, `[B, vocab]`.
@@ -181,7 +183,7 @@ class Decoder(nn.Module):
         lengths: Tensor | None,
         resets: Tensor | None,
     ) -> tuple[Tensor, DecoderState | None]:
-        """Return the normed residual stream `[B, T, M]`, and the state if asked for."""
+        """Return the residual stream after all blocks, `[B, T, M]`, and the state if asked for."""
         self._check_tokens(tokens, "[B, T]")
         check_sequence(tokens, lengths, resets)
         if state is not None:
