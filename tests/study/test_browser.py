@@ -1,0 +1,92 @@
+"""The page in a real browser: it renders, in light and dark, and asks for nothing from outside."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from zoo.study.summary import StudySummary
+
+pytestmark = pytest.mark.browser
+
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing outside this machine is reached, not even by the browser itself
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no chromium or chrome on this machine; on Debian: apt-get install chromium")
+
+
+@pytest.fixture
+def path(tmp_path: Path, page: str) -> Path:
+    path = tmp_path / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def run(browser: str, path: Path, *flags: str) -> str:
+    profile = path.parent / "profile"
+    command = [browser, *_FLAGS, f"--user-data-dir={profile}", *flags, path.as_uri()]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=path.parent, env=os.environ)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return finished.stdout
+
+
+def test_it_renders_and_keeps_every_variant(browser: str, path: Path, summary: StudySummary) -> None:
+    document = run(browser, path, "--dump-dom")
+    for name in summary.planned:
+        assert name in document
+    assert "http:" not in document
+    assert "https:" not in document
+    assert document.count("<img") == 4
+
+
+def requests_of_page(browser: str, path: Path) -> set[str]:
+    """Return the addresses that the page itself asks for; the browser's own calls have no initiator."""
+    log = path.parent / "network.json"
+    run(browser, path, "--dump-dom", f"--log-net-log={log}")
+    text = log.read_text(encoding="utf-8").rstrip()
+    text = text if text.endswith("}") else text.rstrip(",") + "]}"  # the browser may leave without closing the list
+    parameters = [event.get("params", {}) for event in json.loads(text)["events"]]
+    return {each["url"] for each in parameters if "url" in each and each.get("initiator") in ("null", "file://")}
+
+
+def test_it_asks_for_nothing_from_outside(browser: str, path: Path) -> None:
+    outside = {url for url in requests_of_page(browser, path) if not url.startswith("data:")}
+    assert outside == set()
+    image = "http://outside.invalid/image.png"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("</main>", f'<img src="{image}"></main>'), encoding="utf-8"
+    )
+    assert image in requests_of_page(browser, path), "the test would not have seen a request"
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_light_and_dark_are_drawn(browser: str, path: Path, width: int) -> None:
+    brightness = []
+    for scheme in (1, 0):
+        shot = path.parent / f"{scheme}.png"
+        run(
+            browser,
+            path,
+            f"--screenshot={shot}",
+            f"--window-size={width},1200",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )
+        image = imread(shot)[..., :3]
+        assert image.std() > 0.02
+        brightness.append(image.mean())
+    light, dark = brightness
+    assert light > 0.8
+    assert dark < 0.3

@@ -1,0 +1,150 @@
+import base64
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from zoo.study.page import render_page
+from zoo.study.summary import StudySummary
+
+EVIL = "<script>alert('1')</script>\"&$x"
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, rows of cells, and text of a page; raises for tags that do not match."""
+
+    _VOID = frozenset({"meta", "link", "img", "source", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self._VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def outline(page: str) -> Outline:
+    return Outline(page)
+
+
+def test_the_page_names_what_was_done(outline: Outline, summary: StudySummary) -> None:
+    corpus, machine = summary.corpus, summary.variants[0].machine
+    for expected in (
+        *(summary.name, summary.description, summary.command, summary.study_yaml, corpus.hash, "1,234", "12,345,678"),
+        *(
+            machine.torch,
+            machine.python,
+            machine.zoo,
+            machine.device,
+            "2 threads",
+            "02 January 2026",
+            "standard library",
+        ),
+        "Lowest validation loss at the end: gated-power, 2.197 bits per byte, softmax +0.017",
+        "All are below a bigram model",
+    ):
+        assert expected in outline.text
+
+
+def test_the_table_has_the_variants_in_order_and_the_bigram_last(outline: Outline, summary: StudySummary) -> None:
+    results = outline.rows[: len(summary.variants) + 2]
+    assert [row[0] for row in results] == ["variant", *summary.planned, "bigram model"]
+    assert {len(row) for row in results} == {14}
+    linear = dict(zip(results[0], results[2], strict=True))
+    assert linear["final bits per byte"] == "2.391"
+    assert linear["parameters"] == "1.20M (+0.05%)"
+    assert linear["state at 65,536"] == "68 KiB"
+    assert linear["graph breaks"] == linear["recompiles"] == "0"
+    assert results[-1][2:4] == ["3.583", "3.583"]
+
+
+def test_nothing_is_loaded_and_nothing_runs(outline: Outline) -> None:
+    assert "script" not in {tag for tag, _ in outline.tags}
+    for _, attributes in outline.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "srcset", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+
+
+def test_the_plots_are_whole_drawings_for_light_and_dark(page: str) -> None:
+    drawings = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(drawings) == 8
+    for drawing in drawings:
+        assert ElementTree.fromstring(base64.b64decode(drawing)).tag.endswith("svg")
+    assert len(set(drawings)) == 8
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves the time of drawing where a test looks at the text."""
+    monkeypatch.setattr("zoo.study.page.render", lambda *arguments: b"<svg/>")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_text_is_escaped(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    variant = make_variant(EVIL)
+    variant = variant.replace(mixer=EVIL, overrides=(EVIL,), machine=variant.machine.replace(device=EVIL))
+    summary = make_summary(
+        variant,
+        planned=(EVIL, EVIL + "2"),
+        **dict.fromkeys(["name", "description", "recipe", "study_yaml", "command", "unit"], EVIL),
+    )
+    corpus = summary.corpus.replace(source=EVIL, tokenizer=EVIL, hash=EVIL)
+    page = render_page(summary.replace(corpus=corpus))
+    outline = Outline(page)
+    assert "<script" not in page
+    assert {tag for tag, _ in outline.tags} == {tag for tag, _ in Outline(render_page(make_summary())).tags}
+    assert outline.text.count(EVIL) >= 15
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_unfinished_study_says_so(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    assert "Not finished yet: b, c." in render_page(make_summary(make_variant("a"), planned=("a", "b", "c")))
+    assert "Not finished" not in render_page(make_summary())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_variant_above_the_bigram_is_named(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    assert "Not below a bigram model of the same text (3.583): bad." in render_page(
+        make_summary(make_variant("good", 2.0), make_variant("bad", 4.0))
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_machines_are_told_apart(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    a, b = make_variant("a"), make_variant("b")
+    b = b.replace(machine=b.machine.replace(threads=1))
+    text = Outline(render_page(make_summary(a, b))).text
+    assert "a: mixer-zoo 0.1.0, torch 2.13.0, Python 3.11.2, A Processor @ 2.1 GHz, 2 threads" in text
+    assert "b: mixer-zoo 0.1.0, torch 2.13.0, Python 3.11.2, A Processor @ 2.1 GHz, 1 thread" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_tokens_of_unknown_bytes_are_not_called_bytes(make_summary: Callable[..., StudySummary]) -> None:
+    text = Outline(render_page(make_summary(unit="bits per token"))).text
+    assert "per byte" not in text
+    assert "final bits per token" in text

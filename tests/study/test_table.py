@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from zoo.study.summary import StudySummary
+from zoo.study.table import columns, print_summary
+
+
+def printed(summary: StudySummary, width: int = 100) -> str:
+    console = Console(file=StringIO(), width=width, color_system=None)
+    print_summary(summary, Path("runs/a-study/index.html"), console)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_a_hundred_characters(summary: StudySummary) -> None:
+    text = printed(summary)
+    assert max(map(len, text.splitlines())) <= 100
+    for variant in summary.variants:
+        row = next(line for line in text.splitlines() if f" {variant.name} " in line)
+        assert f"{variant.final_bits:.3f}" in row
+    assert "bigram model │         3.583" in text
+    assert "…" not in text
+
+
+def test_the_last_line_says_where_the_page_is(summary: StudySummary) -> None:
+    assert printed(summary, width=30).splitlines()[-1] == "Page: runs/a-study/index.html"
+
+
+def test_unfinished_variants_are_named(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    assert "b is not finished" in printed(make_summary(make_variant("a"), planned=("a", "b")))
+
+
+def test_names_are_no_markup(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    assert "[red]x[/red]" in printed(make_summary(make_variant("[red]x[/red]"), name="[bold]"))
+
+
+def test_the_best_of_a_column_is_the_lowest_and_none_where_all_are_equal(summary: StudySummary) -> None:
+    best = {
+        column.heading: [variant.name for variant in summary.variants if column.is_best(variant, summary.variants)]
+        for column in columns(summary)
+    }
+    assert best["final bits per byte"] == ["gated-power"]
+    assert best["tokens/s"] == best["state at 65,536"] == ["linear"]
+    assert best["tokens"] == best["parameters"] == best["graph breaks"] == []
+
+
+def test_equal_numbers_share_the_emphasis(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
+    summary = make_summary(make_variant("a", 2.0001), make_variant("b", 2.0004), make_variant("c", 3.0))
+    final = next(column for column in columns(summary) if column.heading.startswith("final"))
+    assert [final.is_best(variant, summary.variants) for variant in summary.variants] == [True, True, False]

@@ -1,0 +1,47 @@
+"""Numbers as people read them: three digits and a unit."""
+
+__all__ = ["count", "difference", "duration", "size"]
+
+
+def count(value: float) -> str:
+    """Write a number with a decimal prefix: 950, 12.3k, 4.56M, 789G, 1.20T."""
+    number, prefix = _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
+    return number + prefix
+
+
+def size(byte_count: float) -> str:
+    """Write a number of bytes with a binary prefix: 12 B, 4 KiB, 1.5 MiB."""
+    number, unit = _scaled(byte_count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: 0.42 s, 12.3 s, 115 s, 2 min 05 s, 3 h 07 min."""
+    if seconds < 119.5:
+        return f"{_three_digits(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def difference(value: float, reference: float) -> str:
+    """Write how far `value` is from `reference`, relative to it: +0.42%, −1.30%, or ±0% where they are equal."""
+    if value == reference:
+        return "±0%"
+    percent = 100 * (value / reference - 1)
+    return f"{'+' if percent > 0 else '−'}{abs(percent):.2f}%"  # noqa: RUF001 (a minus sign, as wide as the plus)
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> tuple[str, str]:
+    """Return three digits (all of a whole number in the first unit) and the unit that leaves `value` below `base`."""
+    power = 0
+    while abs(value) >= base - 0.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return f"{value:.0f}" if power == 0 and value == int(value) else _three_digits(value), units[power]
+
+
+def _three_digits(value: float) -> str:
+    magnitude = abs(value)
+    return f"{value:.{2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0}f}"

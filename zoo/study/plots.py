@@ -1,0 +1,215 @@
+"""The plots of a study: loss by tokens, by FLOPs and by seconds, and the size of the state by context.
+
+Needs matplotlib. Figures are drawn without pyplot, so that no window opens and a caller's own plots are left alone.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any, Literal
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
+
+from zoo.study.numbers import size
+from zoo.study.summary import StudySummary, VariantSummary
+
+__all__ = ["DARK", "LIGHT", "PLOTS", "Plot", "Theme", "color_of", "render"]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure; those of the variants can be told apart by colour-blind people."""
+
+    background: str
+    text: str
+    faint: str
+    grid: str
+    variants: tuple[str, ...]
+
+
+# The palette of Okabe and Ito; on dark, its blue and green are lightened.
+LIGHT = Theme(
+    background="#ffffff",
+    text="#1f2328",
+    faint="#59636e",
+    grid="#e4e8ec",
+    variants=("#0072b2", "#d55e00", "#009e73", "#cc5fa0", "#b57f00", "#3d9fd6", "#6b6b6b"),
+)
+DARK = Theme(
+    background="#161b22",
+    text="#e6edf3",
+    faint="#9aa4af",
+    grid="#2b323b",
+    variants=("#58a6e8", "#f0813a", "#2cc79b", "#e58fc0", "#e6b422", "#8fd0f5", "#b0b0b0"),
+)
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of a study."""
+
+    name: str
+    """Of the file, without its ending."""
+    title: str
+    note: str
+    """What a reader should know who sees it for the first time."""
+    fill: Callable[[Axes, StudySummary, Theme], None]
+
+
+def color_of(variant: VariantSummary, summary: StudySummary, theme: Theme) -> str:
+    """Return the colour of a variant, the same in every plot; after seven they come again, with other dashes."""
+    return theme.variants[summary.planned.index(variant.name) % len(theme.variants)]
+
+
+def render(plot: Plot, summary: StudySummary, theme: Theme, format: Literal["png", "svg"]) -> bytes:
+    """Draw one plot of a study with at least one variant, the same bytes each time.
+
+    A PNG is about 1,120 by 780 pixels; the text of an SVG is drawn, so that it looks the same everywhere.
+    """
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
+    buffer = io.BytesIO()
+    # A style file of the user's own would fight with the theme.
+    with style.context(["default", {"svg.hashsalt": "zoo", "svg.fonttype": "path"}]):
+        _draw(plot, summary, theme).savefig(buffer, format=format, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:
+    figure = Figure(figsize=(5.6, 3.9), layout="constrained", dpi=200, facecolor=theme.background)
+    axes = figure.add_subplot(facecolor=theme.background)
+    axes.set_title(plot.title, loc="left", fontsize=11, fontweight="bold", color=theme.text, pad=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme.faint)
+    axes.tick_params(which="both", colors=theme.faint, labelsize=9)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    plot.fill(axes, summary, theme)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=theme.text, fontsize=9.5)
+    return figure
+
+
+def _fill_loss(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str, label: str) -> None:
+    """Plot the validation losses, and the training losses faintly behind, over one of a curve's quantities."""
+    low, high = _loss_range(summary)
+    longest = max(getattr(variant.validation, quantity)[-1] for variant in summary.variants) or 1
+    ends = [("bigram", summary.bigram_bits, theme.faint)]
+    axes.axhline(summary.bigram_bits, color=theme.faint, linewidth=1.1, dashes=(5, 3))
+    for variant in summary.variants:
+        color = color_of(variant, summary, theme)
+        places, training = getattr(variant.validation, quantity), getattr(variant.training, quantity)
+        axes.plot(training, variant.training.bits, color=color, linewidth=0.6, alpha=0.4)
+        axes.plot(places, variant.validation.bits, marker="o", markersize=2.6, **_line(variant, summary, theme))
+        axes.plot([places[-1], longest], 2 * [variant.final_bits], color=color, linewidth=0.6, linestyle=":")
+        ends.append((variant.name, variant.final_bits, color))
+    axes.set(xlim=(0, longest), ylim=(low, high), xlabel=label, ylabel=f"validation loss ({summary.unit})")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _label_ends(axes, [(f"{_short(name)} {bits:.3f}", bits, color) for name, bits, color in ends])
+
+
+def _loss_range(summary: StudySummary) -> tuple[float, float]:
+    """Return limits that show the differences at the end, rather than the fall from the first step's loss."""
+    highest = max(summary.bigram_bits, *(variant.final_bits for variant in summary.variants))
+    lowest = min(summary.bigram_bits, *(variant.best_bits for variant in summary.variants))
+    margin = 0.06 * (highest - lowest) or 0.1
+    return lowest - margin, highest + 3 * margin
+
+
+def _fill_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:
+    """Plot the bytes of a decoding state over the context; of equal lines, the later are dashes on the earlier."""
+    contexts = summary.state_contexts
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    seen: list[tuple[int, ...]] = []
+    for variant in summary.variants:
+        line = _line(variant, summary, theme)
+        if shared := seen.count(variant.state_bytes):
+            line |= {"dashes": (4, 4 * shared), "dash_capstyle": "butt"}
+        axes.plot(contexts, variant.state_bytes, **line)
+        seen.append(variant.state_bytes)
+    sizes = [byte_count for variant in summary.variants for byte_count in variant.state_bytes]
+    axes.set(xlim=(contexts[0], contexts[-1] * 1.0001), ylim=(max(1, min(sizes)) / 1.5, max(1, max(sizes)) * 1.5))
+    axes.set(xlabel="context (tokens)", ylabel="state of one sequence")
+    axes.xaxis.set_major_locator(FixedLocator(contexts))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    _label_ends(
+        axes,
+        [
+            (f"{_short(each.name)} {size(each.state_bytes[-1])}", each.state_bytes[-1], color_of(each, summary, theme))
+            for each in summary.variants
+        ],
+    )
+
+
+def _line(variant: VariantSummary, summary: StudySummary, theme: Theme) -> dict[str, Any]:
+    dashes = _DASHES[summary.planned.index(variant.name) // len(theme.variants) % len(_DASHES)]
+    return {"color": color_of(variant, summary, theme), "linewidth": 1.6} | ({"dashes": dashes} if dashes else {})
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:19]}…"
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Write (text, y, colour) to the right of the axes, each at its height but none on top of another."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    anchors = [float(to_axes.transform((axes.get_xlim()[0], y))[1]) for _, y, _ in ends]
+    for (text, _, color), anchor, place in zip(ends, anchors, _spread(anchors, 0.062), strict=True):
+        axes.plot([1, 1.03], [anchor, place], transform=axes.transAxes, color=color, linewidth=0.8, clip_on=False)
+        axes.text(1.04, place, text, transform=axes.transAxes, color=color, fontsize=9, va="center", parse_math=False)
+
+
+def _spread(anchors: Sequence[float], gap: float) -> list[float]:
+    """Return places from 0 to 1 near `anchors` and in their order, at least `gap` apart while that fits.
+
+    With `place = free + rank * gap`, being far enough apart is `free` not falling with the rank: an isotonic
+    regression, which pools neighbours that would fall and gives them their mean.
+    """
+    gap = min(gap, 1 / max(1, len(anchors) - 1))
+    order = sorted(range(len(anchors)), key=lambda index: anchors[index])
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([anchors[index] - rank * gap])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    room = 1 - (len(anchors) - 1) * gap
+    free = [min(max(fmean(pool), 0), room) for pool in pools for _ in pool]
+    places = {index: free[rank] + rank * gap for rank, index in enumerate(order)}
+    return [places[index] for index in range(len(anchors))]
+
+
+PLOTS = (
+    Plot(
+        "loss-by-tokens",
+        "Loss by tokens",
+        "What each mixer learns from the same text. Faint: training loss.",
+        partial(_fill_loss, quantity="tokens", label="training tokens"),
+    ),
+    Plot(
+        "loss-by-flops",
+        "Loss by computation",
+        "What each mixer learns from the same number of operations.",
+        partial(_fill_loss, quantity="flops", label="training FLOPs (forward and backward)"),
+    ),
+    Plot(
+        "loss-by-seconds",
+        "Loss by time",
+        "What each mixer learns in the same time on this machine, compilation and evaluation left out.",
+        partial(_fill_loss, quantity="seconds", label="training time (s)"),
+    ),
+    Plot(
+        "state-by-context",
+        "State by context",
+        "Memory that one sequence needs while decoding. Equal states lie on one line, dashed in turn.",
+        _fill_state,
+    ),
+)

@@ -1,0 +1,158 @@
+"""The table of a study: its columns, once for terminal and page, and the terminal's table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from zoo.study.numbers import count, difference, duration, size
+from zoo.study.summary import StudySummary, VariantSummary
+
+__all__ = ["Column", "columns", "print_summary", "short_columns"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of every variant."""
+
+    heading: str
+    explanation: str
+    text: Callable[[VariantSummary], str]
+    cost: Callable[[VariantSummary], float] | None = None
+    """What is better when lower; None where nothing is better."""
+    bigram: float | None = None
+    """The bigram model's number, where it has one."""
+    kind: str = ""
+    """`words` or `loss`, where the page sets a column differently."""
+
+    def is_best(self, variant: VariantSummary, variants: Sequence[VariantSummary]) -> bool:
+        """Whether nothing among `variants` is better, and something is worse, as far as the written numbers show."""
+        if self.cost is None:
+            return False
+        best = self.text(min(variants, key=self.cost))
+        return self.text(variant) == best and any(self.text(other) != best for other in variants)
+
+
+def columns(summary: StudySummary) -> list[Column]:
+    """Return every column, for the page."""
+    context = summary.state_contexts[-1]
+    return [
+        Column("mixer", "what mixes over time", lambda variant: variant.mixer, kind="words"),
+        *_result_columns(summary),
+        Column(
+            "parameters",
+            "trainable numbers of the whole model, and how far they are from the first variant's",
+            lambda variant: _parameters(summary, variant),
+        ),
+        Column(
+            f"state at {context:,}",
+            f"memory that one sequence needs while decoding, at a context of {context:,} tokens",
+            lambda variant: size(variant.state_bytes[-1]),
+            lambda variant: variant.state_bytes[-1],
+        ),
+        Column(
+            "forward FLOPs/token",
+            f"of the whole model at a context of {summary.context_length:,} tokens; a multiply-add is two",
+            lambda variant: count(variant.forward_flops_per_token),
+            lambda variant: variant.forward_flops_per_token,
+        ),
+        Column(
+            "training FLOPs/token",
+            "forward and backward",
+            lambda variant: count(variant.training_flops_per_token),
+            lambda variant: variant.training_flops_per_token,
+        ),
+        Column("tokens", "trained on", lambda variant: count(variant.tokens)),
+        Column(
+            "tokens/s",
+            "of training, without compilation and evaluation",
+            lambda variant: count(variant.tokens_per_second),
+            lambda variant: -variant.tokens_per_second,
+        ),
+        Column(
+            "training time",
+            "without compilation and evaluation",
+            lambda variant: duration(variant.seconds),
+            lambda variant: variant.seconds,
+        ),
+        Column(
+            "compile time",
+            "of torch.compile",
+            lambda variant: duration(variant.compile_seconds),
+            lambda variant: variant.compile_seconds,
+        ),
+        Column(
+            "graph breaks",
+            "places where the compiled model falls back to Python",
+            lambda variant: str(variant.graph_breaks),
+            lambda variant: variant.graph_breaks,
+        ),
+        Column(
+            "recompiles",
+            "compilations beyond the first of each entry point",
+            lambda variant: str(variant.recompiles),
+            lambda variant: variant.recompiles,
+        ),
+    ]
+
+
+def short_columns(summary: StudySummary) -> list[Column]:
+    """Return what fits a terminal of 100 characters."""
+    chosen = {"parameters", "tokens/s", "training time"}
+    wide = [column for column in columns(summary) if column.heading in chosen or column.heading.startswith("state at")]
+    return [*_result_columns(summary), *wide]
+
+
+def _result_columns(summary: StudySummary) -> list[Column]:
+    return [
+        Column(
+            f"final {summary.unit}",
+            "validation loss after the last step",
+            lambda variant: f"{variant.final_bits:.3f}",
+            lambda variant: variant.final_bits,
+            summary.bigram_bits,
+            kind="loss",
+        ),
+        Column(
+            "best",
+            "lowest validation loss of all evaluations",
+            lambda variant: f"{variant.best_bits:.3f}",
+            lambda variant: variant.best_bits,
+            summary.bigram_bits,
+        ),
+    ]
+
+
+def _parameters(summary: StudySummary, variant: VariantSummary) -> str:
+    first = summary.variants[0]
+    if variant.name == first.name:
+        return count(variant.parameters)
+    return f"{count(variant.parameters)} ({difference(variant.parameters, first.parameters)})"
+
+
+def print_summary(summary: StudySummary, page: Path, console: Console | None = None) -> None:
+    """Print the table of a study and where its page is; readable from 100 characters' width on."""
+    console = console or Console()
+    table = Table(title=escape(summary.name), title_justify="left", title_style="bold")
+    table.add_column("variant", overflow="fold")
+    chosen = short_columns(summary)
+    for column in chosen:
+        table.add_column(column.heading, justify="right")
+    for variant in summary.variants:
+        cells = [_cell(column, variant, summary) for column in chosen]
+        table.add_row(escape(variant.name), *cells)
+    baseline = ["" if column.bigram is None else f"{column.bigram:.3f}" for column in chosen]
+    table.add_section()
+    table.add_row("bigram model", *baseline, style="dim")
+    console.print(table)
+    for name in summary.unfinished:
+        console.print(f"[yellow]{escape(name)} is not finished[/yellow]")
+    console.print(f"Page: {escape(str(page))}", soft_wrap=True)
+
+
+def _cell(column: Column, variant: VariantSummary, summary: StudySummary) -> str:
+    style = "[bold green]" if column.is_best(variant, summary.variants) else ""
+    return style + escape(column.text(variant))
