@@ -12,52 +12,52 @@ __all__ = ["TrainingConfig"]
 class TrainingConfig(Config):
     """Length, optimiser, schedule and bookkeeping of one training run; every duration is counted in optimiser steps."""
 
-    context_length: int = Field(256, ge=1)
+    context_length: int = Field(default=256, ge=1)
     """Tokens in a training sequence, T."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Sequences in one forward pass, over all processes together."""
 
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Forward and backward passes whose gradients are averaged into one optimiser step."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps in the whole run."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """The peak, reached after the warm-up."""
 
-    min_learning_rate: float | None = Field(None, ge=0)
+    min_learning_rate: float | None = Field(default=None, ge=0)
     """The absolute value that the schedule ends at; a tenth of the peak when not given."""
 
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises in a straight line from near 0 to the peak."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the decay from the peak after the warm-up to the minimum at the last step."""
 
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of matrices, embeddings included; biases, norms and other vectors do not decay."""
 
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's memory of the gradient."""
 
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's memory of the squared gradient."""
 
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
     """The gradient's largest norm over all parameters together; `null` leaves it as it is."""
 
-    evaluate_every: int = Field(100, ge=1)
+    evaluate_every: int = Field(default=100, ge=1)
     """Steps between two evaluations; there is one more at step 0 and one after the last step."""
 
-    evaluation_tokens: int = Field(65536, ge=1)
+    evaluation_tokens: int = Field(default=65536, ge=1)
     """Validation tokens per evaluation, the same ones each time."""
 
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two checkpoints; there is one more after the last step."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Determines the initial weights and the order of the data."""
 
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
@@ -67,7 +67,7 @@ class TrainingConfig(Config):
     compile: bool = True
     """Train through `torch.compile(model, fullgraph=True)`; a model that does not compile whole is an error."""
 
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Steps between two lines of training metrics."""
 
     @model_validator(mode="after")

@@ -78,10 +78,10 @@ def restore_optimizer(
         for kind, value in kinds.items()
     }
     _check_same(tensors, expected, source)
-    for key, tensor in tensors.items():
-        name, _, kind = key.rpartition(".")
-        values["state"][name][kind] = tensor
-    set_optimizer_state_dict(model, optimizer, values, options=StateDictOptions(full_state_dict=True))
+    # A new mapping: the inner ones of `values` are the optimiser's own.
+    state = {name: {kind: tensors[f"{name}.{kind}"] for kind in kinds} for name, kinds in values["state"].items()}
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, values | {"state": state}, options=options)
 
 
 def generator_tensors(device: torch.device) -> dict[str, Tensor]:

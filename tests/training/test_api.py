@@ -1,0 +1,157 @@
+"""Real recipes, shrunk: trained, resumed, loaded again."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from zoo.build import build, shrink
+from zoo.errors import CheckpointError, ConfigError
+from zoo.recipe import load_recipe
+from zoo.training import (
+    load_checkpoint_model,
+    load_result,
+    load_run,
+    read_metrics,
+    run_status,
+    train,
+)
+
+SHORT = [
+    "training.steps=6",
+    "training.checkpoint_every=3",
+    "training.log_every=2",
+    "training.evaluate_every=3",
+    "training.evaluation_tokens=256",
+    "training.context_length=32",
+    "training.warmup_steps=2",
+    "training.compile=false",
+]
+
+
+def short_recipe(name, *overrides):
+    return shrink(load_recipe(name)).override([*SHORT, *overrides])
+
+
+def losses(folder):
+    return [(record["step"], record["loss"]) for record in read_metrics(folder / "metrics.jsonl")]
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    def __init__(self, step):
+        self._step = step
+
+    def start(self, step, steps):
+        pass
+
+    def advance(self, step):
+        if step == self._step:
+            raise Stop
+
+    def metrics(self, record):
+        pass
+
+    def finish(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("tiny", ["mixer=gated-power"]), ("gpt2-124m", []), ("hybrid-124m", []), ("llama-360m", ["mixer=gated-linear"])],
+)
+def test_a_recipe_trains_resumes_and_loads(tmp_path, corpus, name, overrides):
+    recipe = short_recipe(name, *overrides)
+    random_state = torch.get_rng_state()
+    straight = train(recipe, tmp_path / "straight", corpus=corpus, device="cpu")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "resumed", corpus=corpus, device="cpu", progress=StopAt(5))
+    resumed = train(recipe, tmp_path / "resumed", corpus=corpus, device="cpu")
+    assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
+    assert straight.final_bits_per_byte == resumed.final_bits_per_byte
+    model = build(recipe)
+    sequences = recipe.training.batch_size * recipe.training.accumulate
+    assert straight.parameters == model.num_parameters()
+    assert straight.flops == 3 * model.flops(32) * sequences * 6
+
+    loaded_recipe, loaded = load_run(tmp_path / "straight")
+    other = load_checkpoint_model(tmp_path / "resumed")
+    assert loaded_recipe == recipe
+    assert not loaded.training
+    tokens = torch.arange(97, 113)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, other(tokens).logits)
+    assert not torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_status_and_result_of_a_run(tmp_path, corpus):
+    recipe = short_recipe("tiny")
+    folder = tmp_path / "run"
+    assert run_status(folder) == run_status(folder, recipe) == "missing"
+    with pytest.raises(CheckpointError, match="holds no run; expected a folder that zoo train wrote"):
+        load_run(folder)
+    with pytest.raises(Stop):
+        train(recipe, folder, corpus=corpus, progress=StopAt(2))
+    assert run_status(folder, recipe) == "unfinished"
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        load_run(folder)
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        load_result(folder)
+    result = train(recipe, folder, corpus=corpus)
+    assert run_status(folder, recipe) == "finished"
+    assert result == load_result(folder) == train(recipe, folder, corpus=corpus)
+    with pytest.raises(CheckpointError, match=r"holds a run with mixer\.name=.*, not sliding-window; choose another"):
+        run_status(folder, recipe.override(["mixer=sliding-window"]))
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"result\.json: not the result of a run; delete it and train again"):
+        load_result(folder)
+    (folder / "result.json").unlink()
+    assert train(recipe, folder, corpus=corpus) == result
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path, corpus, caplog):
+    recipe = short_recipe("tiny")
+    result = train(recipe, tmp_path, corpus=corpus)
+    before = losses(tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "checkpoints" / "step-00000006" / "optimizer.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        again = train(recipe, tmp_path, corpus=corpus)
+    assert "step-00000006/optimizer.safetensors is damaged" in caplog.text
+    assert losses(tmp_path) == before
+    assert again.final_bits_per_byte == result.final_bits_per_byte
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, corpus):
+    recipe = short_recipe("tiny", "model.vocab_size=256")
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: must be at least the corpus's 257, got 256"):
+        train(recipe, tmp_path, corpus=corpus)
+
+
+def test_bfloat16_trains_nearly_as_float32(tmp_path, corpus):
+    plain = train(short_recipe("tiny", "training.autocast=none"), tmp_path / "plain", corpus=corpus)
+    half = train(short_recipe("tiny", "training.autocast=bfloat16"), tmp_path / "half", corpus=corpus)
+    assert half.final_loss != plain.final_loss
+    assert half.final_loss == pytest.approx(plain.final_loss, rel=0.02)
+    assert {value.dtype for value in load_checkpoint_model(tmp_path / "half").parameters()} == {torch.float32}
+
+
+def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
+    plain = train(short_recipe("tiny", "mixer=gated-power"), tmp_path / "plain", corpus=corpus)
+    recipe = short_recipe("tiny", "mixer=gated-power", "training.compile=true")
+    for name in ("first", "second"):
+        result = train(recipe, tmp_path / name, corpus=corpus)
+        assert (result.graph_breaks, result.recompiles) == (0, 0)
+        assert result.compile_seconds > 0
+        assert result.final_bits_per_byte == pytest.approx(plain.final_bits_per_byte, rel=1e-3)
+        facts = json.loads((tmp_path / name / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())["facts"]
+        assert facts["compilation"]["graphs"] == 2
+        assert facts["seconds"] < result.compile_seconds
+    assert all(math.isfinite(loss) for _, loss in losses(tmp_path / "first"))
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
