@@ -15,7 +15,6 @@ from torch import Tensor
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import op, reference
 from zoo.kernels.power.checks import check_arguments, check_values
-from zoo.kernels.power.chunked import default_chunk_size
 from zoo.kernels.power.state import PowerState
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
@@ -64,7 +63,7 @@ def power_attention(
         return_state: also return the state after the last token.
         cu_seqlens: int32 `[n + 1]`, boundaries of n sequences packed into B = 1; the state's batch is then n.
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and never enters the state.
-        chunk_size: tokens a chunk; None: chosen from the widths. It changes speed and rounding only.
+        chunk_size: tokens a chunk; None: chosen for speed. It changes speed and rounding only.
         impl: `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest for the device.
 
     Returns:
@@ -98,9 +97,8 @@ def power_attention(
             return_state=return_state,
             impl=impl,
         )
-    chunk_size = default_chunk_size(k.shape[-1], p) if chunk_size is None else chunk_size
     S, z = (None, None) if state is None else state
-    o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state)
     return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
 
 

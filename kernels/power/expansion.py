@@ -34,7 +34,10 @@ class Level(NamedTuple):
 
 def state_size(K: int, p: int) -> int:
     """Number of distinct monomials of degree `p` in `K` variables: the rows `D` of a packed state."""
-    return math.comb(K + p - 1, p)
+    size = 1
+    for i in range(p):  # the binomial coefficient, in steps that a symbolic K can take
+        size = size * (K + i) // (i + 1)
+    return size
 
 
 # The tables are kept as arrays, not tensors: a tensor made while a model is being traced or under inference mode would

@@ -9,6 +9,7 @@ from functools import cache
 
 import opt_einsum
 
+from zoo.kernels.power.chunked import resolve_chunk_size
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
 
@@ -32,9 +33,10 @@ def _token_flops(heads: Heads, K: int, V: int, p: int) -> tuple[int, int]:
 
 
 def forward_flops(
-    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int, *, with_state: bool = False
+    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int = 0, *, with_state: bool = False
 ) -> int:
     """Forward FLOPs for B sequences of T tokens; a single chunk without a state to read or return needs none."""
+    chunk_size = resolve_chunk_size(chunk_size, T, K, p)
     state, pair = _token_flops(heads, K, V, p)
     needs_state = with_state or chunk_size < T
     keys = (min(chunk_size, T) + 1) / 2
@@ -42,7 +44,7 @@ def forward_flops(
 
 
 def backward_flops(
-    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int, *, with_state: bool = False
+    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int = 0, *, with_state: bool = False
 ) -> int:
     """Backward FLOPs: two products for every one of the forward pass (recomputation is not counted)."""
     return 2 * forward_flops(B, T, heads, K, V, p, chunk_size, with_state=with_state)

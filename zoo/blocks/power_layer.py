@@ -19,7 +19,6 @@ from zoo.kernels.power import (
     power_attention,
     power_attention_step,
 )
-from zoo.kernels.power.chunked import default_chunk_size
 
 __all__ = ["PowerHeadConfig", "PowerLayer", "PowerLayerState"]
 
@@ -122,8 +121,7 @@ class PowerLayer(Mixer):
 
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads
-        chunk_size = default_chunk_size(width, self.p)
-        return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p, chunk_size)
+        return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p)
 
     def _log_gates(self, x: Tensor) -> Tensor | None:
         return None if self.gate is None else self.gate(x)

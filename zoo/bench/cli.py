@@ -1,0 +1,91 @@
+"""`zoo bench`: benchmarks that print a table, and a CSV file and a plot where asked for."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["bench"]
+
+
+def _lengths(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected numbers of tokens such as 1024,4096, was {value!r}") from None
+    if min(lengths) < 1:
+        raise click.BadParameter(f"expected at least 1 token, was {min(lengths)}")
+    return lengths
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed and memory, side by side in one run.
+
+    Absolute times mean something only on a machine that does nothing else; ratios from one run are robust.
+    """
+
+
+@bench.command()
+@click.option("--lengths", default="1024,2048,4096,8192,16384,32768,65536", show_default=True, callback=_lengths)
+@click.option("--heads", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--head-width", default=32, show_default=True, type=click.IntRange(1), help="K, and V as well.")
+@click.option("--power", "p", default=2, show_default=True, type=click.IntRange(1, 4))
+@click.option("--gated/--ungated", default=False, show_default=True)
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--softmax-limit", default=16384, show_default=True, help="Longest sequence to run softmax at.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Timed runs; the median counts.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Also measure peak memory, on the CPU.")
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this CSV file.")
+def attention(
+    lengths: list[int],
+    heads: int,
+    head_width: int,
+    p: int,
+    gated: bool,
+    batch_size: int,
+    softmax_limit: int,
+    repeats: int,
+    memory: bool,
+    csv_path: Path | None,
+) -> None:
+    """Power attention beside softmax attention: forward and backward, float32, by sequence length.
+
+    Power attention runs compiled; softmax is PyTorch's scaled_dot_product_attention. A ratio above 1 says that power
+    attention is faster.
+
+    Example: zoo bench attention --lengths 1024,4096,16384 --power 2
+    """
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.bench.attention import AttentionCase, measure_attention, measure_memory, write_csv
+
+    case = AttentionCase(batch_size, heads, head_width, p, gated)
+    console = Console()
+    console.print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; B={batch_size}, H={heads}, K=V={head_width}, "
+        f"p={p}, {'gated' if gated else 'ungated'}, float32, forward + backward, median of {repeats}"
+    )
+    measurements = measure_attention(case, lengths, softmax_limit=softmax_limit, repeats=repeats)
+    peaks = measure_memory(case, lengths) if memory else {}
+    table = Table(
+        "tokens", "power ms", "softmax ms", "softmax / power", "power us/token", "power peak MiB", "KiB/token"
+    )
+    for column in table.columns:
+        column.justify = "right"
+    for m in measurements:
+        peak = peaks.get(m.tokens)
+        table.add_row(
+            f"{m.tokens:,}",
+            f"{m.power_seconds * 1e3:.1f}",
+            "-" if m.softmax_seconds is None else f"{m.softmax_seconds * 1e3:.1f}",
+            "-" if m.ratio is None else f"{m.ratio:.2f}",
+            f"{m.power_microseconds_per_token:.2f}",
+            "-" if peak is None else f"{peak / 2**20:.0f}",
+            "-" if peak is None else f"{peak / 2**10 / m.tokens:.1f}",
+        )
+    console.print(table)
+    if csv_path is not None:
+        write_csv(measurements, csv_path)
+        console.print(f"CSV: {csv_path}")
