@@ -51,7 +51,7 @@ class Config(pydantic.BaseModel):
 
     def to_yaml(self) -> str:
         """Write every field, defaults included, such that `from_yaml` gives an equal config."""
-        return dump_yaml(self.model_dump(mode="json"))
+        return dump_yaml(_name_first(self.model_dump(mode="json")))
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated like any other."""
@@ -93,6 +93,13 @@ def _configs_in(annotation: object) -> Iterator[type[Config]]:
         yield from _configs_in(argument)
 
 
+def _name_first(values: Any) -> Any:
+    """Put `name` before the other keys of a mapping, nested ones too: it says what they mean."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _name_first(values[key]) for key in sorted(values, key=lambda key: key != "name")}
+
+
 def _one_line(error: pydantic.ValidationError, values: object) -> str:
     details = error.errors(include_url=False)
     more = len(details) - 1
@@ -105,7 +112,8 @@ def _describe(detail: ErrorDetails, values: object) -> str:
     location = list(_dotted_key(detail["loc"], values))
     if kind == "unknown_key":
         return f"{'.'.join([*location, context['key']])}: {detail['msg'].removesuffix('.')}"
-    message, given = detail["msg"].replace("Input should be", "must be"), f", got {reprlib.repr(detail['input'])}"
+    message = re.sub(r"^(Input|String|Value|Tuple|Dictionary) should", "must", detail["msg"])
+    given = f", got {reprlib.repr(detail['input'])}"
     if kind == "missing":
         message, given = "missing", ""
     elif kind == "value_error":

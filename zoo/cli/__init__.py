@@ -1,0 +1,35 @@
+"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate` and `bench`."""
+
+import click
+
+from zoo import __version__
+from zoo.cli.group import LazyGroup
+
+__all__ = ["main"]
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy_commands={
+        "list": ("zoo.cli.listing:list_command", "List recipes, mixers and studies."),
+        "show": ("zoo.cli.show:show", "Show what a recipe is and what its model costs."),
+        "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
+        "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
+        "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
+        "bench": ("zoo.bench.cli:bench", "Measure speed and memory."),
+    },
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="zoo")
+def main() -> None:
+    """Compare time mixers (softmax, linear and power attention, ...) in the same language model.
+
+    A recipe describes a model, its data and its training. Any of its settings is changed by KEY=VALUE with dotted
+    keys, the mixer by one word:
+
+    \b
+      zoo list                                    what there is
+      zoo show gpt2-124m mixer=power mixer.p=2    what it would cost
+      zoo train tiny mixer=gated-power            train it
+      zoo ablate tiny --mixers softmax,power      train and compare several
+    """

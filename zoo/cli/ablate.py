@@ -1,0 +1,35 @@
+"""`zoo ablate`."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["ablate"]
+
+
+@click.command()
+@click.argument("study_or_recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--mixers", help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the study goes.  [default: runs/NAME]")
+def ablate(study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None, folder: Path | None) -> None:
+    """Train one recipe with several mixers, on the same data with the same seed and budget, and compare them.
+
+    STUDY_OR_RECIPE is a name from `zoo list` or the path of a .yaml file. Parameters are matched within 1%. The folder
+    gets a run for each variant, summary.json, plots and one page, index.html. The same command again skips what is
+    finished and goes on with the rest.
+
+    \b
+    Examples:
+      zoo ablate four-mixers
+      zoo ablate tiny --mixers softmax,gated-power training.steps=500
+    """
+    from zoo.study.config import load_study
+    from zoo.study.run import run_study
+    from zoo.study.table import print_summary
+
+    chosen = None if mixers is None else [mixer.strip() for mixer in mixers.split(",")]
+    study = load_study(study_or_recipe, chosen, overrides)
+    folder = Path("runs", study.name) if folder is None else folder
+    summary = run_study(study, folder)
+    print_summary(summary, folder / "index.html")

@@ -1,0 +1,69 @@
+"""`zoo generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from zoo.data import DataConfig, Tokenizer
+
+__all__ = ["generate"]
+
+
+@click.command()
+@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.option("--prompt", default="", help="Beginning of the text.  [default: none, a new document]")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--temperature",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="0 always takes the likeliest token; higher is more varied.",
+)
+@click.option("--top-k", type=click.IntRange(1), help="Choose among the k likeliest tokens only.")
+@click.option("--top-p", type=float, help="Choose among the likeliest tokens that together have this probability.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed, another text.")
+@click.option("--device", help="For example cpu or cuda:1.  [default: cpu]")
+def generate(
+    run_folder: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    device: str | None,
+) -> None:
+    """Print a text that begins with the prompt and goes on as the newest checkpoint in RUN_FOLDER would have it.
+
+    \b
+    Example:
+      zoo generate runs/tiny --prompt "def main(" --max-new-tokens 200
+    """
+    from zoo.generation import generate as continue_text
+    from zoo.training import load_run
+
+    recipe, model = load_run(run_folder, device=device)
+    text = continue_text(
+        model,
+        prompt,
+        max_new_tokens,
+        tokenizer=_tokenizer(recipe.data),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    click.echo(prompt + text)
+
+
+def _tokenizer(data: DataConfig) -> Tokenizer:
+    from zoo.data import RawTokens, load_tokenizer
+
+    if data.vocab_size is not None:
+        return RawTokens(data.vocab_size, data.document_token)
+    return load_tokenizer(data.tokenizer, data.document_token)

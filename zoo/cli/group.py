@@ -1,0 +1,72 @@
+"""A click group that imports a command only when it is used, and prints errors as one line."""
+
+import errno
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from zoo.errors import ZooError, nearest
+
+__all__ = ["LazyGroup"]
+
+
+class _Refused(click.ClickException):
+    """What the user can put right."""
+
+    exit_code = 2
+
+
+class _Interrupted(click.ClickException):
+    """Ctrl-C; 128 and the number of the signal, as shells have it."""
+
+    exit_code = 130
+
+
+class LazyGroup(click.Group):
+    """Commands as `name: ("module:attribute", summary)`, so that help does not wait for torch.
+
+    Exit codes: 2 for what the user can put right (any `ZooError`), 1 for what the system refuses, such as a full disk,
+    130 for Ctrl-C.
+    """
+
+    def __init__(self, *args: Any, lazy_commands: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lazy = dict(lazy_commands)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return None
+        module, _, attribute = self._lazy[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self._lazy and not args[0].startswith("-"):
+            ctx.fail(f"there is no command {args[0]!r}{nearest(args[0], self._lazy)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in self._lazy.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ZooError as error:
+            raise _Refused(" ".join(str(error).split())) from error
+        except KeyboardInterrupt as error:
+            resumable = ctx.invoked_subcommand in ("train", "ablate")
+            hint = "; the last checkpoint stays, the same command goes on from it" if resumable else ""
+            raise _Interrupted(f"interrupted{hint}") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `zoo list | head`; click leaves quietly
+                raise
+            place = "" if error.filename is None else f": {error.filename}"
+            raise click.ClickException(f"{error.strerror or error}{place}") from error

@@ -1,0 +1,50 @@
+"""`zoo list`."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["list_command"]
+
+
+@click.command("list")
+def list_command() -> None:
+    """List the recipes, mixers and studies that come with the package.
+
+    A file of your own serves as well: zoo show path/to/mine.yaml
+    """
+    from zoo.accounting import count_parameters
+    from zoo.mixers import mixers
+    from zoo.recipe import available_recipes, load_recipe
+    from zoo.study.config import available_studies, load_study
+
+    console = Console()
+    recipes = [load_recipe(name) for name in available_recipes()]
+    _print(
+        console,
+        "Recipes",
+        [(recipe.name, f"{count_parameters(recipe).total:,}", recipe.description) for recipe in recipes],
+        "zoo show RECIPE, zoo train RECIPE",
+    )
+    summaries = {name: sys.modules[spec.build.__module__].__doc__ or "" for name, spec in mixers.items()}
+    rows = [(name, text.partition("\n")[0]) for name, text in summaries.items()]
+    _print(console, "Mixers", rows, "mixer=NAME after any recipe")
+    studies = [(name, load_study(name).description) for name in available_studies()]
+    _print(console, "Studies", studies, "zoo ablate STUDY")
+
+
+def _print(console: Console, title: str, rows: Sequence[tuple[str, ...]], usage: str) -> None:
+    """Print rows of a name, numbers and a description under a title that says what the names are for."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for column in range(len(rows[0])):
+        number = 0 < column < len(rows[0]) - 1
+        table.add_column(no_wrap=column < len(rows[0]) - 1, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(f"[bold]{title}[/bold]  [dim]{usage}[/dim]")
+    console.print(table)
+    console.print()

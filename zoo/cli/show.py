@@ -1,0 +1,133 @@
+"""`zoo show`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from zoo.accounting import Accounting
+    from zoo.mixers import MixerConfig
+    from zoo.recipe import Recipe
+
+__all__ = ["show"]
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the whole resolved recipe as YAML and nothing else.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of cached keys and values; running sums are float32 always.",
+)
+def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str) -> None:
+    """Show what RECIPE is and what its model costs: parameters, state bytes and FLOPs by context.
+
+    RECIPE is a name from `zoo list` or the path of a .yaml file. Nothing is allocated, so any size can be looked at.
+
+    \b
+    Examples:
+      zoo show gpt2-124m
+      zoo show llama-360m mixer=gated-power mixer.p=2 --dtype bfloat16
+      zoo show tiny --yaml > mine.yaml
+    """
+    import torch
+
+    from zoo.accounting import CONTEXTS, account
+    from zoo.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if as_yaml:
+        click.echo(loaded.to_yaml(), nl=False)
+        return
+    contexts = set(CONTEXTS)
+    if loaded.model.positions == "learned":
+        contexts.add(loaded.model.max_positions)
+    costs = account(loaded, sorted(contexts), getattr(torch, dtype))
+    console = Console()
+    console.print(f"[bold]{escape(loaded.name)}[/bold]  {escape(loaded.description)}")
+    console.print(_facts(loaded))
+    console.print(_parameter_table(costs))
+    console.print(_context_table(costs))
+    console.print("[dim]State of one sequence while decoding. FLOPs a token, the mean over a sequence.[/dim]")
+
+
+def _facts(recipe: Recipe) -> Table:
+    model = recipe.model
+    key_value_heads = model.key_value_heads or model.heads
+    heads = f"{model.heads} heads"
+    if key_value_heads != model.heads:
+        heads += f" in {key_value_heads} groups"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("model", f"{model.layers} layers, width {model.width}, {heads}, {model.norm}, {model.feed_forward}")
+    table.add_row("mixers", escape(_mixer_text(recipe)))
+    table.add_row("positions", _position_text(recipe))
+    table.add_row("vocabulary", f"{model.vocab_size:,} tokens{', tied embeddings' if model.tie_embeddings else ''}")
+    table.add_row("data", escape(f"{recipe.data.source}, tokenizer {recipe.data.tokenizer}"))
+    training = recipe.training
+    tokens = training.steps * training.tokens_per_step
+    table.add_row("training", f"{training.steps:,} steps, {tokens:,} tokens, context {training.context_length:,}")
+    return table
+
+
+def _mixer_text(recipe: Recipe) -> str:
+    counts = Counter(map(_with_options, recipe.layer_mixers))
+    if len(counts) == 1:
+        return f"{next(iter(counts))} in every layer"
+    return ", ".join(f"{mixer} in {layers} layers" for mixer, layers in counts.items())
+
+
+def _with_options(mixer: MixerConfig) -> str:
+    """Return a mixer's name and what is not at its default, for example `power (p=3)`."""
+    options = mixer.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
+    return f"{mixer.name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else mixer.name
+
+
+def _position_text(recipe: Recipe) -> str:
+    model = recipe.model
+    return {
+        "learned": f"learned, {model.max_positions:,}: no document may be longer",
+        "rotary": f"rotary, base {model.rotary_base:,.0f}: any context",
+        "none": "none: any context",
+    }[model.positions]
+
+
+def _parameter_table(costs: Accounting) -> Table:
+    parameters = costs.parameters
+    table = Table("parameters", "", box=SIMPLE_HEAD)
+    table.columns[1].justify = "right"
+    for name, number in (
+        ("token embedding", parameters.embedding),
+        ("learned positions", parameters.positions),
+        ("mixers", parameters.mixers),
+        ("feed-forward", parameters.feed_forward),
+        ("norms", parameters.norms),
+        ("head", parameters.head),
+    ):
+        if number:
+            table.add_row(name, f"{number:,}")
+    table.add_section()
+    table.add_row("total", f"{parameters.total:,}", style="bold")
+    return table
+
+
+def _context_table(costs: Accounting) -> Table:
+    from zoo.study.numbers import count, size
+
+    table = Table("context", box=SIMPLE_HEAD)
+    for heading in ("state", "bytes", "forward FLOPs", "training FLOPs"):
+        table.add_column(heading, justify="right")
+    for context, state in costs.state_bytes.items():
+        forward, training = costs.forward_flops_per_token[context], costs.training_flops_per_token[context]
+        table.add_row(f"{context:,}", size(state), f"{state:,}", count(forward), count(training))
+    return table
