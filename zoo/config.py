@@ -72,7 +72,7 @@ class Config(pydantic.BaseModel):
             return values
         for key in values:
             if key not in cls.model_fields:
-                context = {"key": str(key), "hint": cls._hint_for(str(key))}
+                context = {"key": _printable(key), "hint": cls._hint_for(str(key))}
                 raise PydanticCustomError("unknown_key", "unknown key{hint}", context)
         return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
@@ -140,11 +140,17 @@ def _dotted_key(location: tuple[int | str, ...], values: object) -> Iterator[str
             continue
         if values == part:
             continue
-        yield str(part)
+        yield _printable(part)
         if isinstance(values, Mapping):
             values = values.get(part)
         elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
             values = values[part]
+
+
+def _printable(key: object) -> str:
+    """Write a key such that it stays on one line."""
+    text = str(key)
+    return text if text.isprintable() else repr(text)
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,7 +164,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -245,6 +251,6 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     where = f"override {reprlib.repr(override)}"
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
-    if not equals or not all(path):
+    if not equals or not all(path) or not key.isprintable():
         raise ConfigError(f"{where}: must look like key=value, for example training.steps=100")
     return path, text if text.startswith("*") else parse_yaml(text, where)

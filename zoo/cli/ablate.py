@@ -12,7 +12,10 @@ __all__ = ["ablate"]
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--mixers", help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the study goes.  [default: runs/NAME]")
-def ablate(study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None, folder: Path | None) -> None:
+@click.option("--device", help="For example cpu or cuda:1.  [default: a GPU if there is one]")
+def ablate(
+    study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None, folder: Path | None, device: str | None
+) -> None:
     """Train one recipe with several mixers, on the same data with the same seed and budget, and compare them.
 
     STUDY_OR_RECIPE is a name from `zoo list` or the path of a .yaml file. Parameters are matched within 1%. The folder
@@ -31,5 +34,5 @@ def ablate(study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None,
     chosen = None if mixers is None else [mixer.strip() for mixer in mixers.split(",")]
     study = load_study(study_or_recipe, chosen, overrides)
     folder = Path("runs", study.name) if folder is None else folder
-    summary = run_study(study, folder)
+    summary = run_study(study, folder, device=device)
     print_summary(summary, folder / "index.html")
