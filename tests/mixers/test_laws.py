@@ -1,0 +1,256 @@
+"""The laws that every mixer keeps, each one property over them all, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from zoo.mixers import LayerContext, Mixer, mixers
+from zoo.states import map_state, reorder_state, state_bytes
+
+WIDTH = 16
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax": ("softmax", {}),
+    "softmax, all norms": ("softmax", {"query_key_norm": True, "output_norm": True}),
+    "window of 5": ("sliding-window", {"window": 5}),
+    "window of 1": ("sliding-window", {"window": 1}),
+    "linear": ("linear", {}),
+    "gated-linear": ("gated-linear", {"retention": (0.3, 0.99)}),
+    "power": ("power", {}),
+    "power, p=3": ("power", {"p": 3}),
+    "power, not normalised": ("power", {"normalize": False, "query_key_norm": False}),
+    "gated-power": ("gated-power", {"retention": (0.3, 0.99)}),
+    "gated-power, p=4, no rotation": ("gated-power", {"p": 4, "rotary": False}),
+}
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+law = settings(deadline=None, max_examples=15)
+seeds = st.integers(0, 2**31)
+
+
+def test_every_registered_mixer_is_tested() -> None:
+    assert {name for name, _ in VARIANTS.values()} == set(mixers)
+
+
+def build(variant: str, seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
+    """Return a mixer with random parameters, large enough that every one of them shows."""
+    torch.manual_seed(seed)
+    name, options = VARIANTS[variant]
+    spec = mixers[name]
+    context = LayerContext(
+        width=WIDTH, heads=4, key_value_heads=(1, 2, 4)[seed % 3], head_width=4, bias=True, rotary=bool(seed % 2)
+    )
+    mixer = spec.build(spec.config(**options), context).to(dtype)
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return mixer
+
+
+def inputs(B: int, T: int) -> Tensor:
+    return torch.randn(B, T, WIDTH, dtype=torch.float64)
+
+
+def same_state(one: Any, other: Any) -> None:
+    """Compare what two states remember; slots beyond the position hold nothing."""
+    for name, a, b in zip(one._fields, one, other, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"state.{name}: {text}")
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> list[int]:
+    """Lengths of pieces, single tokens and empty pieces among them."""
+    return draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 7, 11]), min_size=1, max_size=5))
+
+
+@every_variant
+@law
+@given(pieces=splits(), seed=seeds, some_resets=st.booleans(), first_is_none=st.booleans())
+def test_splitting_a_sequence_anywhere_changes_nothing(
+    variant: str, pieces: list[int], seed: int, some_resets: bool, first_is_none: bool
+) -> None:
+    mixer, T = build(variant, seed), sum(pieces)
+    x = inputs(2, T).requires_grad_()
+    resets = torch.rand(2, T) < 0.2 if some_resets else None
+    weights = torch.randn_like(x)
+    room = mixer.init_state(2, max_len=T + 1)
+    whole, last = mixer(x, room, True, resets=resets)
+
+    state = None if first_is_none and VARIANTS[variant][0] != "softmax" else room
+    outputs, start = [], 0
+    for length in pieces:
+        at = slice(start, start + length)
+        y, state = mixer(x[:, at], state, True, resets=None if resets is None else resets[:, at])
+        outputs.append(y)
+        start += length
+    y = torch.cat(outputs, dim=1)
+
+    torch.testing.assert_close(y, whole)
+    same_state(state, last)
+    torch.testing.assert_close(*(torch.autograd.grad((o * weights).sum(), x)[0] for o in (y, whole)))
+
+
+@every_variant
+@law
+@given(prompt=st.integers(0, 9), steps=st.integers(1, 9), seed=seeds)
+def test_a_step_is_a_forward_of_one_token_in_place(variant: str, prompt: int, steps: int, seed: int) -> None:
+    mixer, T = build(variant, seed), prompt + steps
+    x = inputs(2, T)
+    resets = torch.rand(2, T) < 0.2
+    resets[:, prompt:] = False  # a step has no resets
+    whole, last = mixer(x, mixer.init_state(2, max_len=T), True, resets=resets)
+
+    _, state = mixer(x[:, :prompt], mixer.init_state(2, max_len=T), True, resets=resets[:, :prompt])
+    addresses, size = [part.data_ptr() for part in state], state_bytes(state)
+    with torch.no_grad():
+        y = torch.stack([mixer.step(x[:, t], state) for t in range(prompt, T)], dim=1)
+
+    torch.testing.assert_close(y, whole[:, prompt:])
+    same_state(state, last)
+    assert [part.data_ptr() for part in state] == addresses
+    assert state_bytes(state) == size
+
+
+@every_variant
+@law
+@given(T=st.integers(2, 14), data=st.data(), seed=seeds)
+def test_a_token_changes_nothing_before_it(variant: str, T: int, data: st.DataObject, seed: int) -> None:
+    mixer, t = build(variant, seed), data.draw(st.integers(0, T - 1))
+    x = inputs(1, T)
+    changed = x.clone()
+    changed[:, t] += 1
+    before, after = mixer(x).y, mixer(changed).y
+
+    assert torch.equal(before[:, :t], after[:, :t])
+    assert not torch.allclose(before[:, t], after[:, t])
+
+
+@every_variant
+@law
+@given(T=st.integers(1, 14), seed=seeds)
+def test_rows_of_a_batch_do_not_meet(variant: str, T: int, seed: int) -> None:
+    mixer, order = build(variant, seed), torch.tensor([2, 0, 1, 2])
+    x, resets = inputs(3, 2 * T), torch.rand(3, 2 * T) < 0.2
+    _, state = mixer(x[:, :T], mixer.init_state(3, max_len=2 * T), True, resets=resets[:, :T])
+    y, last = mixer(x[:, T:], state, True, resets=resets[:, T:])
+    reordered, reordered_last = mixer(x[order, T:], reorder_state(state, order), True, resets=resets[order, T:])
+
+    torch.testing.assert_close(reordered, y[order])
+    same_state(reordered_last, reorder_state(last, order))
+
+
+@every_variant
+@law
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3), seed=seeds, with_state=st.booleans())
+def test_padding_changes_nothing(variant: str, lengths: list[int], seed: int, with_state: bool) -> None:
+    mixer, B, T = build(variant, seed), len(lengths), 13
+    history, x, more = inputs(B, 4), inputs(B, T), inputs(B, 3)
+    resets = torch.rand(B, T) < 0.3  # in the padding too
+    state = mixer.init_state(B, max_len=4 + T + 3)
+    if with_state:
+        state = mixer(history, state, True).state
+    y, after = mixer(x, state, True, lengths=torch.tensor(lengths), resets=resets)
+    assert y.isfinite().all()
+    continued, _ = mixer(more, after, True)
+
+    for b, length in enumerate(lengths):
+        row = reorder_state(state, torch.tensor([b]))
+        y_row, after_row = mixer(x[b : b + 1, :length], row, True, resets=resets[b : b + 1, :length])
+        torch.testing.assert_close(y[b, :length], y_row[0])
+        same_state(reorder_state(after, torch.tensor([b])), after_row)
+        torch.testing.assert_close(continued[b], mixer(more[b : b + 1], after_row, True).y[0])
+
+
+@every_variant
+@law
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=seeds, with_state=st.booleans())
+def test_resets_are_separate_calls(variant: str, lengths: list[int], seed: int, with_state: bool) -> None:
+    mixer, T = build(variant, seed), sum(lengths)
+    x, more = inputs(1, T), inputs(1, 3)
+    starts = torch.tensor([sum(lengths[:i]) for i in range(len(lengths))])
+    resets = torch.zeros(1, T, dtype=torch.bool)
+    resets[:, starts] = True
+    state = mixer.init_state(1, max_len=T + 8)
+    if with_state:
+        state = mixer(inputs(1, 5), state, True).state
+    y, state = mixer(x, state, True, resets=resets)
+    continued = mixer(more, state).y
+
+    last = None
+    for start, length in zip(starts.tolist(), lengths, strict=True):
+        part, last = mixer(x[:, start : start + length], mixer.init_state(1, max_len=length + 3), True)
+        torch.testing.assert_close(y[:, start : start + length], part)
+    torch.testing.assert_close(continued, mixer(more, last).y)
+
+
+@every_variant
+@law
+@given(T=st.integers(1, 14), seed=seeds)
+def test_no_argument_is_changed(variant: str, T: int, seed: int) -> None:
+    mixer = build(variant, seed)
+    _, state = mixer(inputs(2, 3), mixer.init_state(2, max_len=T + 3), True)
+    x, resets, lengths = inputs(2, T), torch.rand(2, T) < 0.2, torch.randint(0, T + 1, (2,))
+    arguments = (x, *state, lengths, resets)
+    before = map_state(torch.clone, arguments)
+    mixer(x, state, True, lengths=lengths, resets=resets)
+    assert all(torch.equal(a, b) for a, b in zip(before, arguments, strict=True))
+
+
+@every_variant
+def test_gradients_reach_every_parameter(variant: str) -> None:
+    mixer = build(variant, 0)
+    y = mixer(inputs(2, 6)).y
+    mixer(inputs(2, 6), mixer(y, mixer.init_state(2, max_len=12), True).state).y.square().sum().backward()
+
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_variant
+def test_the_state_has_one_size_unless_it_is_a_growing_cache(variant: str) -> None:
+    mixer = build(variant, 0)
+    short, long = (state_bytes(mixer.init_state(1, max_len=length)) for length in (10, 100_000))
+    assert (short < long) == (VARIANTS[variant][0] == "softmax")
+
+
+@every_variant
+@pytest.mark.parametrize("how", ["bfloat16", "autocast"])
+def test_half_precision_stays_near(variant: str, how: str) -> None:
+    mixer = build(variant, 1, torch.float32)
+    x = inputs(2, 12).float()
+    exact = mixer(x).y
+    half = torch.bfloat16
+    if how == "bfloat16":
+        mixer, x = mixer.to(half), x.to(half)
+    with torch.autocast("cpu", half, enabled=how == "autocast"):
+        y = mixer(x).y
+        _, state = mixer(x[:, :7], mixer.init_state(2, max_len=12), True)
+        with torch.no_grad():
+            stepped = torch.stack([mixer.step(x[:, t], state) for t in range(7, 12)], dim=1)
+
+    assert y.dtype == stepped.dtype == half
+    for got, wanted in ((y, exact), (stepped, exact[:, 7:])):
+        assert (got - wanted).norm() < 0.1 * wanted.norm()
+
+
+@every_variant
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_steps_run_without_gradients(variant: str, mode: Any) -> None:
+    mixer = build(variant, 0)
+    with mode():
+        state = mixer.init_state(2, max_len=3)
+        for token in inputs(3, 2):
+            assert mixer.step(token, state).isfinite().all()
+    assert state.position.tolist() == [3, 3]
+
+
+def test_states_compare_by_content() -> None:
+    mixer = build("softmax", 0)
+    _, state = mixer(inputs(1, 3), mixer.init_state(1, max_len=4), True)
+    with pytest.raises(AssertionError, match=r"state\.keys: "):
+        same_state(state, map_state(lambda part: part + 1, state))
