@@ -1,11 +1,14 @@
 """A run that trains in milliseconds: the real loop, data, optimiser and files around a tiny model."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -111,7 +114,8 @@ def train_tiny(corpus: Corpus) -> Callable[..., TrainingResult]:
 
     def run(recipe: TinyRecipe, folder: Path, model: nn.Module | None = None, progress=None) -> TrainingResult:
         run_folder = RunFolder(folder)
-        run_folder.claim(recipe)
+        if run_folder.status() != "missing":
+            run_folder.check(recipe)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.training.seed)
             model = TinyModel() if model is None else model
@@ -120,3 +124,52 @@ def train_tiny(corpus: Corpus) -> Callable[..., TrainingResult]:
             return trainer.run()
 
     return run
+
+
+os_open = os.open
+
+
+class FaultAt:
+    """Raises `fault` at call number `at` of those that touch the disk, before it or after it took place.
+
+    Args:
+        also: more calls to count, as pairs of an owner and a name.
+    """
+
+    def __init__(self, monkeypatch, fault, at, after, also=()):
+        self._calls, self._fault, self._at, self._after = 0, fault, at, after
+        for owner, name in (
+            (safetensors.torch, "save_file"),
+            (os, "fsync"),
+            (os, "rename"),
+            (os, "replace"),
+            (os, "open"),
+            (shutil, "rmtree"),
+            (Path, "mkdir"),
+            (Path, "write_text"),
+            (Path, "open"),
+            *also,
+        ):
+            monkeypatch.setattr(owner, name, self._faulty(getattr(owner, name)))
+
+    def _faulty(self, function):
+        def call(*arguments, **keywords):
+            self._calls += 1
+            now = self._calls == self._at
+            if now and not self._after:
+                raise self._fault
+            result = function(*arguments, **keywords)
+            if now:
+                if function is os_open:
+                    os.close(result)
+                elif hasattr(result, "close"):
+                    result.close()
+                raise self._fault
+            return result
+
+        return call
+
+
+@pytest.fixture(scope="session")
+def fault_at() -> type[FaultAt]:
+    return FaultAt

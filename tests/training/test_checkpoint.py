@@ -3,12 +3,9 @@
 import contextlib
 import errno
 import logging
-import os
 import resource
-import shutil
 
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,55 +49,18 @@ def test_the_newest_two_are_kept(store):
     ]
 
 
-class FaultAt:
-    """Raises at the n-th of the calls that touch the disk, before it or after it took place."""
-
-    def __init__(self, monkeypatch, fault, at, after):
-        self.calls, self._fault, self._at, self._after = 0, fault, at, after
-        for owner, name in (
-            (safetensors.torch, "save_file"),
-            (os, "fsync"),
-            (os, "rename"),
-            (os, "replace"),
-            (os, "open"),
-            (shutil, "rmtree"),
-            (checkpoint_module.Path, "mkdir"),
-            (checkpoint_module.Path, "write_text"),
-            (checkpoint_module.Path, "open"),
-        ):
-            monkeypatch.setattr(owner, name, self._faulty(getattr(owner, name)))
-
-    def _faulty(self, function):
-        def call(*arguments, **keywords):
-            self.calls += 1
-            now = self.calls == self._at
-            if now and not self._after:
-                raise self._fault
-            result = function(*arguments, **keywords)
-            if now:
-                if function is os_open:
-                    os.close(result)
-                elif hasattr(result, "close"):
-                    result.close()
-                raise self._fault
-            return result
-
-        return call
-
-
-os_open = os.open
 FAULTS = {"full disk": lambda: OSError(errno.ENOSPC, "No space left on device"), "Ctrl-C": KeyboardInterrupt}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(FAULTS)), at=st.integers(1, 60), after=st.booleans(), saved=st.integers(0, 3))
-def test_a_fault_at_any_call_leaves_whole_checkpoints(kind, at, after, saved, tmp_path_factory):
+def test_a_fault_at_any_call_leaves_whole_checkpoints(kind, at, after, saved, tmp_path_factory, fault_at):
     store = CheckpointStore(tmp_path_factory.mktemp("faults") / "checkpoints")
     for step in range(1, saved + 1):
         store.save(step, tensors(step), facts(step))
     new = saved + 1
     with pytest.MonkeyPatch.context() as monkeypatch:
-        FaultAt(monkeypatch, FAULTS[kind](), at, after)
+        fault_at(monkeypatch, FAULTS[kind](), at, after)
         caught = None
         try:
             store.save(new, tensors(new), facts(new))
@@ -157,7 +117,7 @@ def damage(path, data):
         path.write_bytes(content + b"\0")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_is_found_and_the_one_before_is_used(data, tmp_path_factory):
     store = CheckpointStore(tmp_path_factory.mktemp("damage") / "checkpoints")
@@ -212,13 +172,13 @@ def test_any_other_json_is_damage(store, content):
         store.newest()
 
 
-def test_replace_file_leaves_the_old_content_or_the_new(tmp_path):
+def test_replace_file_leaves_the_old_content_or_the_new(tmp_path, fault_at):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"old")
     for at in range(1, 12):
         for after in (False, True):
             with pytest.MonkeyPatch.context() as monkeypatch:
-                FaultAt(monkeypatch, FAULTS["full disk"](), at, after)
+                fault_at(monkeypatch, FAULTS["full disk"](), at, after)
                 with contextlib.suppress(TrainingError):
                     files_module.replace_file(path, b"new")
             assert path.read_bytes() in (b"old", b"new")

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from zoo.errors import CheckpointError, TrainingError
 from zoo.training import SilentProgress, read_metrics
+from zoo.training.engine import Engine
+from zoo.training.metrics import MetricsLog
 
 TIMES = {"seconds", "tokens_per_second"}
 
@@ -109,6 +111,26 @@ def test_resumed_run_is_the_uninterrupted_one(interruptions, data, straight, tmp
     seconds = [record["seconds"] for record in read_metrics(folder / "metrics.jsonl")]
     assert seconds == sorted(seconds)
     assert result.seconds == seconds[-1]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(1, 200), after=st.booleans())
+def test_ctrl_c_at_any_moment_costs_nothing_but_time(
+    at, after, straight, tmp_path_factory, tiny_recipe, train_tiny, fault_at
+):
+    recipe = tiny_recipe()
+    if not (straight / "result.json").exists():
+        train_tiny(recipe, straight)
+    folder = tmp_path_factory.mktemp("interrupted")
+    also = [(MetricsLog, "append"), (Engine, "step"), (Engine, "evaluate"), (Engine, "tensors")]
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.suppress(KeyboardInterrupt):
+        fault_at(monkeypatch, KeyboardInterrupt(), at, after, also)
+        train_tiny(recipe, folder)
+    train_tiny(recipe, folder)
+    assert_same_run(straight, folder)
+    names = {"recipe.yaml", "metrics.jsonl", "checkpoints", "result.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
 
 
 def test_resumes_in_the_middle_of_a_logged_stretch(tmp_path, tiny_recipe, train_tiny):

@@ -55,8 +55,20 @@ def test_lines_say_how_much_time_is_left(monkeypatch):
     for step in range(11, 51):
         now += 10.0
         progress.metrics(train_record(step))
+    progress.finish()
     lines = screen.file.getvalue().splitlines()
     assert len(lines) == 14
     assert lines[0].endswith("6:30 left")
     assert lines[1].startswith("run  step 14/50")
     assert lines[1].endswith("6:00 left")
+    assert lines[-1] == "run  step 50/50  loss 2.500  12,346 tokens/s"
+
+
+def test_an_interrupted_run_leaves_its_last_line():
+    screen = console(False)
+    progress = LineProgress("run", screen)
+    progress.start(0, 50)
+    for step in (10, 20):
+        progress.metrics(train_record(step))
+    progress.finish()
+    assert screen.file.getvalue().splitlines()[-1].startswith("run  step 20/50")

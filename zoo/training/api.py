@@ -48,27 +48,23 @@ def train(
         ConfigError: the model's vocabulary is smaller than the corpus's.
         CorpusError: the corpus cannot be loaded or is too short.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
-            be written, for example on a full disk.
+            be written, for example on a full disk; or another process is training in the folder.
     """
     # The recipe contains TrainingConfig, so its modules import this package.
     from zoo.build import build
 
     run = RunFolder(Path(folder))
-    with join_processes(device) as processes:
-        if processes.is_main:
-            run.claim(recipe)
-        processes.barrier()
+    if run.status() != "missing":
         run.check(recipe)
-        if run.status() == "finished":
-            return run.result()
-        corpus = load_corpus(recipe.data) if corpus is None else corpus
-        if corpus.vocab_size > recipe.model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
-            )
-        cuda_devices = [processes.device] if processes.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda_devices):
-            torch.manual_seed(recipe.training.seed)
-            model = build(recipe, device=processes.device)
-            reporter = SilentProgress() if progress is None or not processes.is_main else progress
-            return Trainer(model, recipe, corpus, run, processes, reporter).run()
+    if run.status() == "finished":
+        return run.result()
+    corpus = load_corpus(recipe.data) if corpus is None else corpus
+    if corpus.vocab_size > recipe.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
+        )
+    with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
+        torch.manual_seed(recipe.training.seed)
+        model = build(recipe, device=processes.device)
+        reporter = SilentProgress() if progress is None or not processes.is_main else progress
+        return Trainer(model, recipe, corpus, run, processes, reporter).run()

@@ -25,7 +25,7 @@ class CompileReport:
     graph_breaks: int = 0
     """Places where a graph had to end early; 0 for every model compiled with `fullgraph=True`."""
     recompiles: int = 0
-    """Graphs beyond the first of each mode. Training (with gradients) and evaluation (without) are two modes."""
+    """Graphs beyond those expected; of a training run, beyond one for steps and one for evaluations."""
     seconds: float = 0.0
     """Wall time spent compiling, forward and backward graphs together."""
 
@@ -53,17 +53,18 @@ class CompileWatch:
         self._graph_breaks = sum(counters["graph_break"].values())
         self._seconds = compiling_seconds()
 
-    def report(self, modes: int) -> CompileReport:
+    def report(self, expected_graphs: int) -> CompileReport:
         """Return the counts so far.
 
         Args:
-            modes: in how many ways the model ran, each of which takes a graph of its own.
+            expected_graphs: as many are no recompiles. A model takes one for each way it is run in: with gradients and
+                without, as a whole sequence and step by step.
         """
         graphs = counters["stats"]["unique_graphs"] - self._graphs
         return CompileReport(
             graphs=graphs,
             graph_breaks=sum(counters["graph_break"].values()) - self._graph_breaks,
-            recompiles=max(0, graphs - modes),
+            recompiles=max(0, graphs - expected_graphs),
             seconds=compiling_seconds() - self._seconds,
         )
 
@@ -83,5 +84,7 @@ def naming_compile_errors() -> Iterator[None]:
     try:
         yield
     except (TorchDynamoException, InductorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise TrainingError(f"torch.compile: {reason}; training.compile=false trains without it") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # What happened and why; hints, graphs and traces follow.
+        reason = " ".join(lines[:2]) or type(error).__name__
+        raise TrainingError(f"torch.compile: {reason.rstrip('.')}; training.compile=false trains without it") from error

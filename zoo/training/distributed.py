@@ -31,6 +31,11 @@ class Processes:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
+    @property
+    def gpus(self) -> list[torch.device]:
+        """The GPU that this process computes on, if any."""
+        return [self.device] if self.device.type == "cuda" else []
+
     def barrier(self) -> None:
         """Return once every process is here."""
         if self.mesh is not None:

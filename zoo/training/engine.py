@@ -11,7 +11,7 @@ from zoo.data import Batch, Batches, Corpus, validation_batches
 from zoo.errors import TrainingError
 from zoo.training.checkpoint import Checkpoint
 from zoo.training.config import TrainingConfig
-from zoo.training.distributed import Processes, shard
+from zoo.training.distributed import Processes, blocks_of, shard
 from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
 from zoo.training.optimizer import build_optimizer, clip_gradients
 from zoo.training.precision import autocast, autocast_dtype
@@ -108,9 +108,12 @@ class Engine:
         return evaluate(self._shared_loss, self._validation, self._corpus.tokenizer)
 
     @property
-    def modes(self) -> int:
-        """In how many ways the model has run: in steps, in evaluations. Each compiles graphs of its own."""
-        return len(self._modes)
+    def expected_graphs(self) -> int:
+        """How many graphs the compiler needs for what was done so far: one for steps, one for evaluations.
+
+        Where the parameters are sharded, the layers compile each by itself, and may or may not share graphs.
+        """
+        return len(self._modes) * (1 if self._processes.mesh is None else len(blocks_of(self._model)))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the whole state, by file of a checkpoint and name. Every process has to call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ class Trainer:
         model: newly initialised, on the device of `processes`; changed in place.
         recipe: whose run it is.
         corpus: what to train and to evaluate on.
-        run: claimed for the recipe.
+        run: the recipe's, or new. Nothing is written to it before `run`.
         processes: who trains together; only the first one writes files and tells `progress`.
         progress: told of every step and line of metrics.
 
@@ -70,27 +71,30 @@ class Trainer:
         self._gradient_norm = 0.0
         self._last_checkpoint: Path | None = None
         self._resume()
-        since = -1 if self._last_checkpoint is None else self._step
-        self._metrics = MetricsLog(run.metrics_path, since) if processes.is_main else None
+        self._metrics: MetricsLog | None = None
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
 
     def run(self) -> TrainingResult:
         """Train to the last step and return what the run came to.
 
         Raises:
-            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file
-                cannot be written. As after Ctrl-C, the checkpoints so far stay whole.
+            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, a file cannot
+                be written, or another process trains here. As after Ctrl-C, the checkpoints so far stay whole.
         """
-        self._progress.start(self._step, self._config.steps)
-        try:
+        with ExitStack() as stack:
+            if self._processes.is_main:
+                self._run.claim(self._recipe)
+                stack.enter_context(self._run.locked())
+                self._run.checkpoints.clean()
+                since = -1 if self._last_checkpoint is None else self._step
+                self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, since)))
+            stack.callback(self._progress.finish)
+            self._progress.start(self._step, self._config.steps)
             with naming_compile_errors():
                 self._train()
-        finally:
-            self._progress.finish()
-            if self._metrics is not None:
-                self._metrics.close()
+            result = self._result()
         self._processes.barrier()
-        return self._result()
+        return result
 
     def _train(self) -> None:
         if self._step == 0:
@@ -188,8 +192,6 @@ class Trainer:
         self._processes.barrier()
 
     def _resume(self) -> None:
-        if self._processes.is_main:
-            self._run.checkpoints.clean()
         checkpoint = self._run.checkpoints.newest()
         if checkpoint is None:
             return
@@ -210,7 +212,7 @@ class Trainer:
     def _compilation(self) -> CompileReport:
         if self._watch is None:
             return self._compiled_before
-        return self._compiled_before + self._watch.report(self._engine.modes)
+        return self._compiled_before + self._watch.report(self._engine.expected_graphs)
 
     def _result(self) -> TrainingResult:
         position = self._position()

@@ -80,13 +80,14 @@ class TerminalProgress:
 
 
 class LineProgress:
-    """A line at the first metrics, the last and about every `interval` seconds, for logs and pipes."""
+    """A line at the first metrics, then about every `interval` seconds, and at the end; for logs and pipes."""
 
     def __init__(self, description: str, console: Console, interval: float = 30.0) -> None:
         self._description = description
         self._console = console
         self._interval = interval
         self._latest = _Latest()
+        self._line = ""
 
     def start(self, step: int, steps: int) -> None:
         """Take note of where training begins."""
@@ -95,24 +96,26 @@ class LineProgress:
         self._next_line = self._started
 
     def advance(self, step: int) -> None:
-        """Print nothing: a line comes with metrics only."""
+        """Print nothing: lines come with metrics."""
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Print a line if it is time for one."""
         self._latest.take(record)
-        now = time.monotonic()
-        step = record["step"]
-        if now >= self._next_line or step == self._steps:
+        now, step = time.monotonic(), record["step"]
+        left = self._time_left(step, now)
+        self._line = f"{self._description}  step {step}/{self._steps}  {self._latest}{left}"
+        if now >= self._next_line and step < self._steps:
             self._next_line = now + self._interval
-            self._console.print(
-                f"{self._description}  step {step}/{self._steps}  {self._latest}{self._time_left(step, now)}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            self._print()
 
     def finish(self) -> None:
-        """Print nothing: the last metrics were printed."""
+        """Print the last line."""
+        self._print()
+
+    def _print(self) -> None:
+        if self._line:
+            self._console.print(self._line, highlight=False, markup=False, soft_wrap=True)
+        self._line = ""
 
     def _time_left(self, step: int, now: float) -> str:
         done = step - self._first_step

@@ -31,7 +31,7 @@ class TrainingResult:
     compile_seconds: float
     graph_breaks: int
     recompiles: int
-    """Graphs beyond the first of each mode, training and evaluation; see `zoo.training.compile_report`."""
+    """Graphs beyond one for training steps and one for evaluations."""
     final_loss: float
     """Training loss of the last lines of metrics, nats per token."""
     final_validation_loss: float

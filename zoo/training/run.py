@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from zoo.config import Config, load_yaml
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, TrainingError
 from zoo.training.checkpoint import CheckpointStore
 from zoo.training.files import replace_file, writing
 from zoo.training.result import TrainingResult, read_result, write_result
@@ -70,6 +73,24 @@ class RunFolder:
             ConfigError: recipe.yaml is damaged or of another version.
         """
         check_same_recipe(recipe, load_yaml(self.recipe_path), self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training here at the same time; ends with the process at the latest.
+
+        Raises:
+            TrainingError: another process is training here.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # file systems without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise TrainingError(f"{self.path}: another process is training here") from None
+            yield
+        finally:
+            os.close(descriptor)
 
     def result(self) -> TrainingResult:
         """Return what the finished run came to."""

@@ -1,0 +1,120 @@
+"""Two processes train what one trains; their checkpoints are one process's and the other way round."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo.data import Batch
+from zoo.recipe import load_recipe
+from zoo.training import read_metrics
+from zoo.training.distributed import Processes, join_processes
+
+SCRIPT = """
+import sys
+from zoo.recipe import load_recipe
+from zoo.training import SilentProgress, train
+
+class StopAt(SilentProgress):
+    def advance(self, step):
+        if step == int(sys.argv[3]):
+            raise SystemExit(7)
+
+train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu", progress=StopAt())
+"""
+
+
+def test_alone_without_torchrun(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join_processes("cpu") as processes:
+        assert processes == Processes(torch.device("cpu"))
+        processes.barrier()
+        values = torch.arange(3.0)
+        assert processes.mean(values) is values
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_shares_of_a_batch_are_the_batch(count):
+    batch = Batch(torch.arange(30).view(6, 5), torch.arange(30).view(6, 5) + 1, torch.zeros(6, 5, dtype=torch.bool))
+    shares = [Processes(torch.device("cpu"), rank, count).share_of(batch) for rank in range(count)]
+    for whole, parts in zip(batch, zip(*shares, strict=True), strict=True):
+        assert torch.equal(torch.cat(parts), whole)
+    odd = Processes(torch.device("cpu"), 1, 4).share_of(batch)
+    assert odd is batch
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} times {number} is {number**2}." for number in range(400)))
+    recipe = load_recipe(
+        "tiny",
+        [
+            "model.layers=2",
+            "model.width=32",
+            "model.feed_forward_width=64",
+            "mixer=gated-power",
+            f"data.source={text}",
+            "training.context_length=32",
+            "training.batch_size=4",
+            "training.accumulate=2",
+            "training.steps=12",
+            "training.warmup_steps=3",
+            "training.log_every=1",
+            "training.evaluate_every=6",
+            "training.evaluation_tokens=256",
+            "training.checkpoint_every=4",
+            "training.compile=false",
+        ],
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    return path
+
+
+def run(recipe_file, folder, processes, stop_at=0):
+    script = recipe_file.with_name("script.py")
+    script.write_text(SCRIPT)
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    )
+    command = [sys.executable, *launcher, script, recipe_file, folder, str(stop_at)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (finished.returncode != 0) == bool(stop_at), finished.stderr[-2000:]
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path, recipe_file):
+    run(recipe_file, tmp_path / "one", 1)
+    run(recipe_file, tmp_path / "two", 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+    run(recipe_file, tmp_path / "resumed", 2, stop_at=6)
+    run(recipe_file, tmp_path / "resumed", 2)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "two")
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/step-00000012/{name}.safetensors"
+        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+    run(recipe_file, tmp_path / "changed", 1, stop_at=6)
+    run(recipe_file, tmp_path / "changed", 2)
+    assert losses(tmp_path / "changed") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    result = json.loads((tmp_path / "changed" / "result.json").read_text())
+    assert result["parameters"] == json.loads((tmp_path / "one" / "result.json").read_text())["parameters"]
+
+
+@pytest.mark.slow
+def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file):
+    run(recipe_file, tmp_path / "one", 1)
+    recipe_file.write_text(recipe_file.read_text().replace("compile: false", "compile: true"))
+    run(recipe_file, tmp_path / "two", 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert (result["graph_breaks"], result["recompiles"]) == (0, 0)
+    assert result["compile_seconds"] > 0
