@@ -1,9 +1,7 @@
-"""From a finished run, a corpus and a machine to the numbers of a summary."""
+"""From a finished run and a corpus to the numbers of a summary."""
 
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,10 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo.accounting import account
+from zoo.blocks.feed_forward import make_feed_forward
+from zoo.blocks.linear import ResidualLinear
 from zoo.data import Corpus, DataConfig, TokenStream
-from zoo.study.summary import CorpusSummary, Curve, Machine
+from zoo.errors import CheckpointError
+from zoo.models.config import DecoderConfig
+from zoo.study.machine import read_machine
+from zoo.study.summary import CorpusSummary, Curve, StudySummary, VariantSummary
+from zoo.study.variants import Variant
+from zoo.training import load_result, read_metrics
 
-__all__ = ["describe_corpus", "describe_machine", "loss_unit", "training_curve", "validation_curve"]
+__all__ = [
+    "describe_corpus",
+    "loss_unit",
+    "summarise_variant",
+    "training_curve",
+    "validation_curve",
+]
 
 _CHUNK = 2**22
 _CURVE_POINTS = 300
@@ -48,25 +60,53 @@ def loss_unit(config: DataConfig) -> str:
     return "bits per token" if config.tokenizer == "none" else "bits per byte"
 
 
-def describe_machine(device: torch.device) -> Machine:
-    """Name the versions and the hardware that training on `device` uses."""
-    return Machine(
-        zoo=version("mixer-zoo"),
-        torch=torch.__version__,
-        python=platform.python_version(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
-        threads=torch.get_num_threads(),
+def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> VariantSummary:
+    """Return the numbers of a finished variant.
+
+    Args:
+        variant: what was trained.
+        folder: of its run.
+        summary: of the study, for the corpus and the contexts that the state is stated for.
+
+    Raises:
+        CheckpointError: the run was trained on another corpus, or its files are damaged.
+    """
+    result, records = load_result(folder), read_metrics(folder / "metrics.jsonl")
+    if result.corpus_hash != summary.corpus.hash:
+        raise CheckpointError(
+            f"{folder}: was trained on another corpus (sha256 {result.corpus_hash[:12]}, now "
+            f"{summary.corpus.hash[:12]}); choose another folder or delete this one"
+        )
+    context = summary.context_length
+    costs = account(variant.recipe, (*summary.state_contexts, context))
+    return VariantSummary(
+        name=variant.name,
+        mixer=variant.mixer,
+        overrides=variant.overrides,
+        parameters=result.parameters,
+        feed_forward_width=_feed_forward_width(variant.recipe.model),
+        forward_flops_per_token=costs.forward_flops_per_token[context],
+        training_flops_per_token=costs.training_flops_per_token[context],
+        state_bytes=tuple(costs.state_bytes[each] for each in summary.state_contexts),
+        final_bits=result.final_bits_per_byte,
+        best_bits=result.best_bits_per_byte,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        tokens_per_second=result.tokens_per_second,
+        compile_seconds=result.compile_seconds,
+        graph_breaks=result.graph_breaks,
+        recompiles=result.recompiles,
+        validation=validation_curve(records),
+        training=training_curve(records, summary.corpus),
+        machine=read_machine(folder),
     )
 
 
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown processor"
+def _feed_forward_width(model: DecoderConfig) -> int:
+    """Return the hidden width, which a recipe may leave to the model."""
+    with torch.device("meta"):
+        layer = make_feed_forward(model.feed_forward, model.width, model.feed_forward_width, model.bias)
+    return next(part.in_features for part in layer.children() if isinstance(part, ResidualLinear))
 
 
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:

@@ -1,0 +1,288 @@
+"""The study's own logic around a faked training; the last test trains for real."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from zoo.build import shrink
+from zoo.errors import CheckpointError, ConfigError, CorpusError, TrainingError
+from zoo.recipe import Recipe, load_recipe
+from zoo.study import Study, StudySummary, load_study, run_study
+from zoo.study.machine import describe_machine, read_machine
+from zoo.study.variants import resolve_variants
+from zoo.training import TrainingResult, run_status
+from zoo.training.run import RunFolder
+
+REPORT = [
+    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "state-by-context.png"),
+    *("study.yaml", "summary.csv", "summary.json"),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """Return the path of a recipe that trains in a moment, on a text of its own."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {number} of {number**3}\n" for number in range(2000)))
+    small = shrink(load_recipe("tiny"))
+    training = small.training.replace(steps=3, evaluate_every=2, checkpoint_every=2, log_every=1, warmup_steps=1)
+    small = small.replace(data=small.data.replace(source=str(text)), training=training)
+    path = tmp_path / "small.yaml"
+    path.write_text(small.to_yaml())
+    return str(path)
+
+
+@pytest.fixture
+def study(recipe: str) -> Study:
+    return load_study(recipe)
+
+
+class FakeTraining:
+    """Leaves what training leaves, but for the checkpoints, in no time."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.corpora: set[int] = set()
+        self.fails: dict[str, BaseException] = {}
+
+    def __call__(self, recipe: Recipe, folder: Path, *, corpus, device, progress) -> TrainingResult:
+        self.trained.append(folder.name)
+        self.corpora.add(id(corpus))
+        run = RunFolder(folder)
+        run.claim(recipe)
+        if folder.name in self.fails:
+            raise self.fails[folder.name]
+        lines = []
+        for step in range(4):
+            position = {
+                "step": step,
+                "tokens": step * 256,
+                "flops": step * 10**6,
+                "seconds": step / 10,
+                "loss": 5.0 - step,
+            }
+            lines.append({"kind": "validation", **position, "bits_per_byte": 8.0 - step})
+            lines += [{"kind": "train", **position, "tokens_per_second": 2560.0}] if step else []
+        run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = TrainingResult(
+            folder=folder, parameters=1000, steps=3, tokens=768, flops=3 * 10**6, seconds=0.3, tokens_per_second=2560.0,
+            compile_seconds=1.5, graph_breaks=0, recompiles=0, final_loss=2.0, final_validation_loss=2.0,
+            final_bits_per_byte=5.0, best_bits_per_byte=4.9, corpus_hash=corpus.hash,
+        )  # fmt: skip
+        run.finish(result)
+        return result
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    fake = FakeTraining()
+    monkeypatch.setattr("zoo.study.run.train", fake)
+    return fake
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves the time of drawing."""
+    for module in ("page", "report"):
+        monkeypatch.setattr(f"zoo.study.{module}.render", lambda *arguments: b"<svg/>")
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def test_a_study_leaves_its_report(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    summary = run_study(study, folder, progress=False)
+    assert training.trained == list(study.variants)
+    assert len(training.corpora) == 1
+    assert files_in(folder) == REPORT
+    assert StudySummary.from_json((folder / "summary.json").read_text()) == summary
+    assert Study.from_yaml((folder / "study.yaml").read_text()) == study
+    assert summary.corpus.train_bytes + summary.corpus.validation_bytes == (tmp_path / "text.txt").stat().st_size
+    assert [variant.name for variant in summary.variants] == list(study.variants)
+    assert summary.unfinished == ()
+    for name in ("loss-by-tokens", "state-by-context"):
+        assert imread(BytesIO((folder / f"{name}.png").read_bytes()), format="png").std() > 0.05
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_numbers_of_a_variant(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    summary = run_study(study, tmp_path / "s", progress=False)
+    softmax, _, power, _ = summary.variants
+    assert (softmax.name, softmax.mixer, softmax.overrides) == ("softmax", "softmax", ("mixer=softmax",))
+    assert (softmax.final_bits, softmax.best_bits, softmax.compile_seconds) == (5.0, 4.9, 1.5)
+    assert softmax.validation.bits == (8.0, 7.0, 6.0, 5.0)
+    assert softmax.training.tokens == (256, 512, 768)
+    assert softmax.training.bits[0] == pytest.approx(4 / 0.693147, rel=0.01)
+    assert softmax.training_flops_per_token == 3 * softmax.forward_flops_per_token
+    assert softmax.state_bytes[-1] > 200 * softmax.state_bytes[0]
+    assert len(set(power.state_bytes)) == 1
+    assert softmax.machine == describe_machine()
+    assert softmax.feed_forward_width == resolve_variants(study)[0].recipe.model.feed_forward_width
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_finished_is_not_trained_again(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    first = run_study(study, tmp_path / "s", progress=False)
+    again = run_study(study, tmp_path / "s", progress=False)
+    assert len(training.trained) == 4
+    assert again.replace(date=first.date) == first
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("failure", [TrainingError("step 7: the loss is nan"), KeyboardInterrupt()])
+def test_after_a_failure_the_rest_is_done_by_the_same_call(
+    failure: BaseException, study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    training.fails["power"] = failure
+    message = r"^variant 'power': step 7: the loss is nan$" if isinstance(failure, TrainingError) else None
+    with pytest.raises(type(failure), match=message):
+        run_study(study, tmp_path, progress=False)
+    assert training.trained == ["softmax", "linear", "power"]
+    partial = StudySummary.from_json((tmp_path / "summary.json").read_text())
+    assert partial.unfinished == ("power", "gated-power")
+    assert "Not finished yet: power, gated-power" in (tmp_path / "index.html").read_text()
+    assert run_status(tmp_path / "power") == "unfinished"
+
+    training.fails.clear()
+    assert run_study(study, tmp_path, progress=False).unfinished == ()
+    assert training.trained[3:] == ["power", "gated-power"]
+    assert "Not finished" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_full_disk_leaves_the_report_that_was_there(
+    study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    run_study(study, folder, progress=False)
+    before = {name: (folder / name).read_bytes() for name in REPORT}
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(TrainingError, match=r"study.yaml: cannot be written: No space left on device$"):
+        run_study(study.replace(description="another"), folder, progress=False)
+    assert {name: (folder / name).read_bytes() for name in REPORT} == before
+    assert files_in(folder) == REPORT
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_another_recipe_or_corpus_are_refused_before_training(
+    study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    run_study(study, folder, progress=False)
+    with pytest.raises(CheckpointError, match=r"softmax: holds a run with training.steps=3, not 4"):
+        run_study(study.overridden(["training.steps=4"]), folder, progress=False)
+    with (tmp_path / "text.txt").open("a") as text:
+        text.write("another line\n")
+    with pytest.raises(CheckpointError, match=r"softmax: was trained on another corpus \(sha256 "):
+        run_study(study, folder, progress=False)
+    assert len(training.trained) == 4
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"b": ("mixer=pwoer",)}, r"^variant 'b': overrides: mixer.name: .*did you mean 'power'"),
+        ({"b": ("mixer.p=2",)}, r"^variant 'b': overrides: mixer.p: unknown key"),
+        (
+            {"b": ("training.steps=4",)},
+            r"^variant 'b': training.steps is 4, and 3 in the first variant; data, seed and",
+        ),
+        ({"b": ("training.seed=4",)}, r"^variant 'b': training.seed is 4, and 0 in the first"),
+        ({"b": ("data.source=stdlib",)}, r"^variant 'b': data.source is 'stdlib', and "),
+        ({"b": ("model.width=512", "model.heads=4")}, r"^variant 'b': parameters: "),
+        ({"b": ("mixer=power", "mixer.p=9")}, r"^variant 'b': overrides: mixer.p: "),
+    ],
+)
+def test_a_bad_variant_is_named_before_anything_is_trained(
+    variants: dict[str, tuple[str, ...]], message: str, study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_study(study.replace(variants={"a": ("mixer=softmax",)} | variants), folder, progress=False)
+    assert "\n" not in str(caught.value)
+    assert training.trained == []
+    assert not folder.exists()
+
+
+def test_variants_may_differ_in_what_is_not_budget(study: Study) -> None:
+    variants = {"a": (), "b": ("training.learning_rate=1e-2",), "c": ("hybrid.mixer=power", "hybrid.every=2")}
+    resolved = resolve_variants(study.replace(variants=variants))
+    assert [variant.mixer for variant in resolved] == ["softmax", "softmax", "softmax, power in 1 of 2 layers"]
+
+
+def test_parameters_are_matched(study: Study) -> None:
+    from zoo.accounting import count_parameters
+
+    counts = [count_parameters(variant.recipe).total for variant in resolve_variants(study)]
+    assert max(counts) / counts[0] < 1.01
+    assert min(counts) / counts[0] > 0.99
+
+
+def test_without_matplotlib_nothing_is_trained(
+    study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.study.run.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'mixer-zoo\[plots\]'$"):
+        run_study(study, tmp_path / "s")
+    assert training.trained == []
+
+
+def test_a_corpus_that_is_too_short_is_an_error_before_training(
+    study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("a\nb\n")
+    with pytest.raises(CorpusError):
+        run_study(study, tmp_path / "s")
+    assert training.trained == []
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_learned_positions_limit_the_contexts(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    learned = study.overridden(["model.positions=learned", "model.max_positions=1024"])
+    assert run_study(learned, tmp_path / "s", progress=False).state_contexts == (256, 1024)
+    shorter = study.overridden(["model.positions=learned", "model.max_positions=100"])
+    assert run_study(shorter, tmp_path / "t", progress=False).state_contexts == (100,)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_progress_goes_to_standard_error(
+    study: Study, training: FakeTraining, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for progress in (False, True):
+        run_study(study, tmp_path / "s", progress=progress)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.splitlines() == [
+            f"{name} ({number} of 4): finished before" for number, name in enumerate(study.variants, 1) if progress
+        ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_says_what_it_was_trained_on(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    run_study(study, tmp_path, progress=False)
+    assert read_machine(tmp_path / "softmax") == describe_machine("cpu")
+    assert read_machine(tmp_path) == describe_machine()
+
+
+def test_a_real_study(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    study = load_study(recipe, ["softmax", "power"], ["model.layers=1"])
+    found = run_study(study, folder, progress=False)
+    assert files_in(folder) == REPORT
+    for variant in found.variants:
+        assert variant.graph_breaks == variant.recompiles == 0
+        assert variant.compile_seconds > 0
+        assert variant.tokens == 3 * found.batch_tokens
+        assert len(variant.validation.bits) == 3
+        assert variant.final_bits < variant.validation.bits[0]
+        assert variant.training_flops_per_token * variant.tokens == pytest.approx(variant.validation.flops[-1])

@@ -1,0 +1,131 @@
+"""Running a study: every variant is trained, those that are finished already are not trained again."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+
+from rich.console import Console
+
+from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
+from zoo.errors import ConfigError, TrainingError, ZooError
+from zoo.study.config import Study, study_command
+from zoo.study.machine import describe_machine, write_machine
+from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
+from zoo.study.summary import StudySummary
+from zoo.study.variants import Variant, resolve_variants
+from zoo.training import ProgressReporter, make_progress, run_status, train
+from zoo.training.files import replace_file, writing
+
+__all__ = ["run_study"]
+
+_STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
+
+
+def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
+    """Train the variants of a study that are not finished yet and write what all of them came to.
+
+    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, `summary.csv`, the plots as
+    PNG files and `index.html`. Everything is checked before anything is trained. If a variant fails, or at Ctrl-C, the
+    study ends with a report of what is finished; the same call goes on from there.
+
+    Args:
+        study: what to compare.
+        folder: made if missing.
+        device: by default a GPU if there is one, else the CPU.
+        progress: show a bar for each variant on standard error.
+
+    Raises:
+        ConfigError: a variant is not valid or not comparable, or matplotlib is not installed.
+        CheckpointError: a variant's folder holds the run of another recipe or corpus.
+        CorpusError: the corpus cannot be loaded or is too short.
+        TrainingError: training of a variant cannot go on, or a file cannot be written.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("a study's plots need matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
+    variants = resolve_variants(study)
+    unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
+    corpus = load_corpus(variants[0].recipe.data)
+    summary = _collect(_describe(study, variants, corpus), variants, folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "study.yaml", summary.study_yaml.encode())
+    console = Console(stderr=True, quiet=not progress)
+    try:
+        for number, variant in enumerate(variants, 1):
+            title = f"{variant.name} ({number} of {len(variants)})"
+            if variant in unfinished:
+                _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
+            else:
+                console.print(f"{title}: finished before", markup=False, highlight=False)
+    except BaseException:
+        with suppress(TrainingError):  # a disk may be too full for the report too; what stopped the study is told
+            _report(summary, variants, folder)
+        raise
+    return _report(summary, variants, folder)
+
+
+def _report(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
+    """Write and return the summary of what is finished by now; nothing is written if that is nothing."""
+    from zoo.study.report import write_report  # needs matplotlib, which is optional
+
+    summary = _collect(summary, variants, folder)
+    if summary.variants:
+        write_report(summary, folder)
+    return summary
+
+
+def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> StudySummary:
+    """Return the summary of a study of which nothing is finished."""
+    recipe = variants[0].recipe
+    training = recipe.training
+    batches = validation_batches(
+        corpus.validation, training.batch_size, training.context_length, training.evaluation_tokens
+    )
+    limit = min(
+        each.recipe.model.max_positions if each.recipe.model.positions == "learned" else inf for each in variants
+    )
+    return StudySummary(
+        name=study.name,
+        description=study.description,
+        recipe=study.recipe,
+        study_yaml=study.to_yaml(),
+        command=study_command(study),
+        date=_now(),
+        unit=loss_unit(recipe.data),
+        steps=training.steps,
+        context_length=training.context_length,
+        batch_tokens=training.tokens_per_step,
+        seed=training.seed,
+        corpus=describe_corpus(corpus, recipe.data),
+        bigram_bits=bigram_bits_per_byte(corpus.train, batches, corpus.tokenizer),
+        state_contexts=tuple(context for context in _STATE_CONTEXTS if context <= limit) or (int(limit),),
+        planned=tuple(variant.name for variant in variants),
+        variants=(),
+    )
+
+
+def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
+    """Return the summary with every variant that is finished by now."""
+    finished = (
+        summarise_variant(variant, folder / variant.name, summary)
+        for variant in variants
+        if run_status(folder / variant.name) == "finished"
+    )
+    return summary.replace(variants=tuple(finished), date=_now())
+
+
+def _train(variant: Variant, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_machine(folder, describe_machine(device))
+    try:
+        train(variant.recipe, folder, corpus=corpus, device=device, progress=progress)
+    except ZooError as error:
+        raise TrainingError(f"variant {variant.name!r}: {error}") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

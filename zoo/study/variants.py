@@ -1,0 +1,64 @@
+"""From a study to the recipes of its variants: resolved, checked to be comparable, and of equal size."""
+
+from dataclasses import dataclass
+
+from zoo.accounting import count_parameters, match_parameters
+from zoo.errors import ConfigError
+from zoo.recipe import Recipe, load_recipe
+from zoo.study.config import Study
+
+__all__ = ["Variant", "resolve_variants"]
+
+_BUDGET = ("context_length", "batch_size", "accumulate", "steps", "evaluation_tokens", "seed")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model to train."""
+
+    name: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    """With the feed-forward width that gives it as many parameters as the first variant has, within 1%."""
+
+    @property
+    def mixer(self) -> str:
+        """What mixes over time, in words."""
+        hybrid = self.recipe.hybrid
+        if hybrid is None:
+            return self.recipe.mixer.name
+        return f"{self.recipe.mixer.name}, {hybrid.mixer.name} in 1 of {hybrid.every} layers"
+
+
+def resolve_variants(study: Study) -> list[Variant]:
+    """Return the variants of a study, in its order, every one of them checked.
+
+    Raises:
+        ConfigError: a variant is not a valid recipe, cannot be given the first one's number of parameters, or differs
+            from it in data, seed or budget. The line names the variant.
+    """
+    variants: list[Variant] = []
+    target = 0
+    for name, overrides in study.variants.items():
+        try:
+            recipe = load_recipe(study.recipe, (*study.overrides, *overrides))
+            if variants:
+                recipe = match_parameters(recipe, target)
+                _check_comparable(recipe, variants[0].recipe)
+            else:
+                target = count_parameters(recipe).total
+        except ConfigError as error:
+            raise ConfigError(f"variant {name!r}: {error}") from error
+        variants.append(Variant(name, overrides, recipe))
+    return variants
+
+
+def _check_comparable(recipe: Recipe, first: Recipe) -> None:
+    for section, keys in (("data", list(type(recipe.data).model_fields)), ("training", _BUDGET)):
+        for key in keys:
+            own, others = getattr(getattr(recipe, section), key), getattr(getattr(first, section), key)
+            if own != others:
+                raise ConfigError(
+                    f"{section}.{key} is {own!r}, and {others!r} in the first variant; data, seed and budget are the "
+                    "same in all variants of a study"
+                )
