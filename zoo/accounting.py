@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.build import build
+from zoo.builder import build
 from zoo.errors import ConfigError
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
