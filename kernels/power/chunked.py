@@ -172,7 +172,7 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
     if chunk_size:
         return chunk_size
     D = state_size(K, p)
-    C = min(1024, max(128, 1 << (D.bit_length() - 2)))  # between a quarter and a half of D
+    C = min(1024, 1 << max(7, D.bit_length() - 2))  # between a quarter and a half of D, from 128 on
     alone = 128 if C == 128 else min(1024, 2 * C)
     return alone if alone >= T else C
 
