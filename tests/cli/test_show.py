@@ -1,0 +1,64 @@
+"""`zoo list` and `zoo show`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from zoo.mixers import mixers
+from zoo.recipe import Recipe, available_recipes, load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_list_names_everything(zoo: Callable[..., Result]) -> None:
+    result = zoo("list")
+    assert result.exit_code == 0
+    words = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    assert {*available_recipes(), *mixers, "four-mixers"} <= words.keys()
+    assert "124,439,808" in words["gpt2-124m"]
+
+
+def test_show_says_positions_and_exact_parameters(zoo: Callable[..., Result]) -> None:
+    learned, rotary = zoo("show", "gpt2-124m").stdout, zoo("show", "gpt2-124m-rotary").stdout
+    assert "learned, 1,024" in learned
+    assert "124,439,808" in learned
+    assert "786,432" in learned
+    assert "4,096" not in learned
+    assert "rotary, base 10,000" in rotary
+    assert "123,653,376" in rotary
+    for context in ("1,024", "4,096", "16,384", "65,536", "1,048,576"):
+        assert context in rotary
+
+
+def test_show_takes_overrides(zoo: Callable[..., Result]) -> None:
+    output = zoo("show", "hybrid-124m", "mixer=power", "mixer.p=3", "--dtype", "bfloat16").stdout
+    assert "power (p=3) in 9 layers, softmax in 3 layers" in output
+    short = zoo("show", "gpt2-124m", "model.max_positions=512", "training.context_length=512").stdout
+    assert "  512  " in short
+    assert "  1,024  " not in short
+
+
+def test_show_yaml_is_the_whole_recipe(zoo: Callable[..., Result], tmp_path: Path) -> None:
+    result = zoo("show", "tiny", "mixer=gated-power", "mixer.p=4", "--yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(result.stdout)
+    assert load_recipe(path) == load_recipe("tiny", ["mixer=gated-power", "mixer.p=4"])
+    assert Recipe.from_yaml(result.stdout).to_yaml() == result.stdout
+    assert zoo("show", path, "--yaml").stdout == result.stdout
+
+
+def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert refused("show", "tinny") == "unknown recipe 'tinny' (did you mean 'tiny'?)"
+    assert refused("show", "tiny", "mixer=powr").endswith("got 'powr' (did you mean 'power'?)")
+    assert refused("show", "tiny", "steps=3") == "overrides: steps: unknown key (did you mean 'training.steps'?)"
+    assert refused("show", "tiny", "mixer").startswith("override 'mixer': must look like key=value")
+    assert refused("show", tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such file"
+    assert "divide the 4 query heads" in refused("show", "tiny", "mixer.key_value_heads=3")
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: bad\nmodel: !!python/object/apply:os.system ['true']")
+    assert refused("show", path).startswith(f"{path}, line 2: could not determine a constructor")
