@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from zoo.build import build, shrink
+from zoo.builder import build, shrink
 from zoo.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from zoo.recipe import load_recipe
 from zoo.training import (

@@ -51,7 +51,7 @@ def train(
             be written, for example on a full disk; or another process is training in the folder.
     """
     # The recipe contains TrainingConfig, so its modules import this package.
-    from zoo.build import build
+    from zoo.builder import build
 
     run = RunFolder(Path(folder))
     if run.status() != "missing":

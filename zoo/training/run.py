@@ -137,7 +137,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
         CheckpointError: there is no run or no checkpoint yet, or it is damaged or of another model.
     """
     # The recipe contains TrainingConfig, so its module imports this package.
-    from zoo.build import build
+    from zoo.builder import build
     from zoo.recipe import Recipe
 
     run = RunFolder(Path(folder))
