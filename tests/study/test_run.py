@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from zoo.build import shrink
-from zoo.errors import CheckpointError, ConfigError, CorpusError, TrainingError
+from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.study import Study, StudySummary, load_study, run_study
 from zoo.study.machine import describe_machine, read_machine
@@ -234,6 +234,16 @@ def test_without_matplotlib_nothing_is_trained(
     with pytest.raises(ConfigError, match=r"pip install 'mixer-zoo\[plots\]'$"):
         run_study(study, tmp_path / "s")
     assert training.trained == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_an_unknown_device_is_an_error_before_training(
+    device: str, study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"^device: must be one .*, got '{device}'$"):
+        run_study(study, tmp_path / "s", device=device)
+    assert training.trained == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_corpus_that_is_too_short_is_an_error_before_training(

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from zoo.config import load_yaml
+from zoo.errors import InputError
 from zoo.study.summary import Machine
-from zoo.training.files import replace_file
+from zoo.training.files import replace_file, writing
 
 __all__ = ["describe_machine", "read_machine", "write_machine"]
 
@@ -16,8 +17,17 @@ _FILE = "machine.yaml"
 
 
 def describe_machine(device: str | None = None) -> Machine:
-    """Name the versions and the hardware that training uses, on `device` or where it is by default."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Name the versions and the hardware that training uses, on `device` or where it is by default.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise InputError(f"device: must be one such as 'cpu' or 'cuda', got {device!r}") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: must be one that torch finds here, got {device!r}")
     return Machine(
         zoo=version("mixer-zoo"),
         torch=str(torch.__version__),
@@ -28,11 +38,13 @@ def describe_machine(device: str | None = None) -> Machine:
 
 
 def write_machine(folder: Path, machine: Machine) -> None:
-    """Write into a run's folder what it is trained on.
+    """Write into a run's folder, made if missing, what it is trained on.
 
     Raises:
         TrainingError: the file cannot be written.
     """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / _FILE, machine.to_yaml().encode())
 
 

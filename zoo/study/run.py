@@ -39,12 +39,14 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
 
     Raises:
         ConfigError: a variant is not valid or not comparable, or matplotlib is not installed.
+        InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
         TrainingError: training of a variant cannot go on, or a file cannot be written.
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("a study's plots need matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
+    machine = describe_machine(device)
     variants = resolve_variants(study)
     unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
     corpus = load_corpus(variants[0].recipe.data)
@@ -57,6 +59,7 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         for number, variant in enumerate(variants, 1):
             title = f"{variant.name} ({number} of {len(variants)})"
             if variant in unfinished:
+                write_machine(folder / variant.name, machine)
                 _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
             else:
                 console.print(f"{title}: finished before", markup=False, highlight=False)
@@ -118,9 +121,6 @@ def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -
 
 
 def _train(variant: Variant, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_machine(folder, describe_machine(device))
     try:
         train(variant.recipe, folder, corpus=corpus, device=device, progress=progress)
     except ZooError as error:
