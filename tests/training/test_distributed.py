@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zoo.data import Batch
+from zoo.errors import InputError
 from zoo.recipe import load_recipe
 from zoo.training import read_metrics
 from zoo.training.distributed import Processes, join_processes
@@ -33,6 +34,12 @@ def test_alone_without_torchrun(monkeypatch):
         processes.barrier()
         values = torch.arange(3.0)
         assert processes.mean(values) is values
+
+
+@pytest.mark.parametrize(("name", "line"), [("abacus", "must be one such as 'cpu'"), ("cuda:99", "is not on this")])
+def test_a_device_that_is_not_there_is_one_line(name, line):
+    with pytest.raises(InputError, match=f"^device: .*{line}"), join_processes(name):
+        pass
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])

@@ -47,6 +47,7 @@ def train(
         CheckpointError: the folder holds the run of another recipe or corpus, or its checkpoints are damaged.
         ConfigError: the model's vocabulary is smaller than the corpus's.
         CorpusError: the corpus cannot be loaded or is too short.
+        InputError: there is no such device.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
             be written, for example on a full disk; or another process is training in the folder.
     """

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from zoo.data import Batch
+from zoo.errors import InputError
 
 __all__ = ["Processes", "blocks_of", "join_processes", "shard"]
 
@@ -64,9 +65,12 @@ def join_processes(device: torch.device | str | None = None) -> Iterator[Process
 
     Args:
         device: where this process computes; by default the GPU that is its own, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = torch.device(device) if device is not None else _default_device()
+    chosen = _own_device(device)
     if count == 1:
         yield Processes(chosen)
         return
@@ -98,7 +102,17 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def _default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+def _own_device(name: torch.device | str | None) -> torch.device:
+    """Return the device of that name, of several GPUs the one that is this process's."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name is None:
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: must be one such as 'cpu' or 'cuda:0', got {name!r}") from None
+    if device.type == "cuda":
+        device = torch.device("cuda", local if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"device: {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs")
+    return device
