@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "zoo.build": ("build", "shrink"),
+    "zoo.builder": ("build", "shrink"),
     "zoo.errors": ("CheckpointError", "ConfigError", "CorpusError", "InputError", "TrainingError", "ZooError"),
     "zoo.generation": ("generate",),
     "zoo.kernels.power": (
@@ -38,8 +38,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
-    from zoo.build import build as build
-    from zoo.build import shrink as shrink
+    from zoo.builder import build as build
+    from zoo.builder import shrink as shrink
     from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError, ZooError
     from zoo.generation import generate
     from zoo.kernels.power import (

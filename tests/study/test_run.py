@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from zoo.build import shrink
+from zoo.builder import shrink
 from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.study import Study, StudySummary, load_study, run_study
