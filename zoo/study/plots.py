@@ -117,8 +117,8 @@ def _loss_range(summary: StudySummary) -> tuple[float, float]:
     """Return limits that show the differences at the end, rather than the fall from the first step's loss."""
     highest = max(summary.bigram_bits, *(variant.final_bits for variant in summary.variants))
     lowest = min(summary.bigram_bits, *(variant.best_bits for variant in summary.variants))
-    margin = 0.06 * (highest - lowest) or 0.1
-    return lowest - margin, highest + 3 * margin
+    span = highest - lowest or 1.0
+    return lowest - 0.06 * span, highest + 0.3 * span
 
 
 def _fill_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:

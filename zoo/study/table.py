@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -80,9 +81,8 @@ def columns(summary: StudySummary) -> list[Column]:
         ),
         Column(
             "compile time",
-            "of torch.compile",
+            "of torch.compile; the variant trained first also waits for the compiler itself to start",
             lambda variant: duration(variant.compile_seconds),
-            lambda variant: variant.compile_seconds,
         ),
         Column(
             "graph breaks",
@@ -136,11 +136,12 @@ def _parameters(summary: StudySummary, variant: VariantSummary) -> str:
 def print_summary(summary: StudySummary, page: Path, console: Console | None = None) -> None:
     """Print the table of a study and where its page is; readable from 100 characters' width on."""
     console = console or Console()
-    table = Table(title=escape(summary.name), title_justify="left", title_style="bold")
-    table.add_column("variant", overflow="fold")
+    table = Table(title=escape(summary.name), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("variant", no_wrap=True)
     chosen = short_columns(summary)
     for column in chosen:
-        table.add_column(column.heading, justify="right")
+        longest_word = max(map(len, column.heading.split()))
+        table.add_column(column.heading, justify="right", min_width=longest_word)
     for variant in summary.variants:
         cells = [_cell(column, variant, summary) for column in chosen]
         table.add_row(escape(variant.name), *cells)
