@@ -31,19 +31,19 @@ __all__ = ["Gradients", "backward", "forward", "resolve_chunk_size"]
 
 # exp(-800) is zero in float64 too, and sums of it over a chunk stay exact to 1e-10 in float64, so it stands for -inf.
 _FORGET = -800.0
-# Elements of a batch block's weights: 2 MiB in float32, so that passes over them stay in cache.
-_BLOCK_ELEMENTS = 2**19
+# Elements of a batch block's weights: 1 MiB in float32, so that passes over them stay in cache.
+_BLOCK_ELEMENTS = 2**18
 
 
 class Gradients(NamedTuple):
-    """Gradients of `forward`'s inputs; `log_g` is None where there are no gates."""
+    """Gradients of `forward`'s inputs, None for absent ones."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     log_g: Tensor | None
-    S: Tensor
-    z: Tensor
+    S: Tensor | None
+    z: Tensor | None
 
 
 class _Decay(NamedTuple):
@@ -249,8 +249,10 @@ def backward(
             scan.dtotal[block, -1] += along.view(-1, problem.heads.state)
         scan.backwards(block, dstate, carries=has_state_gradient, to_the_start=S is not None)
     dlog_g = None if log_g is None else _gate_gradient(scan.dtotal, log_g, problem.heads)
-    dstates = problem.join_state(None, None) if dstates is None else dstates.mul_(problem.multiplicities)
-    return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), dlog_g, *problem.split_state(dstates))
+    dS_in, dz_in = None, None
+    if S is not None and dstates is not None:
+        dS_in, dz_in = problem.split_state(dstates.mul_(problem.multiplicities))
+    return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), dlog_g, dS_in, dz_in)
 
 
 class _Backward:
@@ -297,18 +299,19 @@ class _Backward:
             decay, dy = problem.decay(block, tokens), self.output_gradient(block, tokens)
             weights = problem.scores(queries, keys)
             dscores = torch.bmm(values.mT, dy, out=workspace("dscores", *weights.shape))
-            if p > 1:
-                lower = torch.pow(weights, p - 1, out=workspace("lower", *weights.shape))
-                weights.mul_(lower)
-                dscores.mul_(lower.mul_(p))
             causal_decay = problem.causal_decay(decay)
-            problem.multiply(weights, causal_decay)
             problem.multiply(dscores, causal_decay)
-            self.add_key_gradients(block, tokens, keys, queries @ dscores.mT, dy @ weights.mT, first=True)
+            if p == 2:
+                dscores.mul_(weights)
+            elif p > 2:
+                dscores.mul_(torch.pow(weights, p - 1, out=workspace("lower", *weights.shape)))
+            problem.multiply(weights.pow_(p), causal_decay)
+            dkeys = (queries @ dscores.mT).mul_(p)
+            self.add_key_gradients(block, tokens, keys, dkeys, dy @ weights.mT, first=True)
             dqueries = torch.zeros_like(queries)
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
-            dqueries.baddbmm_(keys, dscores)
+            dqueries.baddbmm_(keys, dscores, alpha=p)
             if not self.normalized:
                 along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
                 self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
