@@ -11,6 +11,7 @@ from zoo.builder import shrink
 from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.study import Study, StudySummary, load_study, run_study
+from zoo.study.config import DEFAULT_MIXERS
 from zoo.study.machine import describe_machine, read_machine
 from zoo.study.variants import resolve_variants
 from zoo.training import TrainingResult, run_status
@@ -284,11 +285,13 @@ def test_a_run_says_what_it_was_trained_on(study: Study, training: FakeTraining,
     assert read_machine(tmp_path) == describe_machine()
 
 
-def test_a_real_study(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixers", [["power"], pytest.param(list(DEFAULT_MIXERS), marks=pytest.mark.slow)])
+def test_a_real_study(mixers: list[str], recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "real"
-    study = load_study(recipe, ["softmax", "power"], ["model.layers=1"])
+    study = load_study(recipe, mixers, ["model.layers=1"])
     found = run_study(study, folder, progress=False)
     assert files_in(folder) == REPORT
+    assert [variant.name for variant in found.variants] == mixers
     for variant in found.variants:
         assert variant.graph_breaks == variant.recompiles == 0
         assert variant.compile_seconds > 0
