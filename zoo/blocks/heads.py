@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import LayerContext
-from zoo.blocks.norms import RMSNorm
+from zoo.blocks.norms import HeadNorm
 from zoo.blocks.rotary import rotary_table, rotate
 from zoo.config import Config
 from zoo.errors import ConfigError
@@ -88,8 +88,8 @@ class QueryKeyValue(nn.Module):
             raise ConfigError(f"head_width: rotary embedding needs an even width, got {heads.width}")
         self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
         normed = config.query_key_norm
-        self.query_norm = RMSNorm(heads.width, context.norm_eps) if normed else nn.Identity()
-        self.key_norm = RMSNorm(heads.width, context.norm_eps) if normed else nn.Identity()
+        self.query_norm = HeadNorm(heads.query, heads.width, context.norm_eps) if normed else nn.Identity()
+        self.key_norm = HeadNorm(heads.key_value, heads.width, context.norm_eps) if normed else nn.Identity()
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place."""
@@ -113,7 +113,7 @@ class HeadOutput(nn.Module):
 
     def __init__(self, context: LayerContext, heads: HeadShape, norm: bool) -> None:
         super().__init__()
-        self.norm = RMSNorm(heads.width, context.norm_eps) if norm else nn.Identity()
+        self.norm = HeadNorm(heads.query, heads.width, context.norm_eps) if norm else nn.Identity()
         self.projection = ResidualLinear(heads.query * heads.width, context.width, context.bias)
 
     def forward(self, o: Tensor) -> Tensor:

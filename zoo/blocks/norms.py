@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NormName", "RMSNorm", "make_norm"]
+__all__ = ["HeadNorm", "NormName", "RMSNorm", "make_norm"]
 
 NormName = Literal["layernorm", "rmsnorm"]
 
@@ -23,6 +23,26 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
         return F.rms_norm(wide, self.normalized_shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm over the width of every head of `[..., H, K]`, each with a weight of its own, as in RetNet.
+
+    Computed in the wider of the input's and the weight's dtype; output in the input's.
+    """
+
+    def __init__(self, heads: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        return (F.rms_norm(wide, x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+    def initialize(self, std: float) -> None:
+        """Start at one, whatever `std` other weights have."""
+        nn.init.ones_(self.weight)
 
 
 def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:

@@ -1,0 +1,211 @@
+"""Generation against the full forward pass, for every mixer, compiled or not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.generation import compile_decoder, generate, generate_tokens
+from zoo.mixers import mixers
+from zoo.models import Decoder, DecoderConfig
+
+HYBRID = ("gated-power", "softmax")
+every_mixer = pytest.mark.parametrize("names", [*((name, name) for name in mixers), HYBRID], ids="-".join)
+
+
+def build(names: Sequence[str] = HYBRID, positions: str = "learned", vocab_size: int = 257) -> Decoder:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        vocab_size=vocab_size,
+        width=32,
+        layers=len(names),
+        heads=4,
+        key_value_heads=2,
+        max_positions=48,
+        positions=positions,
+        initializer_range=0.3,
+    )
+    return Decoder(config, [mixers[name].config() for name in names])
+
+
+def prompts() -> tuple[Tensor, Tensor]:
+    """Return three prompts of different lengths, and the lengths."""
+    torch.manual_seed(1)
+    return torch.randint(0, 257, (3, 9)), torch.tensor([9, 1, 5])
+
+
+@torch.no_grad()
+def greedy_by_forward(model: Decoder, prompt: Tensor, count: int) -> Tensor:
+    """Run the whole sequence anew for every token."""
+    tokens = prompt[None]
+    for _ in range(count):
+        tokens = torch.cat((tokens, model(tokens).logits[:, -1:].argmax(-1)), dim=1)
+    return tokens[0, len(prompt) :]
+
+
+@every_mixer
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_greedy_tokens_are_those_of_the_full_forward(names: Sequence[str], positions: str) -> None:
+    model, (tokens, lengths) = build(names, positions), prompts()
+    new = generate_tokens(model, tokens, 20, lengths=lengths)
+    for row, prompt, length in zip(new, tokens, lengths, strict=True):
+        assert torch.equal(row, greedy_by_forward(model, prompt[:length], 20))
+
+
+@every_mixer
+def test_texts_side_by_side_are_texts_alone(names: Sequence[str]) -> None:
+    model, texts = build(names), ["def f(x):", "", "größer"]
+    assert generate(model, texts, 12) == [generate(model, text, 12) for text in texts]
+
+
+@pytest.mark.parametrize("name", mixers)
+def test_compiled_generation_is_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    model, (tokens, lengths) = build([name]), prompts()
+    compiled = compile_decoder(torch.compile(model), backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(
+            generate_tokens(compiled, tokens, 8, lengths=lengths), generate_tokens(model, tokens, 8, lengths=lengths)
+        )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "gated-power" else pytest.mark.slow) for name in mixers]
+)
+def test_generation_through_inductor_is_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    model, texts = build([name]), ["def f(x):", "", "größer"]
+    assert generate(compile_decoder(model), texts, 12) == generate(model, texts, 12)
+
+
+def test_a_seed_repeats_a_sample() -> None:
+    model, (tokens, lengths) = build(), prompts()
+    first, again, other = (
+        generate_tokens(model, tokens, 12, lengths=lengths, temperature=1.0, seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+class Fixed(Decoder):
+    """A model whose logits are the logarithms of fixed probabilities."""
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        config = DecoderConfig(vocab_size=len(probabilities), width=2, layers=1, heads=1)
+        super().__init__(config, [mixers["linear"].config()])
+        self.logits = torch.tensor(probabilities).log()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.logits.expand(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": 1.0}, [0.1, 0.4, 0.2, 0.3]),
+        ({"temperature": 1.0, "top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
+        ({"temperature": 1.0, "top_p": 0.75}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"temperature": 1.0, "top_p": 1e-9}, [0, 1, 0, 0]),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.7}, [0, 4 / 7, 0, 3 / 7]),
+        ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+        ({"temperature": 1e-3}, [0, 1, 0, 0]),
+        ({}, [0, 1, 0, 0]),
+    ],
+)
+def test_samples_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
+    chosen = generate_tokens(Fixed([0.1, 0.4, 0.2, 0.3]), torch.zeros(4000, 1).long(), 1, seed=0, **options)
+    torch.testing.assert_close(
+        chosen[:, 0].bincount(minlength=4) / 4000, torch.tensor(expected, dtype=torch.float32), atol=0.03, rtol=0
+    )
+
+
+class Spelling:
+    """A tokenizer of four letters and, for id 4, no letter at all."""
+
+    vocab_size = 5
+    separator: int | None = 4
+    byte_lengths = np.array([1, 1, 1, 1, 0])
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        return np.array(["abcd".index(letter) for letter in str(text)], dtype=np.int64)
+
+    def decode(self, ids: Any) -> str:
+        return "".join("abcd"[token] for token in ids if token != self.separator)
+
+
+class Counting(Decoder):
+    """A model whose next token is always the one after the last in `0 1 2 ... vocab - 1 0 1`."""
+
+    def __init__(self, vocab_size: int) -> None:
+        config = DecoderConfig(vocab_size=vocab_size, width=vocab_size, layers=1, heads=1, positions="none", bias=False)
+        super().__init__(config, [mixers["linear"].config()])
+        torch.nn.init.eye_(self.token_embedding.weight)
+        for block in self.blocks:
+            for parameter in block.parameters():
+                torch.nn.init.zeros_(parameter)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return super()._logits(x).roll(1, dims=-1)
+
+
+def test_texts_end_with_their_document_and_at_stops() -> None:
+    model, spelling = Counting(5), Spelling()
+    assert generate(model, "a", 3, tokenizer=spelling) == "bcd"
+    assert generate(model, "a", 10, tokenizer=spelling) == "bcd"  # the model ends the document after d
+    assert generate(model, ["b", "d", "a"], 10, tokenizer=spelling) == ["cd", "", "bcd"]
+    assert generate(model, "", 10, tokenizer=spelling) == "abcd"  # the separator alone is the prompt
+    assert generate(model, "a", 10, tokenizer=spelling, stop="cd") == "b"
+    assert generate(model, ["a", "b"], 10, tokenizer=spelling, stop=["d", "c"]) == ["b", ""]
+    assert generate(model, [], 10, tokenizer=spelling) == []
+    assert generate(model, "a", 0, tokenizer=spelling) == ""
+
+
+def test_a_stop_saves_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, taken = Counting(5), []
+    step = model.step
+    monkeypatch.setattr(model, "step", lambda tokens, state: (taken.append(1), step(tokens, state))[1])
+    assert generate(model, ["a", "b"], 1000, tokenizer=Spelling(), stop="d") == ["bc", "c"]
+    assert len(taken) == 2
+
+
+def test_bad_input_is_named() -> None:
+    model, (tokens, _) = build(), prompts()
+    unmarked = Spelling()
+    unmarked.separator = None
+    calls: list[tuple[str, Any]] = [
+        (r"temperature: expected a number from 0 on, was -1", lambda: generate(model, "a", temperature=-1)),
+        (r"top_k: expected at least 1, was 0", lambda: generate(model, "a", temperature=1.0, top_k=0)),
+        (r"top_p: expected above 0 and at most 1, was 1.5", lambda: generate(model, "a", temperature=1.0, top_p=1.5)),
+        (r"max_new_tokens: expected 0 or more, was -3", lambda: generate(model, "a", -3)),
+        (
+            r"max_new_tokens: prompt and new tokens need 49 positions, the model has 48",
+            lambda: generate(model, "a", 48),
+        ),
+        (r"tokenizer: needed for a model of 5 tokens; bytes are 257", lambda: generate(Counting(5), "a")),
+        (
+            r"tokenizer: has 5 tokens, the model only 4",
+            lambda: generate(Counting(4), "a", tokenizer=Spelling()),
+        ),
+        (
+            r"prompt: expected at least one token, was empty",
+            lambda: generate(Counting(5), ["a", ""], tokenizer=unmarked),
+        ),
+        (r"tokens: expected \[B, T\], was \[9\]", lambda: generate_tokens(model, tokens[0])),
+        (
+            r"lengths: expected a number from 1 to 9 for each of 3 prompts, was \[0, 1, 2\]",
+            lambda: generate_tokens(model, tokens, lengths=torch.arange(3)),
+        ),
+    ]
+    for message, call in calls:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_as_many_tokens_as_positions_fit() -> None:
+    model = build()
+    assert generate_tokens(model, torch.zeros(1, 8).long(), 41).shape == (1, 41)
+    assert generate_tokens(model, torch.zeros(2, 8).long(), 0).shape == (2, 0)
