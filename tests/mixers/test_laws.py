@@ -105,8 +105,7 @@ def test_a_step_is_a_forward_of_one_token_in_place(variant: str, prompt: int, st
 
     _, state = mixer(x[:, :prompt], mixer.init_state(2, max_len=T), True, resets=resets[:, :prompt])
     addresses, size = [part.data_ptr() for part in state], state_bytes(state)
-    with torch.no_grad():
-        y = torch.stack([mixer.step(x[:, t], state) for t in range(prompt, T)], dim=1)
+    y = torch.stack([mixer.step(x[:, t], state) for t in range(prompt, T)], dim=1)
 
     torch.testing.assert_close(y, whole[:, prompt:])
     same_state(state, last)
@@ -230,8 +229,7 @@ def test_half_precision_stays_near(variant: str, how: str) -> None:
     with torch.autocast("cpu", half, enabled=how == "autocast"):
         y = mixer(x).y
         _, state = mixer(x[:, :7], mixer.init_state(2, max_len=12), True)
-        with torch.no_grad():
-            stepped = torch.stack([mixer.step(x[:, t], state) for t in range(7, 12)], dim=1)
+        stepped = torch.stack([mixer.step(x[:, t], state) for t in range(7, 12)], dim=1)
 
     assert y.dtype == stepped.dtype == half
     for got, wanted in ((y, exact), (stepped, exact[:, 7:])):
@@ -239,13 +237,16 @@ def test_half_precision_stays_near(variant: str, how: str) -> None:
 
 
 @every_variant
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_steps_run_without_gradients(variant: str, mode: Any) -> None:
     mixer = build(variant, 0)
     with mode():
         state = mixer.init_state(2, max_len=3)
         for token in inputs(3, 2):
-            assert mixer.step(token, state).isfinite().all()
+            y = mixer.step(token, state)
+            assert y.isfinite().all()
+            assert not y.requires_grad
+    assert not any(part.requires_grad for part in state)
     assert state.position.tolist() == [3, 3]
 
 

@@ -251,3 +251,15 @@ def test_padding_may_reach_beyond_learned_positions() -> None:
     _, state = model(torch.zeros(1, 60, dtype=torch.int64), None, True)
     _, state = model(torch.zeros(1, 30, dtype=torch.int64), state, True, lengths=torch.tensor([4]))
     assert state.position.tolist() == [64]
+
+
+@every_mixer
+def test_every_tensor_is_made_on_the_device_of_the_tokens(names: Sequence[str]) -> None:
+    model = build(names).to("meta")
+    tokens = torch.zeros(2, 7, dtype=torch.int64, device="meta")
+    lengths, resets = tokens[:, 0], tokens > 0
+    model(tokens, None, True, lengths=lengths, resets=resets).logits.sum().backward()
+    _, state = model(tokens, model.init_state(2, max_len=9), True, lengths=lengths, resets=resets)
+    logits, state = model.prefill(tokens, state, lengths)
+    assert model.step(tokens[:, 0], state).shape == logits.shape == (2, 37)
+    assert {part.device.type for layer in state.layers for part in layer} == {"meta"}

@@ -35,7 +35,7 @@ class RetentionGate(nn.Linear):
     """
 
     def __init__(self, width: int, heads: int, retention: tuple[float, float]) -> None:
-        self.retention = retention  # nn.Linear draws its parameters while it is built
+        self.retention = retention  # before nn.Linear draws its parameters
         super().__init__(width, heads)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,6 +43,10 @@ class RetentionGate(nn.Linear):
         logits = F.linear(x, self.weight)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return F.logsigmoid(logits.to(dtype) + self.bias.to(dtype))
+
+    def reset_parameters(self) -> None:
+        """Start as in a model with the usual range."""
+        self.initialize(std=0.02)
 
     def initialize(self, std: float) -> None:
         """Draw the weight from N(0, std) and spread the bias."""

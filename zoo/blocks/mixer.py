@@ -79,7 +79,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x: Tensor, state: Any) -> Tensor:
-        """Mix one token `x [B, M]` into `[B, M]`, writing the state's buffers in place. Keeps no gradients."""
+        """Mix one token `x [B, M]` into `[B, M]`, writing the state's buffers in place; runs without gradients."""
 
     @abstractmethod
     def flops(self, tokens: int) -> int:

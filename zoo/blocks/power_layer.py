@@ -112,6 +112,7 @@ class PowerLayer(Mixer):
         past = init_power_state(batch_size, heads, width, width, self.p, device=device, dtype=dtype)
         return PowerLayerState(*past, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
+    @torch.no_grad()
     def step(self, x: Tensor, state: PowerLayerState) -> Tensor:
         position, past = _split(state, x)
         q, k, v = self.input.token(x, position)

@@ -49,22 +49,17 @@ class SlidingWindow(Mixer):
         resets: Tensor | None = None,
     ) -> MixerOutput:
         check_sequence(x, lengths, resets)
-        fresh = state is None
-        if state is None:
-            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
-        self._check(state, x)
-        positions = token_positions(None if fresh else state.position, x.shape[1], x.device)
+        past = self.init_state(x.shape[0], device=x.device) if state is None else state
+        self._check(past, x)
+        positions = token_positions(None if state is None else state.position, x.shape[1], x.device)
         q, k, v = self.input(x, positions)
-        starts = document_starts(positions, state.start, resets, lengths)
+        starts = document_starts(positions, past.start, resets, lengths)
 
-        first = (
-            starts[:, 1:] - state.position[:, None]
-        )  # the first token that each token sees, counted from this call's
-        if fresh and resets is None:
-            first = first[:1]  # the same in every row
-        o = banded_attention(q, k, v, state, first, self.window)
-        after = append(state, k, v, lengths)._replace(start=starts[:, -1]) if return_state else None
-        return MixerOutput(self.output(o), after)
+        first_seen = starts[:, 1:] - past.position[:, None]  # counted from the first token of this call
+        if state is None and resets is None:
+            first_seen = first_seen[:1]  # the same in every row
+        y = self.output(banded_attention(q, k, v, past, first_seen, self.window))
+        return MixerOutput(y, append(past, k, v, lengths)._replace(start=starts[:, -1]) if return_state else None)
 
     def init_state(
         self,
@@ -78,6 +73,7 @@ class SlidingWindow(Mixer):
         _, heads, width = self.heads
         return empty_cache(batch_size, self.window, heads, width, device or weight.device, dtype or weight.dtype)
 
+    @torch.no_grad()
     def step(self, x: Tensor, state: KeyValueState) -> Tensor:
         self._check(state, x)
         q, k, v = self.input.token(x, state.position)
@@ -92,14 +88,14 @@ class SlidingWindow(Mixer):
         check_cache(state, x.shape[0], self.window, self.heads.key_value, self.heads.width)
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, first: Tensor, window: int) -> Tensor:
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, first_seen: Tensor, window: int) -> Tensor:
     """Attend from q `[B, T, Hq, K]` to the `window` keys up to each query, among `past` and k, v `[B, T, Hk, K]`.
 
     The queries are cut into blocks, each of which meets its own block of keys and those before it that its window can
     reach: a quarter of the window to a block, which keeps both the copies of keys and the pairs computed in vain few.
 
     Args:
-        first: `[B or 1, T]` index of the first key that a query may see; key 0 is the first of k, `past` is below.
+        first_seen: `[B or 1, T]` index of the first key that a query may see; key 0 is k's first, `past` is below.
     """
     B, T = q.shape[:2]
     block = -(-window // 4)
@@ -121,7 +117,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, first
     key = torch.arange(-before * block, block, device=q.device)  # counted, like the query, from its block's first token
     in_window = (key <= query) & (key > query - window)
     key_index = torch.arange(blocks, device=q.device)[:, None, None] * block + key
-    not_before = key_index >= F.pad(first, (0, padding)).unflatten(1, (blocks, block))[..., None]
+    not_before = key_index >= F.pad(first_seen, (0, padding)).unflatten(1, (blocks, block))[..., None]
     visible = (in_window & not_before).expand(B, -1, -1, -1).flatten(0, 1)
 
     query_blocks = F.pad(q, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)

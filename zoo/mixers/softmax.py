@@ -47,6 +47,8 @@ class Softmax(Mixer):
         resets: Tensor | None = None,
     ) -> MixerOutput:
         check_sequence(x, lengths, resets)
+        if state is not None:
+            self._check_room(state, x, lengths)
         positions = token_positions(None if state is None else state.position, x.shape[1], x.device)
         q, k, v = self.input(x, positions)
         if state is None:
@@ -54,7 +56,6 @@ class Softmax(Mixer):
             after = KeyValueState(k.contiguous(), v.contiguous(), advance(None, x, lengths), start)
             held = positions
         else:
-            self._check_room(state, x, lengths)
             after = append(state, k, v, lengths)
             held = held_positions(after.position, after.keys.shape[1])
 
@@ -82,6 +83,7 @@ class Softmax(Mixer):
         _, heads, width = self.heads
         return empty_cache(batch_size, max_len, heads, width, device or weight.device, dtype or weight.dtype)
 
+    @torch.no_grad()
     def step(self, x: Tensor, state: KeyValueState) -> Tensor:
         self._check_room(state, x[:, None], None)
         q, k, v = self.input.token(x, state.position)

@@ -122,10 +122,11 @@ class Decoder(nn.Module):
         row = torch.arange(x.shape[0], device=x.device)
         return self._logits(x[row, lengths - 1]), after
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Take one token a row, `tokens [B]`, and return the logits for the next one, `[B, vocab]`.
 
-        Writes the state in place, at fixed addresses. Keeps no gradients.
+        Writes the state in place, at fixed addresses, and runs without gradients.
 
         Raises:
             InputError: as `forward`.
