@@ -82,6 +82,11 @@ def test_generation_through_inductor_is_the_same(name: str) -> None:
     assert generate(compile_decoder(model), texts, 12) == generate(model, texts, 12)
 
 
+def test_a_compiled_model_generates_as_it_is() -> None:
+    model = build()
+    assert generate(torch.compile(model), "import", 8) == generate(model, "import", 8)
+
+
 def test_a_seed_repeats_a_sample() -> None:
     model, (tokens, lengths) = build(), prompts()
     first, again, other = (
