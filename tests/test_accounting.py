@@ -99,17 +99,20 @@ def test_a_gated_variant_is_matched_to_a_larger_softmax_model(name: str) -> None
     target = round(1.1 * count_parameters(configure(name, mixer="softmax")).total)
     matched = match_parameters(configure(name, mixer="gated-power"), target)
     assert abs(count_parameters(matched).total / target - 1) <= 0.005
-    assert matched.model.feed_forward_width % 8 == 0
+    width, model = matched.model.feed_forward_width or 0, matched.model
+    eight_columns = 8 * model.layers * model.width * 3  # at most, for the three matrices of swiglu
+    assert width % 8 == 0 or eight_columns > 0.01 * target
 
 
 def test_a_recipe_that_matches_already_is_left_as_it_is() -> None:
     recipe = load_recipe("tiny")
-    assert match_parameters(recipe, round(820_480 * 1.004)) is recipe
-    assert match_parameters(recipe, round(820_480 * 1.02)).model.feed_forward_width == 528
+    total = count_parameters(recipe).total
+    assert match_parameters(recipe, round(total * 1.004)) is recipe
+    assert match_parameters(recipe, round(total * 1.04)).model.feed_forward_width == 408
 
 
 def test_parameters_out_of_reach_are_refused() -> None:
     with pytest.raises(
-        ConfigError, match="tiny with mixer softmax has 820,480 and no feed-forward width gives it 1,000"
+        ConfigError, match="tiny with mixer softmax has 357,120 and no feed-forward width gives it 1,000"
     ):
         match_parameters(load_recipe("tiny"), 1000)

@@ -16,7 +16,7 @@ from zoo.recipe import Recipe, available_recipes, load_recipe
         ("gpt2-124m", 124_439_808),
         ("gpt2-124m-rotary", 124_439_808 - 1024 * 768),
         ("llama-360m", 361_821_120),
-        ("tiny", 820_480),
+        ("tiny", 357_120),
     ],
 )
 def test_recipes_have_exactly_the_parameters_they_promise(name: str, parameters: int) -> None:
@@ -56,8 +56,8 @@ def test_python_and_overrides_describe_the_same_model() -> None:
         ({"mixer": "power", "pp": 2}, "build: mixer.pp: unknown key .did you mean 'p'"),
         ({"mixer": "power", "p": 9}, "build: mixer.p: must be less than or equal to 4, got 9"),
         ({"mixer": "softmax", "p": 2}, "build: mixer.p: unknown key"),
-        ({"overrides": ["model.heads=3"]}, "heads must divide width 128"),
-        ({"mixer": "power", "key_value_heads": 3}, "key_value_heads: must divide the 4 query heads, got 3"),
+        ({"overrides": ["model.heads=5"]}, "heads must divide width 96"),
+        ({"mixer": "power", "key_value_heads": 2}, "key_value_heads: must divide the 3 query heads, got 2"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments: dict, message: str) -> None:

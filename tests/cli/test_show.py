@@ -58,7 +58,7 @@ def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path:
     assert refused("show", "tiny", "steps=3") == "overrides: steps: unknown key (did you mean 'training.steps'?)"
     assert refused("show", "tiny", "mixer").startswith("override 'mixer': must look like key=value")
     assert refused("show", tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such file"
-    assert "divide the 4 query heads" in refused("show", "tiny", "mixer.key_value_heads=3")
+    assert "divide the 3 query heads" in refused("show", "tiny", "mixer.key_value_heads=2")
     path = tmp_path / "bad.yaml"
     path.write_text("name: bad\nmodel: !!python/object/apply:os.system ['true']")
     assert refused("show", path).startswith(f"{path}, line 2: could not determine a constructor")
