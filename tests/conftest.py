@@ -1,0 +1,18 @@
+"""Settings for every test: hypothesis profiles, one thread, seeded generators."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Examples cost milliseconds to seconds according to what they draw, so hypothesis's deadlines would only measure that.
+_common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile("default", _common, derandomize=True, max_examples=50)
+settings.register_profile("thorough", _common, max_examples=500, print_blob=True)
+settings.load_profile("default")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,241 @@
+"""What `torch.library` is told about the ops: schema, fakes, autograd, autocast, FLOPs; and memory linear in T."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.kernels.power import (
+    Heads,
+    PowerState,
+    chunked,
+    forward_flops,
+    init_power_state,
+    power_attention,
+    power_attention_step,
+    step_flops,
+)
+from zoo.kernels.power.flops import backward_flops
+
+from .problems import IMPLEMENTATIONS, Problem, problems, run
+
+SHARED_KEYS, GROUPED_QUERIES = Heads(2, 1, 2), Heads(4, 2, 2)
+
+
+def inputs(
+    heads: Heads, T: int = 5, *, B: int = 2, K: int = 4, V: int = 3, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """q, k, v and log gates, with gradients."""
+    random = torch.Generator().manual_seed(0)
+    shapes = ((B, T, heads.query, K), (B, T, heads.key, K), (B, T, heads.value, V))
+    tensors = [torch.randn(shape, generator=random).to(dtype).requires_grad_() for shape in shapes]
+    return [*tensors, (-torch.rand(B, T, heads.value, generator=random)).requires_grad_()]
+
+
+def state(B: int, heads: Heads, p: int, *, K: int = 4, V: int = 3) -> list[Tensor]:
+    return [x + 1 for x in init_power_state(B, heads.state, K, V, p)]
+
+
+Call = tuple[Any, ...]
+ATTEND_CALLS: dict[str, Callable[[], Call]] = {
+    "plain": lambda: (*inputs(SHARED_KEYS)[:3], None, None, None, None, 2, 0.5, True, 2, False),
+    "gates and states": lambda: (
+        *inputs(GROUPED_QUERIES),
+        *(x.requires_grad_() for x in state(2, GROUPED_QUERIES, 3)),
+        None, 3, 0.5, False, 2, True,
+    ),
+    "packed": lambda: (
+        *inputs(GROUPED_QUERIES, B=1),
+        *state(3, GROUPED_QUERIES, 2),
+        torch.tensor([0, 2, 2, 5], dtype=torch.int32), 2, 0.5, True, 2, True,
+    ),
+    "bfloat16": lambda: (
+        *inputs(SHARED_KEYS, dtype=torch.bfloat16), None, None, None, 1, 0.5, False, 0, True,
+    ),
+    "no tokens": lambda: (*inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2), None, 2, 0.5, True, 0, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ATTEND_CALLS)
+def test_opcheck_attention(call: str) -> None:
+    torch.library.opcheck(torch.ops.zoo.power_attention, ATTEND_CALLS[call]())
+
+
+@pytest.mark.parametrize("call", ["plain", "gates and states", "packed"])
+def test_opcheck_backward(call: str) -> None:
+    *tensors, p, scale, normalize, chunk_size, return_state = ATTEND_CALLS[call]()
+    tensors = [None if x is None else x.detach() for x in tensors]
+    o, denominator, *_, S, z = torch.ops.zoo.power_attention(*tensors, p, scale, normalize, chunk_size, return_state)
+    gradients = (torch.ones_like(o), S.clone() if return_state else None, z.clone() if return_state else None)
+    *tensors, cu_seqlens = tensors
+    arguments = (*gradients, *tensors, o, denominator, cu_seqlens, p, scale, normalize, chunk_size)
+    torch.library.opcheck(torch.ops.zoo.power_attention_backward, arguments)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_opcheck_step(gated: bool) -> None:
+    q, k, v, log_g = (x.detach()[:, 0] for x in inputs(GROUPED_QUERIES))
+    arguments = (q, k, v, log_g if gated else None, *state(2, GROUPED_QUERIES, 2), 2, 0.5, True)
+    torch.library.opcheck(torch.ops.zoo.power_attention_step, arguments)
+
+
+@given(problems(dtypes=[torch.float32, torch.bfloat16, torch.float64]))
+def test_fake_tensors_have_the_shapes_of_real_ones(problem: Problem) -> None:
+    real = run(problem, "chunked")
+    with FakeTensorMode() as mode:
+        fake = run(problem.map(mode.from_tensor), "chunked")
+    for name, x in real.items():
+        assert (fake[name].shape, fake[name].dtype) == (x.shape, x.dtype), name
+        if name in ("o", "S_out", "z_out"):
+            assert fake[name].stride() == x.stride(), name
+
+
+@given(problems(dtypes=[torch.float32]))
+def test_meta_tensors_have_the_shapes_of_real_ones(problem: Problem) -> None:
+    real, meta = run(problem, "chunked"), run(problem.map(lambda x: x.to("meta")), "chunked")
+    assert {name: x.shape for name, x in meta.items()} == {name: x.shape for name, x in real.items()}
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_autocast_lowers_queries_keys_and_values_only(impl: str) -> None:
+    q, k, v, log_g = inputs(GROUPED_QUERIES)
+    past = PowerState(*state(2, GROUPED_QUERIES, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o, after = power_attention(q, k, v, log_g, state=past, return_state=True, impl=impl)
+    lowered = [x.bfloat16() for x in (q, k, v)]
+    expected, expected_after = power_attention(*lowered, log_g, state=past, return_state=True, impl=impl)
+    assert after is not None
+    assert o.dtype == torch.bfloat16
+    assert torch.equal(o, expected)
+    for x, y in zip(after, expected_after, strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, y)
+    gradients = torch.autograd.grad(o.float().sum() + after.S.sum(), (q, k, v, log_g))
+    expected_gradients = torch.autograd.grad(expected.float().sum() + expected_after.S.sum(), (q, k, v, log_g))
+    for x, y in zip(gradients, expected_gradients, strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, y)
+
+
+def test_autocast_takes_mixed_dtypes_and_keeps_float64() -> None:
+    q, k, v, log_g = inputs(GROUPED_QUERIES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = power_attention(q.bfloat16(), k, v, log_g).o
+        double = power_attention(q.double(), k.double(), v.double(), log_g).o
+    assert mixed.dtype == torch.bfloat16
+    assert double.dtype == torch.float64
+
+
+def test_autocast_step() -> None:
+    q, k, v, log_g = (x.detach()[:, 0] for x in inputs(GROUPED_QUERIES))
+    ours, theirs = (PowerState(*state(2, GROUPED_QUERIES, 2)) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o = power_attention_step(q, k, v, log_g, state=ours)
+    assert torch.equal(o, power_attention_step(q.bfloat16(), k.bfloat16(), v.bfloat16(), log_g, state=theirs))
+    assert torch.equal(ours.S, theirs.S)
+    assert torch.equal(ours.z, theirs.z)
+
+
+@pytest.mark.parametrize(
+    ("T", "chunk_size", "with_state"), [(64, 16, False), (16, 16, False), (16, 16, True), (1, 4, True)]
+)
+def test_flop_counter_counts_the_formula(T: int, chunk_size: int, with_state: bool) -> None:
+    q, k, v, log_g = inputs(GROUPED_QUERIES, T)
+    past = PowerState(*state(2, GROUPED_QUERIES, 2)) if with_state else None
+    shape = (2, T, GROUPED_QUERIES, 4, 3, 2, chunk_size)
+    with FlopCounterMode(display=False) as counter:
+        o, _ = power_attention(q, k, v, log_g, state=past, chunk_size=chunk_size)
+    assert counter.get_total_flops() == forward_flops(*shape, with_state=with_state)
+    with FlopCounterMode(display=False) as counter:
+        o.sum().backward()
+    assert counter.get_total_flops() == backward_flops(*shape, with_state=with_state)
+
+
+def test_flop_counter_counts_the_step() -> None:
+    q, k, v, log_g = (x.detach()[:, 0] for x in inputs(GROUPED_QUERIES))
+    with FlopCounterMode(display=False) as counter:
+        power_attention_step(q, k, v, log_g, state=PowerState(*state(2, GROUPED_QUERIES, 2)))
+    assert counter.get_total_flops() == step_flops(2, GROUPED_QUERIES, 4, 3, 2)
+
+
+def test_flops_by_hand() -> None:
+    """p = 2, K = 4 (D = 10), V = 3: four output heads read ten rows of S and z, two states are updated."""
+    read, update = 2 * 4 * 10 * (3 + 1), 2 * 2 * 10 * (3 + 1)
+    assert step_flops(1, GROUPED_QUERIES, 4, 3, 2) == read + update
+    # Alone in a chunk, a token meets itself: one score of K products and one weighted value for each output head.
+    assert forward_flops(1, 1, GROUPED_QUERIES, 4, 3, 2, 8) == 2 * 4 * 4 + 2 * 4 * 3
+    # Chunks of 9 have five keys a query in the mean.
+    expected = 90 * (read + update + 5 * (2 * 4 * 4 + 2 * 4 * 3))
+    assert forward_flops(1, 90, GROUPED_QUERIES, 4, 3, 2, 9) == expected
+
+
+@contextlib.contextmanager
+def saved_bytes() -> Iterator[list[int]]:
+    """Bytes of every tensor saved for backward."""
+    found: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        found.append(x.nbytes)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield found
+
+
+def test_saved_memory_is_linear_in_tokens() -> None:
+    totals = []
+    for T in (128, 256):
+        with saved_bytes() as found:
+            power_attention(*inputs(GROUPED_QUERIES, T), chunk_size=16)
+        totals.append(sum(found))
+    assert totals[1] == 2 * totals[0]
+    q, k, v, log_g = inputs(GROUPED_QUERIES, 128)
+    o = power_attention(q, k, v, log_g).o
+    # The inputs, the output and its denominator.
+    assert totals[0] <= sum(x.nbytes for x in (q, k, v, log_g, o)) + o[..., 0].nbytes
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.largest = max(self.largest, x.numel())
+        return result
+
+
+def test_working_memory_is_linear_in_tokens() -> None:
+    """No tensor, forwards or backwards, is larger than the inputs but those of one chunk."""
+    options = {"p": 2, "scale": 1.0, "chunk_size": 16}
+    largest = []
+    for T in (256, 512):
+        q, k, v, log_g = (x.detach() for x in inputs(GROUPED_QUERIES, T, B=1))
+        with _LargestTensor() as mode:
+            o, denominator, *_ = chunked.forward(
+                q, k, v, log_g, None, None, **options, normalize=True, return_state=False
+            )
+            chunked.backward(o, None, None, q, k, v, log_g, None, None, o, denominator, **options)
+        largest.append(mode.largest)
+    assert largest[1] <= 2 * largest[0]
+
+
+def test_only_needed_gradients_are_returned() -> None:
+    """Gradients through the final state alone, and for one input alone."""
+    q, k, v, log_g = inputs(GROUPED_QUERIES)
+    _, after = power_attention(q.detach(), k, v.detach(), log_g.detach(), return_state=True)
+    assert after is not None
+    (dk,) = torch.autograd.grad(after.z.sum(), k)
+    leaf = k.detach().requires_grad_()
+    _, expected = power_attention(q.detach(), leaf, v.detach(), log_g.detach(), return_state=True, impl="recurrent")
+    torch.testing.assert_close(dk, torch.autograd.grad(expected.z.sum(), leaf)[0])
