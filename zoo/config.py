@@ -219,7 +219,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write plain data (mappings, lists, text, numbers, booleans, None) as YAML that `parse_yaml` reads back equal."""
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

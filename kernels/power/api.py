@@ -78,11 +78,12 @@ def power_attention(
     """
     normalize = p % 2 == 0 if normalize is None else normalize
     check_arguments(q, k, v, log_g, state, cu_seqlens, p=p, normalize=normalize, tokens=True)
-    check_values(log_g, cu_seqlens, lengths, q.shape[1])
     _check_options(q, cu_seqlens, lengths, chunk_size, impl)
+    check_values(None, cu_seqlens, lengths, q.shape[1])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if lengths is not None:
         q, k, v, log_g = _without_padding(q, k, v, log_g, lengths)
+    check_values(log_g, None, None, q.shape[1])
     if impl in ("quadratic", "recurrent"):
         return _run_reference(
             q,
@@ -99,7 +100,8 @@ def power_attention(
         )
     S, z = (None, None) if state is None else state
     o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state)
-    return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
+    dtype = op.autocast_dtype(v) if torch.is_autocast_enabled(v.device.type) else v.dtype
+    return PowerAttentionOutput(o.to(dtype), PowerState(S, z) if return_state else None)
 
 
 def power_attention_step(
@@ -165,7 +167,7 @@ def _run_reference(
     run = reference.quadratic if impl == "quadratic" else reference.recurrent
     lowers = torch.is_autocast_enabled(q.device.type)
     if lowers:
-        q, k, v = op.cast_for_autocast(q.device.type, q, k, v)
+        q, k, v = op.cast_for_autocast(q, k, v)
     S, z = (None, None) if state is None else state
     ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     outputs, states = [], []

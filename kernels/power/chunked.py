@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import accumulation_dtype
+from zoo.kernels.power.reference import accumulation_dtype, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 
 __all__ = ["Gradients", "backward", "forward", "resolve_chunk_size"]
@@ -178,18 +178,18 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
 
 
 def _reciprocal(denominator: Tensor) -> Tensor:
-    """`1 / denominator`, and zero where it is zero."""
-    return torch.where(denominator == 0, 0, denominator.reciprocal())
+    """`1 / denominator`, and zero where it vanishes."""
+    return torch.where(vanishes(denominator), 0, denominator.reciprocal())
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
     p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Output o `[B, T, Ho, V]`, its denominator `[B, T, Ho]` (None unless normalised); S, z if they are asked for."""
+    """Output o `[B, T, Ho, V]`, not rounded; its denominator `[B, T, Ho]` if normalised; S and z if asked for."""
     problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
-    o = v.new_empty(B, T, problem.heads.output, V)
+    o = v.new_empty(B, T, problem.heads.output, V, dtype=problem.dtype)
     denominator = q.new_empty(B, T, problem.heads.output, dtype=problem.dtype) if normalize else None
     chunks = problem.chunks()
     keeps_state = return_state or S is not None or len(chunks) > 1
@@ -226,7 +226,7 @@ def backward(
     """Gradients of q, k, v, log_g and of the incoming state, from those of o and of the outgoing state (or None).
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
-    `(q . dq - k . dk) / p`, where the first term is zero if the output is normalised, since q's length is then free.
+    `(q . dq - k . dk) / p`.
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
     problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
@@ -259,7 +259,7 @@ class _Backward:
     """The two scans of the backward pass, and the gradients that they fill."""
 
     def __init__(self, problem: _Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> None:
-        self.problem, self.normalized = problem, denominator is not None
+        self.problem = problem
         self.dq = torch.empty_like(problem.q)
         self.dk, self.dv = (torch.empty_like(x, dtype=problem.dtype) for x in (problem.k, problem.v))
         B, T = problem.q.shape[:2]
@@ -312,9 +312,10 @@ class _Backward:
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            if not self.normalized:
-                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
-                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
+            # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the terms of
+            # two tokens cancel in the sum over later tokens, and without it their rounding would add up.
+            along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+            self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
             self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):

@@ -18,7 +18,7 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.reference import accumulation_dtype
 from zoo.kernels.power.step import step_in_place
 
-__all__ = ["attend", "cast_for_autocast", "step"]
+__all__ = ["attend", "autocast_dtype", "cast_for_autocast", "step"]
 
 
 def _sequences(cu_seqlens: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -44,7 +44,10 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for."""
+    """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for.
+
+    All in the accumulation dtype: o is rounded outside, because its gradient needs all digits.
+    """
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
         results = chunked.forward(
@@ -57,7 +60,8 @@ def attend(
     else:
         parts = [run(*_tokens(at, q, k, v, log_g), *_rows(row, S, z)) for row, at in _sequences(cu_seqlens)]
     o, denominator, S_out, z_out = zip(*parts, strict=True)
-    return _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
+    joined = _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
+    return _own(joined[0]), _own(joined[1]), _own(joined[2]), _own(joined[3])
 
 
 @attend.register_fake
@@ -74,7 +78,7 @@ def _(
         (rows, heads.state, D) if return_state else (0,),
     )
     denominator, S_out, z_out = (q.new_empty(shape, dtype=dtype) for shape in shapes)
-    return v.new_empty(B, T, heads.output, V), denominator, S_out, z_out
+    return v.new_empty(B, T, heads.output, V, dtype=dtype), denominator, S_out, z_out
 
 
 @torch.library.custom_op("zoo::power_attention_backward", mutates_args=())
@@ -97,19 +101,20 @@ def _attend_backward(
                 chunked.backward(do_at, dS_at, dz_at, q_at, k_at, v_at, g_at, S_at, z_at, o_at, totals_at, **options)
             )
     dq, dk, dv, dlog_g, dS_in, dz_in = zip(*parts, strict=True)
-    has_state = S is not None
-    return (
-        _join(dq, 1),
-        _join(dk, 1),
-        _join(dv, 1),
-        _or_empty(None, q) if log_g is None else _join(dlog_g, 1),
-        _join(dS_in, 0) if has_state else _or_empty(None, q),
-        _join(dz_in, 0) if has_state else _or_empty(None, q),
-    )
+    gradients = [_join(parts, 1) for parts in (dq, dk, dv)]
+    gradients.append(_or_empty(None, q) if log_g is None else _join(dlog_g, 1))
+    gradients += [_or_empty(None, q) if S is None else _join(parts, 0) for parts in (dS_in, dz_in)]
+    a, b, c, d, e, f = (_own(x) for x in gradients)
+    return a, b, c, d, e, f
 
 
 def _join(parts: tuple[Any, ...], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _own(x: Tensor) -> Tensor:
+    """Give a tensor without elements storage of its own: torch takes two that have none for aliases of one another."""
+    return x if x.numel() else x.new_empty(1).as_strided(x.shape, x.stride())
 
 
 @_attend_backward.register_fake
@@ -175,15 +180,19 @@ def _(
 _library = torch.library.Library("zoo", "FRAGMENT")
 
 
-def cast_for_autocast(device_type: str, *tensors: Tensor) -> list[Tensor]:
-    """`tensors` in the dtype that autocast asks for on `device_type` (float64 stays, as in torch's own ops)."""
-    dtype = torch.get_autocast_dtype(device_type)
-    return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that autocast, where it is on, asks for on the device of `x`; float64 stays, as in torch's own ops."""
+    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+
+
+def cast_for_autocast(*tensors: Tensor) -> list[Tensor]:
+    """`tensors` in the dtype that autocast asks for."""
+    return [x.to(autocast_dtype(x)) for x in tensors]
 
 
 def _with_autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        lowered = cast_for_autocast(device_type, q, k, v)
+        lowered = cast_for_autocast(q, k, v)
         with torch.autocast(device_type, enabled=False):
             return op(*lowered, *rest)
 

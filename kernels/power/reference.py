@@ -14,7 +14,7 @@ from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.state import PowerState
 
-__all__ = ["accumulation_dtype", "quadratic", "recurrent"]
+__all__ = ["accumulation_dtype", "quadratic", "recurrent", "vanishes"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,9 +22,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def vanishes(denominator: Tensor) -> Tensor:
+    """Where a denominator counts as zero: so small that the weights in it have lost digits to underflow.
+
+    The output is zero there and the gradients are finite, which they would not be beside the inverse of such a number.
+    """
+    limits = torch.finfo(denominator.dtype)
+    return denominator.abs() < limits.tiny / limits.eps
+
+
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`, zero with zero gradients where the denominator is zero."""
-    empty = denominator == 0
+    """`numerator / denominator`, zero with zero gradients where the denominator vanishes."""
+    empty = vanishes(denominator)
     return torch.where(empty, 0, numerator / torch.where(empty, 1, denominator))
 
 

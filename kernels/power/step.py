@@ -5,6 +5,7 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.reference import vanishes
 
 __all__ = ["step_in_place"]
 
@@ -28,5 +29,5 @@ def step_in_place(
     o = torch.einsum("bhrd,bhdv->bhrv", queries, S)
     if normalize:
         total = torch.einsum("bhrd,bhd->bhr", queries, z)[..., None]
-        o = torch.where(total == 0, 0, o / total)
+        o = torch.where(vanishes(total), 0, o / total)
     return o.flatten(1, 2).to(v.dtype)

