@@ -100,8 +100,7 @@ def power_attention(
         )
     S, z = (None, None) if state is None else state
     o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state)
-    dtype = op.autocast_dtype(v) if torch.is_autocast_enabled(v.device.type) else v.dtype
-    return PowerAttentionOutput(o.to(dtype), PowerState(S, z) if return_state else None)
+    return PowerAttentionOutput(o.to(op.autocast_dtype(v)), PowerState(S, z) if return_state else None)
 
 
 def power_attention_step(
@@ -165,12 +164,11 @@ def _run_reference(
 ) -> PowerAttentionOutput:  # fmt: skip
     """Run an oracle, once for each packed sequence."""
     run = reference.quadratic if impl == "quadratic" else reference.recurrent
-    lowers = torch.is_autocast_enabled(q.device.type)
-    if lowers:
-        q, k, v = op.cast_for_autocast(q, k, v)
+    q, k, v = op.cast_for_autocast(q, k, v)
     S, z = (None, None) if state is None else state
     ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     outputs, states = [], []
+    lowers = torch.amp.is_autocast_available(q.device.type)
     with torch.autocast(q.device.type, enabled=False) if lowers else nullcontext():
         for i, (a, b) in enumerate(pairwise(ends)):
             row = slice(None) if cu_seqlens is None else slice(i, i + 1)

@@ -150,7 +150,9 @@ class _Problem:
     def split_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `join_state`: packed S `[B, Hs, D, V]` and z `[B, Hs, D]`."""
         packed = state.mT.index_select(2, self.layout.unpacked)
-        return packed[..., :-1].contiguous(), packed[..., -1].contiguous()
+        # Cloned, as an op's outputs must not share memory and a slice of one row counts as contiguous where it stands.
+        S, z = packed[..., :-1], packed[..., -1]
+        return S.clone(memory_format=torch.contiguous_format), z.clone(memory_format=torch.contiguous_format)
 
     @property
     def multiplicities(self) -> Tensor:

@@ -60,8 +60,7 @@ def attend(
     else:
         parts = [run(*_tokens(at, q, k, v, log_g), *_rows(row, S, z)) for row, at in _sequences(cu_seqlens)]
     o, denominator, S_out, z_out = zip(*parts, strict=True)
-    joined = _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
-    return _own(joined[0]), _own(joined[1]), _own(joined[2]), _own(joined[3])
+    return _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
 
 
 @attend.register_fake
@@ -101,20 +100,18 @@ def _attend_backward(
                 chunked.backward(do_at, dS_at, dz_at, q_at, k_at, v_at, g_at, S_at, z_at, o_at, totals_at, **options)
             )
     dq, dk, dv, dlog_g, dS_in, dz_in = zip(*parts, strict=True)
-    gradients = [_join(parts, 1) for parts in (dq, dk, dv)]
-    gradients.append(_or_empty(None, q) if log_g is None else _join(dlog_g, 1))
-    gradients += [_or_empty(None, q) if S is None else _join(parts, 0) for parts in (dS_in, dz_in)]
-    a, b, c, d, e, f = (_own(x) for x in gradients)
-    return a, b, c, d, e, f
+    return (
+        _join(dq, 1),
+        _join(dk, 1),
+        _join(dv, 1),
+        _or_empty(None, q) if log_g is None else _join(dlog_g, 1),
+        _or_empty(None, q) if S is None else _join(dS_in, 0),
+        _or_empty(None, q) if S is None else _join(dz_in, 0),
+    )
 
 
 def _join(parts: tuple[Any, ...], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _own(x: Tensor) -> Tensor:
-    """Give a tensor without elements storage of its own: torch takes two that have none for aliases of one another."""
-    return x if x.numel() else x.new_empty(1).as_strided(x.shape, x.stride())
 
 
 @_attend_backward.register_fake
@@ -181,8 +178,10 @@ _library = torch.library.Library("zoo", "FRAGMENT")
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that autocast, where it is on, asks for on the device of `x`; float64 stays, as in torch's own ops."""
-    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+    """The dtype of `x` under autocast: lowered where autocast is on, except float64, as in torch's own ops."""
+    device = x.device.type
+    lowers = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if lowers and x.dtype != torch.float64 else x.dtype
 
 
 def cast_for_autocast(*tensors: Tensor) -> list[Tensor]:
