@@ -180,7 +180,7 @@ _library = torch.library.Library("zoo", "FRAGMENT")
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype of `x` under autocast: lowered where autocast is on, except float64, as in torch's own ops."""
     device = x.device.type
-    lowers = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    lowers = device != "meta" and torch.is_autocast_enabled(device)  # there is no autocast for the meta device
     return torch.get_autocast_dtype(device) if lowers and x.dtype != torch.float64 else x.dtype
 
 
