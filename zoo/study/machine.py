@@ -1,11 +1,11 @@
 """What a variant is trained on: versions and hardware, kept with its run."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+import zoo
 from zoo.config import load_yaml
 from zoo.errors import InputError
 from zoo.study.summary import Machine
@@ -29,7 +29,7 @@ def describe_machine(device: str | None = None) -> Machine:
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must be one that torch finds here, got {device!r}")
     return Machine(
-        zoo=version("mixer-zoo"),
+        zoo=zoo.__version__,
         torch=str(torch.__version__),
         python=platform.python_version(),
         device=torch.cuda.get_device_name(place) if place.type == "cuda" else _processor_name(),
