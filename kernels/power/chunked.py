@@ -88,7 +88,8 @@ class _Problem:
     def fold_outputs(self, x: Tensor) -> Tensor:
         """The outputs' side of a chunk `[b, C, Ho, X]` as `[n, X, R C]`, in the accumulation dtype."""
         x = x.unflatten(2, (self.heads.state, -1)).permute(0, 2, 4, 3, 1).to(self.dtype)
-        return x.reshape(-1, x.shape[2], x.shape[3] * x.shape[4])
+        # Contiguous also where a view would do: with tokens apart in memory everything after this is far slower.
+        return x.reshape(-1, x.shape[2], x.shape[3] * x.shape[4]).contiguous()
 
     def unfold_outputs(self, x: Tensor) -> Tensor:
         """The inverse of `fold_outputs`: `[n, X, R C]` to `[b, C, Ho, X]`."""
