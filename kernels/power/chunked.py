@@ -247,7 +247,7 @@ def backward(
         if state is None or dstates is None:
             continue
         dstate = dstates[block].flatten(0, 1)
-        if T > 0 and has_state_gradient:
+        if T > 0 and has_state_gradient and log_g is not None:
             along = (state * dstate * problem.layout.coefficients).sum((-2, -1), dtype=torch.float64)
             scan.dtotal[block, -1] += along.view(-1, problem.heads.state)
         scan.backwards(block, dstate, carries=has_state_gradient, to_the_start=S is not None)
@@ -268,26 +268,25 @@ class _Backward:
         B, T = problem.q.shape[:2]
         # Gradient of the summed gates; summed over all later tokens in the end, hence float64.
         self.dtotal = torch.zeros(B, T, problem.heads.state, dtype=torch.float64, device=problem.q.device)
-        self.dy = self._numerator_and_denominator(do.to(problem.dtype), o, denominator)
-
-    @staticmethod
-    def _numerator_and_denominator(do: Tensor, o: Tensor, denominator: Tensor | None) -> Tensor:
-        """Gradient of the numerator and, as one more channel, of the denominator `[B, T, Ho, V + 1]`."""
-        if denominator is None:
-            return F.pad(do, (0, 1))
-        along = -torch.einsum("bthv,bthv->bth", do, o.to(do.dtype))
-        return torch.cat((do, along[..., None]), -1).mul_(_reciprocal(denominator)[..., None])
+        self.do, self.o, self.denominator = do, o, denominator
 
     def output_gradient(self, block: slice, tokens: slice) -> Tensor:
-        """Gradient of numerator and denominator `[n, V + 1, R C]`."""
-        return self.problem.fold_outputs(self.dy[block, tokens])
+        """Gradient of the numerator and, as one more channel, of the denominator `[n, V + 1, R C]`."""
+        at = (block, tokens)
+        do = self.do[at].to(self.problem.dtype)
+        if self.denominator is None:
+            return self.problem.fold_outputs(F.pad(do, (0, 1)))
+        along = -(do * self.o[at]).sum(-1, keepdim=True)
+        dy = torch.cat((do, along), -1).mul_(_reciprocal(self.denominator[at])[..., None])
+        return self.problem.fold_outputs(dy)
 
     def add_key_gradients(
         self, block: slice, tokens: slice, keys: Tensor, dkeys: Tensor, dvalues: Tensor, *, first: bool
     ) -> None:
         """Store (first) or add the gradients of a chunk's keys `[n, K, C]` and values `[n, V + 1, C]`."""
         problem, at = self.problem, (block, tokens)
-        self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
+        if problem.log_g is not None:
+            self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
         dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
         dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
         self.dk[at] = dk if first else self.dk[at] + dk
@@ -315,10 +314,11 @@ class _Backward:
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the terms of
-            # two tokens cancel in the sum over later tokens, and without it their rounding would add up.
-            along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
-            self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
+            if problem.log_g is not None:
+                # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the
+                # terms of two tokens cancel in the sum over later tokens, and without it their rounding would add up.
+                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
             self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):

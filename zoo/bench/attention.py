@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
@@ -87,7 +88,9 @@ def _time(attend: Attend, inputs: list[Tensor], gated: bool, device: str) -> flo
 def measure_attention(
     case: AttentionCase, lengths: Sequence[int], *, softmax_limit: int, repeats: int
 ) -> list[Measurement]:
-    """Measure both contestants at every length, taking turns, so that a busy machine is busy for both.
+    """Measure both contestants at every length.
+
+    They take turns, and so do the lengths, so that a machine that is busy for a while is busy for all of them.
 
     Args:
         case: sizes and options.
@@ -100,31 +103,29 @@ def measure_attention(
     """
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise InputError(f"lengths, repeats: expected whole numbers from 1 on, was {list(lengths)}, {repeats}")
-    power, measurements = _power(case), []
-    for tokens in lengths:
-        contestants: dict[str, tuple[Attend, list[Tensor], bool]] = {
-            "power": (power, _inputs(case, tokens, heads_first=False), case.gated)
-        }
-        if tokens <= softmax_limit:
-            contestants["softmax"] = (_softmax, _inputs(case, tokens, heads_first=True), False)
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for repeat in range(repeats + 1):
-            for name, (attend, inputs, gated) in contestants.items():
-                elapsed = _time(attend, inputs, gated, case.device)
-                if repeat > 0:
-                    seconds[name].append(elapsed)
-        median = {name: statistics.median(values) for name, values in seconds.items()}
-        softmax = median.get("softmax")
-        measurements.append(
-            Measurement(
-                tokens=tokens,
-                power_seconds=median["power"],
-                softmax_seconds=softmax,
-                power_microseconds_per_token=median["power"] / tokens / case.batch_size * 1e6,
-                ratio=None if softmax is None else softmax / median["power"],
-            )
-        )
-    return measurements
+    power = _power(case)
+    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for repeat in range(repeats + 1):
+        for tokens in lengths:
+            elapsed = {"power": _time(power, _inputs(case, tokens, heads_first=False), case.gated, case.device)}
+            if tokens <= softmax_limit:
+                inputs = _inputs(case, tokens, heads_first=True)
+                elapsed["softmax"] = _time(_softmax, inputs, gated=False, device=case.device)
+            if repeat > 0:
+                for name, value in elapsed.items():
+                    seconds[name, tokens].append(value)
+    median = {key: statistics.median(values) for key, values in seconds.items()}
+    return [_measurement(case, tokens, median["power", tokens], median.get(("softmax", tokens))) for tokens in lengths]
+
+
+def _measurement(case: AttentionCase, tokens: int, power: float, softmax: float | None) -> Measurement:
+    return Measurement(
+        tokens=tokens,
+        power_seconds=power,
+        softmax_seconds=softmax,
+        power_microseconds_per_token=power / tokens / case.batch_size * 1e6,
+        ratio=None if softmax is None else softmax / power,
+    )
 
 
 def _resident_bytes(field: str) -> int:

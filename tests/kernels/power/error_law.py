@@ -67,7 +67,10 @@ def check_error_law(problem: Problem, impl: str) -> None:
     # The baseline has to do without itself, but where it is defined by narrow weights.
     alone = impl == "quadratic" and problem.q.dtype == problem.accumulation
     baseline = reference if alone else run(problem, "quadratic")
+    # Where a sum of monomials cancels to nothing, as it does for q nearly orthogonal to k, float64 is uncertain too.
+    uncertainty = tolerances(problem.double(), 0, reference)
     for name, tiny in tolerances(problem, chunk, reference).items():
+        tiny = tiny + uncertainty[name]
         claimed = (tiny < UNBOUNDED) & (reference[name].abs() < torch.finfo(ours[name].dtype).max)
         error, baseline_error = ((x[name].double() - reference[name])[claimed] for x in (ours, baseline))
         if impl == "quadratic" and not baseline_error.isfinite().all():

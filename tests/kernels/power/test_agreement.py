@@ -38,6 +38,15 @@ def gaussian_problem(T: int, K: int, V: int, gate: float, dtype: torch.dtype) ->
     return Problem(q, k, v, log_g, None, None, do, None, None, 2, 1 / math.sqrt(K), True, 64)
 
 
+def test_error_law_where_the_reference_is_uncertain() -> None:
+    """At p = 4 a score of 1e-4 beside terms of size 1 leaves nothing of its 15 monomials' sum, in float64 neither."""
+    q = torch.tensor([-1.1847, 1.2858, -2.4872]).view(1, 1, 1, 3)
+    k = torch.tensor([0.6901, -1.1421, -0.9190]).view(1, 1, 1, 3)
+    k = k - (q * k).sum() / (q * q).sum() * q + 1e-5 * q
+    v, do = torch.full((1, 1, 1, 1), 0.521), torch.ones(1, 1, 1, 1)
+    check_error_law(Problem(q, k, v, None, None, None, do, None, None, 4, 3**-0.5, True, None), "quadratic")
+
+
 @pytest.mark.parametrize("T", [1, 15, 17])
 @pytest.mark.parametrize("gate", [-1.0, -50.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
