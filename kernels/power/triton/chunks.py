@@ -1,0 +1,96 @@
+"""How tokens are cut into chunks: the same for a batch of sequences and for packed ones.
+
+A chunk has a slot, and no chunk spans two sequences. In a batch slot `b N + n` is chunk n of row b. Packed sequences
+take `ceil(T / C) + n` slots, a bound that needs no word from the device; those left over hold no tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["Chunks", "chunk_bounds", "cut"]
+
+
+class Chunks(NamedTuple):
+    """The chunks of one call."""
+
+    size: int  # C
+    slots: int
+    batch: int  # B
+    tokens: int  # T
+    sequences: int  # rows of the state
+    bounds: Tensor | None  # packed: int32 [slots, 4], first token, last token + 1, chunks before it, its sequence
+    sequence_slots: Tensor | None  # packed: int32 [sequences + 1]
+
+    @property
+    def single(self) -> bool:
+        """Whether no sequence has more than one chunk."""
+        return self.bounds is None and self.slots == self.batch
+
+    def _token_index(self) -> tuple[Tensor, Tensor]:
+        """Packed: each slot's tokens `[slots * C]`, clamped to existing ones, and whether they exist."""
+        assert self.bounds is not None
+        index = self.bounds[:, :1] + torch.arange(self.size, device=self.bounds.device)
+        return index.clamp(max=self.tokens - 1).flatten(), (index < self.bounds[:, 1:2]).flatten()
+
+    def exists(self, device: torch.device) -> Tensor:
+        """Which places of a chunk hold tokens `[slots, 1, C]`."""
+        if self.bounds is None:
+            places = torch.arange(self.slots // self.batch * self.size, device=device)
+            return (places < self.tokens).view(-1, 1, self.size).repeat(self.batch, 1, 1)
+        return self._token_index()[1].view(self.slots, 1, self.size)
+
+    def columns(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`[B, T, H, X]` with tokens last: `[slots, H, X, C]`; what stands beyond the end of a chunk is finite."""
+        x = x.to(dtype)
+        if self.bounds is None:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.slots // self.batch * self.size - self.tokens))
+        else:
+            x = x[:, self._token_index()[0]]
+        return x.reshape(self.slots, self.size, *x.shape[2:]).permute(0, 2, 3, 1).contiguous()
+
+    def gates(self, log_g: Tensor, lowest: float) -> Tensor:
+        """Log gates `[B, T, H]` in float64, at least `lowest`, zero beyond the end: `[slots, H, C]`."""
+        log_g = log_g.clamp(min=lowest).double()
+        if self.bounds is None:
+            log_g = F.pad(log_g, (0, 0, 0, self.slots // self.batch * self.size - self.tokens))
+        else:
+            index, exists = self._token_index()
+            log_g = torch.where(exists[:, None], log_g[:, index], 0)
+        return log_g.reshape(self.slots, self.size, -1).transpose(1, 2).contiguous()
+
+
+def cut(batch: int, tokens: int, size: int, cu_seqlens: Tensor | None) -> Chunks:
+    """Cut `batch` sequences of `tokens` tokens, or packed ones, into chunks of `size`."""
+    if cu_seqlens is None:
+        return Chunks(size, batch * -(-tokens // size), batch, tokens, batch, None, None)
+    sequences = cu_seqlens.shape[0] - 1
+    slots = -(-tokens // size) + sequences
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    sequence_slots = F.pad((ends - starts + size - 1).div(size, rounding_mode="floor").cumsum(0), (1, 0))
+    slot = torch.arange(slots, device=cu_seqlens.device)
+    sequence = torch.searchsorted(sequence_slots[1:], slot, right=True)
+    exists = sequence < sequences
+    sequence = sequence.clamp(max=sequences - 1)
+    place = slot - sequence_slots[sequence]
+    start = starts[sequence] + place * size
+    stop = torch.minimum(start + size, ends[sequence])
+    bounds = torch.stack((start, stop, place, sequence), 1) * exists[:, None]
+    return Chunks(size, slots, batch, tokens, sequences, bounds.int(), sequence_slots.int())
+
+
+@triton.jit
+def chunk_bounds(slot, T, C, bounds, PACKED: tl.constexpr):
+    """The first token of a chunk as a row of `[B T]`, its number of tokens, and how many chunks precede it."""
+    if PACKED:
+        start = tl.load(bounds + slot * 4)
+        tokens = tl.load(bounds + slot * 4 + 1) - start
+        place = tl.load(bounds + slot * 4 + 2)
+        return start.to(tl.int64), tokens, place
+    chunks = tl.cdiv(T, C)
+    place = (slot % chunks).to(tl.int32)
+    return (slot // chunks).to(tl.int64) * T + place * C, tl.minimum(C, T - place * C), place

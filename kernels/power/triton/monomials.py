@@ -1,0 +1,58 @@
+"""Outer monomials inside kernels: what scales a tile of q or k."""
+
+import triton
+import triton.language as tl
+
+__all__ = ["outer_columns", "outer_count", "outer_scalars", "power"]
+
+
+@triton.jit
+def outer_count(K: tl.constexpr, P: tl.constexpr):
+    """Monomials of degree P - 1 in K channels."""
+    if P == 1:
+        return 1
+    if P == 2:
+        return K
+    if P == 3:
+        return K * (K + 1) // 2
+    return K * (K + 1) * (K + 2) // 6
+
+
+@triton.jit
+def power(x, P: tl.constexpr):
+    """x^P by products, P from 0 on."""
+    result = x
+    if P == 0:
+        result = x * 0 + 1
+    for _ in tl.static_range(1, P):
+        result = result * x
+    return result
+
+
+@triton.jit
+def outer_scalars(x, at, stride, channels, weights, outer, outers, P: tl.constexpr):
+    """Outer monomial `outer`, of degree P - 1, of the tokens `at`, times its weight (1 for P <= 2); float32.
+
+    Channels lie `stride` apart in x.
+    """
+    if P == 1:
+        return at.to(tl.float32) * 0 + 1
+    channel = outer if P == 2 else tl.load(channels + outer)
+    result = tl.load(x + at + channel * stride).to(tl.float32)
+    if P > 2:
+        result *= tl.load(weights + outer)
+    for degree in tl.static_range(1, P - 1):
+        result *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
+    return result
+
+
+@triton.jit
+def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr):
+    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other; float32."""
+    if P == 1:
+        return tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
+    result = tl.load(x + at + tl.load(channels + outer, mask, 0) * stride, mask, 0).to(tl.float32)
+    for degree in tl.static_range(1, P - 1):
+        channel = tl.load(channels + degree * outers + outer, mask, 0)
+        result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
+    return result

@@ -1,0 +1,135 @@
+"""The output: what the chunk itself and the state before it give to each query, and the normaliser."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.decay import decay
+from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, power
+
+__all__ = ["VANISHING", "output_kernel"]
+
+# As `reference.vanishes`: a smaller denominator has lost digits to underflow, and counts as zero.
+VANISHING = tl.constexpr(2.0**-103)
+
+
+@triton.jit
+def _from_state(
+    y, total, q, at, states, channels, weights, outers, rows, count,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
+    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add `S m(q)` to y `[BLOCK, V]` and `z . m(q)` to total `[BLOCK]`; count is 1, or 0 to leave them alone."""
+    inners, values = tl.arange(0, INNER), tl.arange(0, V)
+    tile_offsets = inners[:, None] * V + values[None, :]
+    base = 0
+    for inner in tl.static_range(K // INNER):
+        prefix = outer_count((inner + 1) * INNER, P)
+        tile = tl.load(q + at[:, None] + (inner * INNER + inners)[None, :]).to(states.dtype.element_ty)
+        following = outer_scalars(q, at, 1, channels, weights + inner * outers, 0, outers, P)
+        for outer in range(0, prefix * count):
+            state = tl.load(states + (base + outer * INNER) * V + tile_offsets)
+            scalars = following.to(tile.dtype)
+            # The next ones are under way while this tile is multiplied.
+            following = outer_scalars(
+                q, at, 1, channels, weights + inner * outers, tl.minimum(outer + 1, prefix - 1), outers, P
+            )
+            scaled = tile if P == 1 else tile * scalars[:, None]
+            y = tl.dot(scaled, state, y, input_precision=PRECISION)
+        if NORMALIZE:
+            for first in range(0, prefix * count, OUTERS):
+                several = first + tl.arange(0, OUTERS)
+                exists = several < prefix
+                z = tl.load(states + rows * V + base + several[None, :] * INNER + inners[:, None], exists[None, :], 0)
+                mask = exists[None, :] & (at >= 0)[:, None]
+                monomials = outer_columns(q, at[:, None], 1, channels, several[None, :], outers, mask, P)
+                if P > 2:
+                    monomials *= tl.load(weights + inner * outers + several, exists, 0)[None, :]
+                total += tl.sum(tl.dot(tile, z, input_precision=PRECISION) * monomials, 1)
+        base += prefix * INNER
+    return y, total
+
+
+@triton.jit(do_not_specialize=["T"])
+def output_kernel(
+    q, k_columns, v, gates, gates_low, states, o, denominator, bounds, channels, weights, T, C, outers, rows, scale,
+    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """o `[B T, Ho, V]` and denominator `[B T, Ho]`.
+
+    q `[B T, Hq, K]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates `[slots, Hs, C]` (high and low
+    parts), states `[slots, Hs, rows (V + 1)]`. A program takes BLOCK queries of one output head, KEYS keys at a time.
+    """
+    program = tl.program_id(0)
+    token = program % BLOCKS * BLOCK
+    head = program // BLOCKS % OUTPUTS
+    slot = (program // (BLOCKS * OUTPUTS)).to(tl.int64)
+    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    if token >= tokens:
+        return
+    state = head // (OUTPUTS // STATES)
+    q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
+    k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
+    v += start * V_HEADS * V + state * V_HEADS // STATES * V
+    o += (start * OUTPUTS + head) * V
+    denominator += start * OUTPUTS + head
+    gates += (slot * STATES + state) * C
+    gates_low += (slot * STATES + state) * C
+    dtype = k_columns.dtype.element_ty
+
+    here = token + tl.arange(0, BLOCK)
+    at = tl.minimum(here, tokens - 1) * Q_HEADS * K
+    channels_of_key, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
+    y = tl.zeros((BLOCK, V), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    if HAS_STATES:
+        count = 1 if HAS_INITIAL else tl.minimum(place, 1)
+        states += (slot * STATES + state) * rows * (V + 1)
+        y, total = _from_state(
+            y, total, q, at, states, channels, weights, outers, rows, count,
+            K, V, P, INNER, OUTERS, NORMALIZE, PRECISION,
+        )  # fmt: skip
+        if GATED:
+            from_start = tl.exp2(tl.load(gates + token))
+            y *= from_start
+            total *= from_start
+
+    queries = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
+    for first in range(0, token, KEYS):
+        there = first + keys
+        columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
+        block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
+        scores = power(tl.dot(queries, columns, input_precision=PRECISION), P)
+        if GATED:
+            scores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
+        if NORMALIZE:
+            total += tl.sum(scores, 1)
+        y = tl.dot(scores.to(dtype), block, y, input_precision=PRECISION)
+    if GATED:
+        from_token = decay(gates, gates_low, here, token, EXACT_GATES)
+        y *= from_token[:, None]
+        total *= from_token
+    for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
+        there = first + keys
+        columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
+        block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
+        scores = power(tl.dot(queries, columns, input_precision=PRECISION), P)
+        if GATED:
+            scores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
+        scores = tl.where(here[:, None] >= there[None, :], scores, 0.0)
+        if NORMALIZE:
+            total += tl.sum(scores, 1)
+        y = tl.dot(scores.to(dtype), block, y, input_precision=PRECISION)
+
+    y *= scale
+    exists = here < tokens
+    if NORMALIZE:
+        total *= scale
+        tl.store(denominator + here * OUTPUTS, total, exists)
+        vanishes = tl.abs(total) < VANISHING
+        y = tl.where(vanishes[:, None], 0.0, y / tl.where(vanishes, 1.0, total)[:, None])
+    out = o + here[:, None] * OUTPUTS * V + values[None, :]
+    tl.store(out, y.to(o.dtype.element_ty), exists[:, None])

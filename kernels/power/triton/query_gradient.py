@@ -1,0 +1,106 @@
+"""Gradient of the queries."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.decay import decay
+from zoo.kernels.power.triton.gradient import load_tile, normaliser_gradient
+from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
+
+__all__ = ["query_gradient_kernel"]
+
+
+@triton.jit(do_not_specialize=["T"])
+def query_gradient_kernel(
+    q, k_columns, v, dy, dtotal, gates, gates_low, states, dq, along, bounds,
+    channels, symmetric, gradient_weights, T, C, outers, rows, scale,
+    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq `[B T, Ho, K]`, and along `[slots, Ho, C]`, its product with q divided by p.
+
+    dy `[B T, Ho, V]` and dtotal `[B T, Ho]` are the gradients of numerator and denominator; the rest as in
+    `output_kernel`.
+    """
+    program = tl.program_id(0)
+    token = program % BLOCKS * BLOCK
+    head = program // BLOCKS % OUTPUTS
+    slot = (program // (BLOCKS * OUTPUTS)).to(tl.int64)
+    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    if token >= tokens:
+        return
+    state = head // (OUTPUTS // STATES)
+    q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
+    k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
+    v += start * V_HEADS * V + state * V_HEADS // STATES * V
+    dy += (start * OUTPUTS + head) * V
+    dtotal += start * OUTPUTS + head
+    dq += (start * OUTPUTS + head) * K
+    gates += (slot * STATES + state) * C
+    gates_low += (slot * STATES + state) * C
+    dtype = k_columns.dtype.element_ty
+
+    here = token + tl.arange(0, BLOCK)
+    existing = tl.minimum(here, tokens - 1)
+    at = existing * Q_HEADS * K
+    channel, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
+    dy_here = tl.load(dy + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
+    dtotal_here = tl.load(dtotal + existing * OUTPUTS) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
+    result = tl.zeros((BLOCK, K), tl.float32)
+    if HAS_STATES:
+        count = 1 if HAS_INITIAL else tl.minimum(place, 1)
+        states += (slot * STATES + state) * rows * (V + 1)
+        all_outers = outer_count(K, P)
+        following = outer_scalars(q, at, 1, channels, gradient_weights, 0, outers, P)
+        for outer in range(0, all_outers * count):
+            tile = load_tile(states, symmetric, outer, K, V, WHOLE)
+            scalars = following.to(dtype)
+            following = outer_scalars(
+                q, at, 1, channels, gradient_weights, tl.minimum(outer + 1, all_outers - 1), outers, P
+            )
+            scaled = dy_here if P == 1 else dy_here * scalars[:, None]
+            result = tl.dot(scaled, tl.trans(tile), result, input_precision=PRECISION)
+        if NORMALIZE:
+            result = normaliser_gradient(
+                result, q, at, dtotal_here, states + rows * V, channels, symmetric, gradient_weights, outers, count,
+                K, P, OUTERS, WHOLE, PRECISION,
+            )  # fmt: skip
+        if GATED:
+            result *= tl.exp2(tl.load(gates + token))
+
+    queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
+    for first in range(0, token, KEYS):
+        there = first + keys
+        columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
+        block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
+        dscores = tl.dot(dy_here, tl.trans(block), input_precision=PRECISION) + dtotal_here[:, None]
+        if P > 1:
+            dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
+        if GATED:
+            dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
+        result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
+    if GATED:
+        result *= decay(gates, gates_low, here, token, EXACT_GATES)[:, None]
+    for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
+        there = first + keys
+        columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
+        block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
+        dscores = tl.dot(dy_here, tl.trans(block), input_precision=PRECISION) + dtotal_here[:, None]
+        if P > 1:
+            dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
+        if GATED:
+            dscores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
+        dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
+        result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
+
+    # Weights are homogeneous of degree P in q.
+    result *= P * scale
+    exists = here < tokens
+    out = dq + here[:, None] * OUTPUTS * K + channel[None, :]
+    tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])
+    if GATED:
+        product = tl.sum(result * queries.to(tl.float32), 1) / P
+        tl.store(along + (slot * OUTPUTS + head) * C + here, tl.where(exists, product, 0.0))

@@ -1,0 +1,112 @@
+"""What one chunk adds to the state: `sum_t decay_t m(x_t) y_t^T` and `sum_t decay_t m(x_t) w_t`."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.monomials import outer_columns
+
+__all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
+
+
+@triton.jit
+def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl.constexpr, PRECISION: tl.constexpr):
+    """Add one outer monomial's tile `[INNER, V]`; one of its channels is read where decay has been applied."""
+    if P > 1:
+        channel = outer if P == 2 else tl.load(channels + outer)
+        scalars = tl.load(decayed + channel * C + at)
+        if P > 2:
+            wide = scalars.to(tl.float32)
+            for degree in tl.static_range(1, P - 1):
+                wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
+            scalars = wide.to(tile.dtype)
+        tile = tile * scalars[None, :]
+    return tl.dot(tile, y, total, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["T"])
+def state_sums_kernel(
+    x_columns, x_decayed, y, sums, bounds, channels, groups, T, C, outers, rows,
+    X_HEADS, Y_HEADS, STATES, REPEATS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTER: tl.constexpr, BLOCK: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """S's part of `sums [slots, Hs, rows (V + 1)]`, from `x_columns [slots, Hx, K, C]`, the same with decay for each
+    output `x_decayed [slots, Hs REPEATS, K, C]`, and y `[B T, Hy, V]`.
+
+    A program takes up to OUTER outer monomials of one inner block: `groups [n, 4]` holds the first one, the inner
+    block, the first tile's row, and where the block's monomials end. Where REPEATS outputs share a state, theirs add up.
+    """
+    group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    first, inner = tl.load(groups + group * 4), tl.load(groups + group * 4 + 1)
+    row, end = tl.load(groups + group * 4 + 2), tl.load(groups + group * 4 + 3)
+    second, third, fourth = (
+        tl.minimum(first + 1, end - 1),
+        tl.minimum(first + 2, end - 1),
+        tl.minimum(first + 3, end - 1),
+    )
+    offsets, inners, values = tl.arange(0, BLOCK), tl.arange(0, INNER), tl.arange(0, V)
+    sum0 = tl.zeros((INNER, V), tl.float32)
+    sum1 = tl.zeros((INNER, V), tl.float32)
+    sum2 = tl.zeros((INNER, V), tl.float32)
+    sum3 = tl.zeros((INNER, V), tl.float32)
+    for repeat in range(REPEATS):
+        head = state * REPEATS + repeat
+        decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C
+        x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
+        if P == 1:
+            x = decayed
+        y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
+        for token in range(0, tokens, BLOCK):
+            at = token + offsets
+            tile = tl.load(x + (inner * INNER + inners)[:, None] * C + at[None, :])
+            # Beyond the chunk's end decayed columns are zero.
+            rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
+            block = tl.load(y_head + rows_of_y + values[None, :]).to(tile.dtype)
+            sum0 = _add_outer(sum0, tile, block, x, decayed, at, C, channels, first, outers, P, PRECISION)
+            if OUTER > 1:
+                sum1 = _add_outer(sum1, tile, block, x, decayed, at, C, channels, second, outers, P, PRECISION)
+            if OUTER > 2:
+                sum2 = _add_outer(sum2, tile, block, x, decayed, at, C, channels, third, outers, P, PRECISION)
+                sum3 = _add_outer(sum3, tile, block, x, decayed, at, C, channels, fourth, outers, P, PRECISION)
+    out = sums + (slot * STATES + state) * rows * (V + 1) + row * V + inners[:, None] * V + values[None, :]
+    tl.store(out, sum0.to(sums.dtype.element_ty))
+    if OUTER > 1:
+        tl.store(out + INNER * V, sum1.to(sums.dtype.element_ty), mask=first + 1 < end)
+    if OUTER > 2:
+        tl.store(out + 2 * INNER * V, sum2.to(sums.dtype.element_ty), mask=first + 2 < end)
+        tl.store(out + 3 * INNER * V, sum3.to(sums.dtype.element_ty), mask=first + 3 < end)
+
+
+@triton.jit(do_not_specialize=["T"])
+def normaliser_sums_kernel(
+    x_columns, x_decayed, weights, sums, bounds, channels, T, C, outers, rows, base, inner, prefix,
+    X_HEADS, STATES, REPEATS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
+    WEIGHTED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z's part of `sums`, which stands behind S's, for one inner block; weights `[B T, Hs REPEATS]` if WEIGHTED.
+
+    A program takes OUTERS outer monomials: one product of them with the inner channels.
+    """
+    group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    offsets, inners = tl.arange(0, BLOCK), tl.arange(0, INNER)
+    outer = group * OUTERS + tl.arange(0, OUTERS)
+    result = tl.zeros((OUTERS, INNER), tl.float32)
+    for repeat in range(REPEATS):
+        head = state * REPEATS + repeat
+        decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C
+        x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
+        for token in range(0, tokens, BLOCK):
+            at = token + offsets
+            tile = tl.load(decayed + (inner * INNER + inners)[None, :] * C + at[:, None])
+            mask = (outer < prefix)[:, None] & (at < tokens)[None, :]
+            scaled = outer_columns(x, at[None, :], C, channels, outer[:, None], outers, mask, P)
+            if WEIGHTED:
+                scaled *= tl.load(weights + (start + tl.minimum(at, tokens - 1)) * STATES * REPEATS + head)[None, :]
+            result = tl.dot(scaled.to(tile.dtype), tile, result, input_precision=PRECISION)
+    out = sums + (slot * STATES + state) * rows * (V + 1) + rows * V + base
+    at = outer[:, None] * INNER + inners[None, :]
+    tl.store(out + at, result.to(sums.dtype.element_ty), mask=(outer < prefix)[:, None])
