@@ -61,6 +61,7 @@ def recipe_file(tmp_path):
         [
             "model.layers=2",
             "model.width=32",
+            "model.heads=2",
             "model.feed_forward_width=64",
             "mixer=gated-power",
             f"data.source={text}",
@@ -74,6 +75,7 @@ def recipe_file(tmp_path):
             "training.evaluation_tokens=256",
             "training.checkpoint_every=4",
             "training.compile=false",
+            "training.tensorboard=true",
         ],
     )
     path = tmp_path / "recipe.yaml"
@@ -101,6 +103,7 @@ def test_two_processes_train_what_one_trains(tmp_path, recipe_file):
     run(recipe_file, tmp_path / "one", 1)
     run(recipe_file, tmp_path / "two", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1  # the main process's
 
     run(recipe_file, tmp_path / "resumed", 2, stop_at=6)
     run(recipe_file, tmp_path / "resumed", 2)

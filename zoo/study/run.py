@@ -18,6 +18,7 @@ from zoo.study.summary import StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
 from zoo.training.files import replace_file, writing
+from zoo.training.tensorboard import check_tensorboard
 
 __all__ = ["run_study"]
 
@@ -38,7 +39,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         progress: show a bar for each variant on standard error.
 
     Raises:
-        ConfigError: a variant is not valid or not comparable, or matplotlib is not installed.
+        ConfigError: a variant is not valid or not comparable, or matplotlib is not installed, or tensorboard
+            where it is asked for.
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
@@ -49,6 +51,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
     machine = describe_machine(device)
     variants = resolve_variants(study)
     unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
+    if any(each.recipe.training.tensorboard for each in unfinished):
+        check_tensorboard()
     corpus = load_corpus(variants[0].recipe.data)
     summary = _collect(_describe(study, variants, corpus), variants, folder)
     with writing(folder):

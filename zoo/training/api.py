@@ -14,6 +14,7 @@ from zoo.training.loop import Trainer
 from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.result import TrainingResult
 from zoo.training.run import RunFolder
+from zoo.training.tensorboard import check_tensorboard
 
 if TYPE_CHECKING:
     from zoo.recipe import Recipe
@@ -34,7 +35,8 @@ def train(
     The folder holds everything: `recipe.yaml`, `metrics.jsonl` (one JSON object a line), `checkpoints/` and, when
     training is finished, `result.json`. Called again, `train` continues from the newest whole checkpoint, on a CPU with
     bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. Under `torchrun`
-    the processes train one model together. The global random number generators are left as they were.
+    the processes train one model together. The global random number generators are left as they were. With
+    `training.tensorboard`, `tensorboard/` gets the metrics as events.
 
     Args:
         recipe: what to train and how.
@@ -45,7 +47,7 @@ def train(
 
     Raises:
         CheckpointError: the folder holds the run of another recipe or corpus, or its checkpoints are damaged.
-        ConfigError: the model's vocabulary is smaller than the corpus's.
+        ConfigError: the model's vocabulary is smaller than the corpus's, or tensorboard is asked for and not installed.
         CorpusError: the corpus cannot be loaded or is too short.
         InputError: there is no such device.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
@@ -59,6 +61,8 @@ def train(
         run.check(recipe)
     if run.status() == "finished":
         return run.result()
+    if recipe.training.tensorboard:
+        check_tensorboard()
     corpus = load_corpus(recipe.data) if corpus is None else corpus
     if corpus.vocab_size > recipe.model.vocab_size:
         raise ConfigError(

@@ -70,6 +70,9 @@ class TrainingConfig(Config):
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of training metrics."""
 
+    tensorboard: bool = False
+    """Write the metrics as TensorBoard events too, into `tensorboard/` in the run's folder; needs tensorboard."""
+
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:

@@ -22,6 +22,7 @@ from zoo.training.progress import ProgressReporter
 from zoo.training.result import TrainingResult, summarise
 from zoo.training.run import RunFolder, check_same_recipe
 from zoo.training.schedule import learning_rate_at
+from zoo.training.tensorboard import EventLog
 
 if TYPE_CHECKING:
     from zoo.models.decoder import Decoder
@@ -72,6 +73,7 @@ class Trainer:
         self._last_checkpoint: Path | None = None
         self._resume()
         self._metrics: MetricsLog | None = None
+        self._events: EventLog | None = None
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
 
     def run(self) -> TrainingResult:
@@ -88,6 +90,8 @@ class Trainer:
                 self._run.checkpoints.clean()
                 since = -1 if self._last_checkpoint is None else self._step
                 self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, since)))
+                if self._config.tensorboard:
+                    self._events = stack.enter_context(closing(EventLog(self._run.events_path, since)))
             stack.callback(self._progress.finish)
             self._progress.start(self._step, self._config.steps)
             with naming_compile_errors():
@@ -165,6 +169,8 @@ class Trainer:
             return
         record = {"kind": kind, **self._position(), **values}
         self._metrics.append(record)
+        if self._events is not None:
+            self._events.append(record)
         self._progress.metrics(record)
 
     def _position(self) -> dict[str, float]:

@@ -36,12 +36,16 @@ RunStatus = Literal["missing", "unfinished", "finished"]
 
 
 class RunFolder:
-    """A run on disk: `recipe.yaml`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `result.json`."""
+    """A run on disk: `recipe.yaml`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `result.json`.
+
+    With `training.tensorboard` there is `tensorboard/` too.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe_path = path / "recipe.yaml"
         self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "tensorboard"
         self.result_path = path / "result.json"
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
