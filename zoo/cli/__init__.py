@@ -1,4 +1,4 @@
-"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate` and `bench`."""
+"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate`, `tokenizer` and `bench`."""
 
 import click
 
@@ -16,6 +16,7 @@ __all__ = ["main"]
         "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
+        "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
         "bench": ("zoo.bench.cli:bench", "Measure speed and memory."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

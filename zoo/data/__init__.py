@@ -3,7 +3,7 @@
 from zoo.data.batches import Batch, Batches, validation_batches
 from zoo.data.bits import bigram_bits_per_byte, bits_per_byte, bytes_in
 from zoo.data.config import DataConfig
-from zoo.data.corpus import Corpus, load_corpus, split_documents
+from zoo.data.corpus import Corpus, load_corpus, read_text, split_documents
 from zoo.data.shards import write_shard
 from zoo.data.stream import TokenStream
 from zoo.data.tokenizer import SEPARATOR, ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
@@ -23,6 +23,7 @@ __all__ = [
     "bytes_in",
     "load_corpus",
     "load_tokenizer",
+    "read_text",
     "split_documents",
     "validation_batches",
     "write_shard",

@@ -79,8 +79,8 @@ class BytePairTokenizer:
     def train(cls, documents: Iterable[bytes], vocab_size: int) -> Self:
         """Return a tokenizer of at most `vocab_size` ids whose merges are learned from `documents` (UTF-8).
 
-        `training, _ = split_documents(read_documents(find_files(source)), validation_fraction)` are the documents
-        that a corpus trains on, from `zoo.data.corpus` and `zoo.data.sources`.
+        `training, _ = split_documents(read_text(source), validation_fraction)` are the documents that a corpus trains
+        on. `zoo tokenizer train` does that and saves the outcome.
 
         Args:
             documents: the training side of a corpus, so that validation text stays unseen.

@@ -13,7 +13,7 @@ from zoo.data.stream import TokenStream
 from zoo.data.tokenizer import RawTokens, Tokenizer, load_tokenizer, pack_documents
 from zoo.errors import CorpusError
 
-__all__ = ["Corpus", "load_corpus", "split_documents"]
+__all__ = ["Corpus", "load_corpus", "read_text", "split_documents"]
 
 # Enough for a fair share of a single file on either side, few enough to leave long stretches whole.
 _BLOCKS = 64
@@ -47,7 +47,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         return _load_shards(paths, config)
     if config.tokenizer == "none":
         raise CorpusError(f"data.tokenizer: 'none' is for *.bin token shards, but {config.source!r} is text")
-    documents = _read_text(paths, config.source)
+    documents = _read_documents(paths, config.source)
     training, validation = split_documents(documents, config.validation_fraction)
     tokenizer = load_tokenizer(config.tokenizer, config.document_token)
     return Corpus(
@@ -57,6 +57,18 @@ def load_corpus(config: DataConfig) -> Corpus:
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
     )
+
+
+def read_text(source: str) -> list[bytes]:
+    """Return the documents of `source`, which is what a recipe's `data.source` is, but for token shards.
+
+    Raises:
+        CorpusError: the source is missing, unreadable or holds no text.
+    """
+    paths = find_files(source)
+    if _are_shards(paths, source):
+        raise CorpusError(f"data.source: expected text, but {source!r} is token shards (*.bin)")
+    return _read_documents(paths, source)
 
 
 def split_documents(documents: Sequence[bytes], fraction: float) -> tuple[list[bytes], list[bytes]]:
@@ -120,7 +132,7 @@ def _are_shards(paths: Sequence[Path], source: str) -> bool:
     return shards > 0
 
 
-def _read_text(paths: Sequence[Path], source: str) -> list[bytes]:
+def _read_documents(paths: Sequence[Path], source: str) -> list[bytes]:
     documents = read_documents(paths)
     if not documents:
         raise CorpusError(f"data.source: {source!r} holds no UTF-8 text")
