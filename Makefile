@@ -23,10 +23,12 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels/power/triton
 
 ## The deep profile of every property test, and the tests that take minutes.
 test-thorough: $(STAMP)
 	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 tests/kernels/power/triton
 
 ## Open the study page in a headless browser (needs chromium).
 test-browser: $(STAMP)

@@ -16,10 +16,11 @@ from zoo.kernels.errors import InputError
 from zoo.kernels.power import op, reference
 from zoo.kernels.power.checks import check_arguments, check_values
 from zoo.kernels.power.state import PowerState
+from zoo.kernels.power.triton_support import check_triton, supports_triton
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
 
-Implementation = Literal["chunked", "quadratic", "recurrent"]
+Implementation = Literal["triton", "chunked", "quadratic", "recurrent"]
 
 
 class PowerAttentionOutput(NamedTuple):
@@ -43,6 +44,7 @@ def power_attention(
     cu_seqlens: Tensor | None = None,
     lengths: Tensor | None = None,
     chunk_size: int | None = None,
+    save_states: bool = True,
     impl: Implementation | None = None,
 ) -> PowerAttentionOutput:
     """Attention with weights `exp(G_t - G_j) (scale q_t . k_j)^p`, at linear cost in T.
@@ -64,7 +66,10 @@ def power_attention(
         cu_seqlens: int32 `[n + 1]`, boundaries of n sequences packed into B = 1; the state's batch is then n.
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and never enters the state.
         chunk_size: tokens a chunk; None: chosen for speed. It changes speed and rounding only.
-        impl: `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest for the device.
+        save_states: on a GPU, keep the states between chunks for the backward pass, which saves computing them again;
+            they take about 2 D V bytes for each head and chunk of about a thousand tokens.
+        impl: `"triton"`, `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest
+            for the device, the Triton kernels on a GPU if they take the inputs.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -99,7 +104,16 @@ def power_attention(
             impl=impl,
         )
     S, z = (None, None) if state is None else state
-    o, _, S, z = op.attend(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state)
+    dtype = op.autocast_dtype(q)
+    if impl == "triton":
+        check_triton(q, v, dtype, p)
+    wants_triton = impl == "triton" or (impl is None and supports_triton(q, v, dtype, p))
+    use_triton = wants_triton and q.shape[0] > 0 and q.shape[1] > 0  # there is nothing to launch for no tokens
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, S, z))
+    o, _, S, z, _ = op.attend(
+        q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,
+        save_states and wants_gradient, use_triton,
+    )  # fmt: skip
     return PowerAttentionOutput(o.to(op.autocast_dtype(v)), PowerState(S, z) if return_state else None)
 
 
@@ -137,8 +151,8 @@ def power_attention_step(
 def _check_options(
     q: Tensor, cu_seqlens: Tensor | None, lengths: Tensor | None, chunk_size: int | None, impl: str | None
 ) -> None:
-    if impl not in (None, "chunked", "quadratic", "recurrent"):
-        raise InputError(f"impl: expected 'chunked', 'quadratic', 'recurrent' or None, was {impl!r}")
+    if impl not in (None, "triton", "chunked", "quadratic", "recurrent"):
+        raise InputError(f"impl: expected 'triton', 'chunked', 'quadratic', 'recurrent' or None, was {impl!r}")
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size: expected at least 1, was {chunk_size}")
     if lengths is not None and cu_seqlens is not None:

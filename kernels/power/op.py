@@ -1,7 +1,9 @@
 """Power attention as torch.library ops: schema, fake, autograd, autocast and FLOP formula.
 
-`zoo::power_attention` is one opaque node to the compiler, and what surrounds it is traced and fused. The ops take
-arguments that `api.py` has checked and return plain tensors; a schema cannot return None, so absent ones are empty.
+`zoo::power_attention` is one op on every device. On a GPU the compiler sees through it to the Triton kernels, and fuses
+their preparation with what comes before; on a CPU it finds the chunked form inside as one opaque node, and what
+surrounds that is traced and fused. The ops take arguments that `api.py` has checked and return plain tensors; a schema
+cannot return None, so absent ones are empty.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +19,10 @@ from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.reference import accumulation_dtype
 from zoo.kernels.power.step import step_in_place
+from zoo.kernels.power.triton_support import TRITON, triton_op
+
+if TRITON:
+    from zoo.kernels.power.triton.op import saved_states_shape, triton_backward, triton_forward
 
 __all__ = ["attend", "autocast_dtype", "cast_for_autocast", "step"]
 
@@ -39,15 +45,12 @@ def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=accumulation_dtype(like.dtype)) if x is None else x
 
 
-@torch.library.custom_op("zoo::power_attention", mutates_args=())
-def attend(
+@torch.library.custom_op("zoo::power_attention_chunked", mutates_args=())
+def _chunked(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for.
-
-    All in the accumulation dtype: o is rounded outside, because its gradient needs all digits.
-    """
+    """The chunked form, opaque: its loops over chunks are not for tracing. Returns all but states of `attend`."""
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
         results = chunked.forward(
@@ -63,8 +66,8 @@ def attend(
     return _join(o, 1), _join(denominator, 1 if normalize else 0), _join(S_out, 0), _join(z_out, 0)
 
 
-@attend.register_fake
-def _(
+@_chunked.register_fake
+def _fake(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -80,8 +83,41 @@ def _(
     return v.new_empty(B, T, heads.output, V, dtype=dtype), denominator, S_out, z_out
 
 
-@torch.library.custom_op("zoo::power_attention_backward", mutates_args=())
-def _attend_backward(
+@triton_op("zoo::power_attention")
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+    save_states: bool, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for.
+
+    All in the accumulation dtype: o is rounded outside, because its gradient needs all digits. Last come the states
+    between chunks, if they are to be saved for the backward pass: empty where it has to compute them again.
+    """
+    if use_triton:
+        return triton_forward(
+            q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states
+        )
+    return *_chunked(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state), _or_empty(
+        None, q
+    )
+
+
+@attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+    save_states: bool, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    outputs = _fake(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    if not (use_triton and save_states):
+        return *outputs, _or_empty(None, q)
+    shape, dtype = saved_states_shape(q, k, v, S, cu_seqlens, p, chunk_size)
+    return *outputs, q.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("zoo::power_attention_chunked_backward", mutates_args=())
+def _chunked_backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     o: Tensor, denominator: Tensor, cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int,
@@ -114,8 +150,8 @@ def _join(parts: tuple[Any, ...], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-@_attend_backward.register_fake
-def _(
+@_chunked_backward.register_fake
+def _fake_backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     o: Tensor, denominator: Tensor, cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int,
@@ -128,18 +164,47 @@ def _(
     return dq, dk, dv, dlog_g, dS_in, dz_in
 
 
+@triton_op("zoo::power_attention_backward")
+def _attend_backward(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, cu_seqlens: Tensor | None,
+    p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, log_g, S and z; the last three empty where there is no such input."""
+    if use_triton:
+        return triton_backward(
+            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, p, scale, normalize, chunk_size
+        )
+    return _chunked_backward(
+        do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size
+    )
+
+
+@_attend_backward.register_fake
+def _(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, cu_seqlens: Tensor | None,
+    p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _fake_backward(do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, p, scale, normalize, chunk_size, _ = inputs
-    ctx.save_for_backward(*tensors, *output[:2])
-    ctx.options = (p, scale, normalize, chunk_size)
-    ctx.mark_non_differentiable(output[1])
+    *tensors, p, scale, normalize, chunk_size, _return_state, _save_states, use_triton = inputs
+    o, denominator, _S, _z, states = output
+    ctx.save_for_backward(*tensors, o, denominator, states)
+    ctx.options = (p, scale, normalize, chunk_size, use_triton)
+    ctx.mark_non_differentiable(denominator, states)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(
-    ctx: Any, do: Tensor | None, _: Tensor | None, dS: Tensor | None, dz: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    q, k, v, log_g, S, z, cu_seqlens, o, denominator = ctx.saved_tensors
+    ctx: Any, do: Tensor | None, _denominator: Tensor | None, dS: Tensor | None, dz: Tensor | None,
+    _states: Tensor | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    q, k, v, log_g, S, z, cu_seqlens, o, denominator, states = ctx.saved_tensors
     if dS is not None and dz is None:
         dz = dS.new_zeros(dS.shape[:-1])
     if dz is not None and dS is None:
@@ -148,11 +213,11 @@ def _differentiate(
         dS = dz = None
     do = torch.zeros_like(o) if do is None else do
     dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
-        do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, *ctx.options
+        do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, *ctx.options
     )
     gates = None if log_g is None else dlog_g
-    states = (None, None) if S is None else (dS_in, dz_in)
-    return dq, dk, dv, gates, *states, None, None, None, None, None, None
+    incoming = (None, None) if S is None else (dS_in, dz_in)
+    return dq, dk, dv, gates, *incoming, *(None,) * 8
 
 
 attend.register_autograd(_differentiate, setup_context=_save)
@@ -211,7 +276,8 @@ def _shapes(q: Any, k: Any, v: Any) -> tuple[Heads, int, int]:
 @register_flop_formula(torch.ops.zoo.power_attention)
 def _(
     q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, cu_seqlens: Any,
-    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, *, out_shape: Any = None, **_: Any,
+    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, save_states: bool, use_triton: bool,
+    *, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
     heads, K, V = _shapes(q, k, v)
     return forward_flops(q[0], q[1], heads, K, V, p, chunk_size, with_state=return_state or S is not None)
@@ -220,7 +286,8 @@ def _(
 @register_flop_formula(torch.ops.zoo.power_attention_backward)
 def _(
     do: Any, dS: Any, dz: Any, q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, o: Any, denominator: Any,
-    cu_seqlens: Any, p: int, scale: float, normalize: bool, chunk_size: int, *, out_shape: Any = None, **_: Any,
+    states: Any, cu_seqlens: Any, p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
+    *, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
     heads, K, V = _shapes(q, k, v)
     with_state = dS is not None or S is not None

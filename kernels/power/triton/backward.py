@@ -3,22 +3,21 @@
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
 from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.reference import vanishes
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
-from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel, gate_tails_kernel
+from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
 from zoo.kernels.power.triton.problem import LOWEST_GATE, Problem
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
+from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
 __all__ = ["Gradients", "backward"]
 
 GATE_BLOCK = 128
-TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 class Gradients(NamedTuple):
@@ -50,20 +49,24 @@ def _output_gradient(problem: Problem, do: Tensor, o: Tensor, denominator: Tenso
 
 def backward(
     problem: Problem, do: Tensor, dS: Tensor | None, dz: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor | None,
+    o: Tensor, denominator: Tensor | None, states: Tensor | None,
 ) -> Gradients:  # fmt: skip
-    """Gradients of all inputs from those of o and of the outgoing state (or None)."""
+    """Gradients of all inputs from those of o and of the outgoing state (or None).
+
+    States before the chunks are computed once more where they were not saved; the final state's gradient always needs
+    them again, for the product of the two.
+    """
     chunks, heads = problem.chunks, problem.heads
     initial = None if S is None or z is None else problem.from_packed(S, z)
     final_gradient = None if dS is None or dz is None else problem.from_packed(dS, dz, gradient=True)
     gradient = _output_gradient(problem, do, o, denominator)
-    states = dstates = final = initial_gradient = None
-    if initial is not None or not chunks.single or (final_gradient is not None and problem.gated):
-        wants_final = final_gradient is not None and problem.gated
+    dstates = final = initial_gradient = crossing = None
+    has_states, has_dstates = problem.has_states(initial), problem.has_states(final_gradient)
+    wants_final = final_gradient is not None and problem.gated
+    if wants_final or (has_states and states is None):
         states, final = states_before(
             problem, initial, wants_normaliser=denominator is not None, wants_final=wants_final
         )
-    has_dstates = final_gradient is not None or not chunks.single
     if has_dstates or initial is not None:
         dstates = problem.states()
         queries = problem.queries_from_start()
@@ -72,22 +75,25 @@ def backward(
             dstates[..., problem.layout.rows * problem.V :] = 0
         else:
             add_up_normalisers(problem, dstates, queries, gradient.denominator)
-        initial_gradient = scan(problem, dstates, final_gradient, wants_final=initial is not None, reverse=True)
+        initial_gradient, crossing = scan(
+            problem, dstates, final_gradient, wants_final=initial is not None,
+            others=states if problem.gated and not chunks.single else None, reverse=True,
+        )  # fmt: skip
+    if final is not None and final_gradient is not None:
+        crossing = problem.add_at_ends(crossing, problem.inner_product(final, final_gradient))
+    if not has_states:
+        states = None
+    if not has_dstates:
+        dstates = None
     along = problem.q.new_empty(0, dtype=torch.float32)
     q_along, k_along = (
         along.new_empty(chunks.slots, count, chunks.size) if problem.gated else along
         for count in (heads.output, heads.state)
     )
-    dq = _query_gradient(
-        problem, gradient, states if initial is not None or not chunks.single else None, q_along, initial is not None
-    )
-    dk, dv = _key_gradients(problem, gradient, dstates if has_dstates else None, k_along, final_gradient is not None)
-    dlog_g = None
-    if problem.log_g is not None:
-        given = None
-        if final is not None and final_gradient is not None:
-            given = problem.inner_product(final, final_gradient)
-        dlog_g = _gate_gradient(problem, q_along, k_along, given)
+    dq = _query_gradient(problem, gradient, states, q_along, initial is not None)
+    dk = _key_gradient(problem, gradient, dstates, k_along, final_gradient is not None)
+    dv = _value_gradient(problem, gradient, dstates)
+    dlog_g = None if problem.log_g is None else _gate_gradient(problem, q_along, k_along, crossing)
     S_gradient, z_gradient = (
         (None, None) if initial_gradient is None else problem.to_packed(initial_gradient, gradient=True)
     )
@@ -103,8 +109,9 @@ def _query_gradient(
     dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=dtype)
     blocks, denominator = problem.blocks(launch.block), gradient.denominator
     wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
-        q, problem.keys, problem.v, gradient.numerator, problem.gates if denominator is None else denominator,
-        problem.gates, problem.gates_low, problem.gates if states is None else states, dq, along, problem.tables[0],
+        q, problem.queries, problem.keys, problem.v, gradient.numerator,
+        problem.gates if denominator is None else denominator, problem.gates, problem.gates_low,
+        problem.gates if states is None else states, dq, along, problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         q.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
@@ -116,50 +123,57 @@ def _query_gradient(
     return gather_heads(dq, heads.query, 2).to(q.dtype)
 
 
-def _key_gradients(
+def _key_gradient(
     problem: Problem, gradient: _OutputGradient, dstates: Tensor | None, along: Tensor, has_final: bool
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.key_gradient
-    k, v = problem.k, problem.v
-    dk, dv = (
-        x.new_empty(
-            *x.shape[:2], heads.state, x.shape[3], dtype=x.dtype if x.shape[2] == heads.state else torch.float32
-        )
-        for x in (k, v)
-    )
-    blocks, denominator = problem.blocks(launch.block), gradient.denominator
+    k, denominator = problem.k, gradient.denominator
+    dtype = k.dtype if heads.key == heads.state else problem.gates.dtype
+    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=dtype)
+    blocks = problem.blocks(launch.block)
     wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
-        problem.q, k, v, gradient.numerator, problem.gates if denominator is None else denominator,
-        problem.gates, problem.gates_low, problem.gates if dstates is None else dstates, dk, dv, along,
-        problem.tables[0], layout.channels, layout.symmetric, layout.weights, layout.gradient_weights,
+        problem.q, k, problem.keys, problem.v, gradient.numerator,
+        problem.gates if denominator is None else denominator, problem.gates, problem.gates_low,
+        problem.gates if dstates is None else dstates, dk, along, problem.tables[0],
+        layout.channels, layout.symmetric, layout.gradient_weights,
         k.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
-        K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, WHOLE=layout.whole,
+        K=problem.K, V=problem.V, P=problem.p, OUTERS=OUTERS, WHOLE=layout.whole,
         BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=denominator is not None,
         HAS_NORMALISER=denominator is not None or has_final, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision, DTYPE=TRITON_DTYPES[problem.dtype],
+        HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return gather_heads(dk, heads.key, 2).to(k.dtype), gather_heads(dv, heads.value, 2).to(v.dtype)
+    return gather_heads(dk, heads.key, 2).to(k.dtype)
 
 
-def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, final: Tensor | None) -> Tensor:
-    """dlog_g `[B, T, Hv]`; final `[rows, Hs]` float64 is what the outgoing state gives to the last token."""
+def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor | None) -> Tensor:
+    heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.value_gradient
+    v = problem.v
+    dtype = v.dtype if heads.value == heads.state else problem.gates.dtype
+    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=dtype)
+    blocks = problem.blocks(launch.block)
+    wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
+        problem.q, problem.k, problem.keys, gradient.numerator, problem.gates, problem.gates_low,
+        problem.gates if dstates is None else dstates, dv, problem.tables[0], layout.channels, layout.weights,
+        v.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
+        heads.query, heads.key, heads.state, heads.output, blocks,
+        K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
+        GATED=problem.gated, EXACT_GATES=problem.exact_gates, HAS_STATES=dstates is not None, PACKED=problem.packed,
+        PRECISION=problem.precision,
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return gather_heads(dv, heads.value, 2).to(v.dtype)
+
+
+def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
+    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs]` is what comes from beyond the chunks' ends."""
     heads, chunks, log_g = problem.heads, problem.chunks, problem.log_g
     assert log_g is not None
     dlog_g = torch.empty_like(log_g)
-    tails = q_along.new_empty(chunks.slots, heads.value, dtype=torch.float64)
-    closed = q_along.new_empty(chunks.slots, heads.value, dtype=torch.int32)
-    bounds, sequence_slots = problem.tables
-    sizes = (chunks.tokens, chunks.size, heads.state, heads.output, heads.value)
-    grid = (chunks.slots, heads.value)
-    wrap_triton(gate_tails_kernel)[grid](
-        q_along, k_along, log_g, tails, closed, bounds, *sizes,
-        BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, PACKED=problem.packed,
-    )  # fmt: skip
-    given = tails if final is None else gather_heads(final, heads.value, 1).contiguous()
-    wrap_triton(gate_gradient_kernel)[grid](
-        q_along, k_along, log_g, tails, closed, given, dlog_g, bounds, sequence_slots, *sizes,
-        BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_FINAL=final is not None, PACKED=problem.packed,
+    wrap_triton(gate_gradient_kernel)[(chunks.slots, heads.value)](
+        q_along, k_along, log_g, problem.gates if crossing is None else crossing, dlog_g, problem.tables[0],
+        chunks.tokens, chunks.size, heads.state, heads.output, heads.value,
+        BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_CROSSING=crossing is not None, PACKED=problem.packed,
     )  # fmt: skip
     return dlog_g

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Chunks", "chunk_bounds", "cut"]
+from zoo.kernels.power.triton.configs import Config
+
+__all__ = ["Chunks", "chunk_bounds", "count_slots", "cut"]
 
 
 class Chunks(NamedTuple):
@@ -64,12 +66,31 @@ class Chunks(NamedTuple):
         return log_g.reshape(self.slots, self.size, -1).transpose(1, 2).contiguous()
 
 
-def cut(batch: int, tokens: int, size: int, cu_seqlens: Tensor | None) -> Chunks:
-    """Cut `batch` sequences of `tokens` tokens, or packed ones, into chunks of `size`."""
+def chunk_size(tokens: int, config: Config, wanted: int, packed: bool) -> int:
+    """Tokens a chunk: as wanted, or, for 0, as configured; a short sequence is one chunk. In whole blocks of tokens."""
+    block = max(size for launch in config.launches for size in (launch.block, launch.other))
+    if wanted == 0 and not packed and tokens <= config.alone:
+        wanted = tokens
+    return -(-(wanted or config.chunk) // block) * block
+
+
+def count_slots(x: Tensor, config: Config, wanted: int, cu_seqlens: Tensor | None) -> int:
+    """Chunks of x `[B, T, ...]`; for packed sequences the bound that needs no word from the device."""
+    batch, tokens = x.shape[:2]
+    if cu_seqlens is not None:
+        return -(-tokens // chunk_size(tokens, config, wanted, packed=True)) + cu_seqlens.shape[0] - 1
+    if wanted == 0 and tokens <= config.alone:
+        return batch
+    return batch * -(-tokens // chunk_size(tokens, config, wanted, packed=False))
+
+
+def cut(x: Tensor, config: Config, wanted: int, cu_seqlens: Tensor | None) -> Chunks:
+    """Cut the sequences x `[B, T, ...]`, or packed ones, into chunks."""
+    batch, tokens = x.shape[:2]
+    size, slots = chunk_size(tokens, config, wanted, cu_seqlens is not None), count_slots(x, config, wanted, cu_seqlens)
     if cu_seqlens is None:
-        return Chunks(size, batch * -(-tokens // size), batch, tokens, batch, None, None)
+        return Chunks(size, slots, batch, tokens, batch, None, None)
     sequences = cu_seqlens.shape[0] - 1
-    slots = -(-tokens // size) + sequences
     starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
     sequence_slots = F.pad((ends - starts + size - 1).div(size, rounding_mode="floor").cumsum(0), (1, 0))
     slot = torch.arange(slots, device=cu_seqlens.device)

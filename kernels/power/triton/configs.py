@@ -28,10 +28,11 @@ class Config(NamedTuple):
     output: Launch
     query_gradient: Launch
     key_gradient: Launch
+    value_gradient: Launch
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        return self.sums, self.output, self.query_gradient, self.key_gradient
+        return self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient
 
 
 def config(dtype: torch.dtype, K: int, V: int, p: int) -> Config:
@@ -39,15 +40,17 @@ def config(dtype: torch.dtype, K: int, V: int, p: int) -> Config:
     inner = K if p <= 2 else max(16, K // 2)
     if triton.knobs.runtime.interpret:
         launch = Launch(16, 16, 4, 1)
-        return Config(32, 64, inner, 2, launch, launch, launch, launch)
+        return Config(32, 64, inner, 2, launch, launch, launch, launch, launch)
+    wide = max(K, V) > 64
     if dtype == torch.bfloat16:
-        wide = max(K, V) > 64
+        # A block of as many tokens as threads keeps a token's scalar with the thread that needs it.
+        state = Launch(64, 32, 4, 3) if wide else Launch(128, 32, 4, 3)
         chunk = 256 if p == 1 else 1024
         return Config(
-            chunk=chunk, alone=2 * chunk, inner=inner, outer=1 if p == 1 or wide else 4,
-            sums=Launch(64, 0, 4, 3), output=Launch(128, 64, 8 if wide else 4, 3),
-            query_gradient=Launch(128 if not wide else 64, 64, 4, 3), key_gradient=Launch(64, 64, 4, 2),
+            chunk=chunk, alone=2 * chunk, inner=inner, outer=1 if p == 1 or wide else 4, sums=Launch(64, 0, 4, 3),
+            output=Launch(128, 64, 8, 3) if wide else state, query_gradient=state, key_gradient=state,
+            value_gradient=state,
         )  # fmt: skip
     chunk = 128 if p == 1 else 512
-    launch = Launch(32, 32, 4, 1) if max(K, V) > 64 else Launch(64, 32, 4, 2)
-    return Config(chunk, 2 * chunk, inner, 1, launch, launch, launch, launch)
+    launch = Launch(32, 32, 4, 1) if wide else Launch(64, 32, 4, 2)
+    return Config(chunk, 2 * chunk, inner, 1, launch, launch, launch, launch, launch)

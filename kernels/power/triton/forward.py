@@ -1,5 +1,7 @@
 """The forward pass: what chunks add to the state, the states between them, the output."""
 
+from typing import NamedTuple
+
 import triton
 from torch import Tensor
 from torch.library import wrap_triton
@@ -9,23 +11,27 @@ from zoo.kernels.power.triton.problem import Columns, Problem
 from zoo.kernels.power.triton.scan import scan_kernel
 from zoo.kernels.power.triton.sums import normaliser_sums_kernel, state_sums_kernel
 
-__all__ = ["add_up", "add_up_normalisers", "forward", "scan", "states_before"]
+__all__ = ["Output", "add_up", "add_up_normalisers", "forward", "scan", "states_before"]
 
 SCAN_BLOCK = 1024
 OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
 
 
 def add_up(problem: Problem, sums: Tensor, x: Columns, y: Tensor) -> None:
-    """Fill S's part of `sums [slots, Hs, rows (V + 1)]` with each chunk's `sum decay m(x) y^T`; y is `[B, T, Hy, V]`."""
+    """Fill S's part of `sums [slots, Hs, rows (V + 1)]` with chunks' `sum decay m(x) y^T`; y is `[B, T, Hy, V]`."""
     heads, chunks, layout, config = problem.heads, problem.chunks, problem.layout, problem.config
-    groups, launch = problem.groups(), config.sums
-    wrap_triton(state_sums_kernel)[(groups.shape[0], chunks.slots, heads.state)](
-        x.plain, x.decayed, y, sums, problem.tables[0], layout.channels, groups,
-        chunks.tokens, chunks.size, layout.outers, layout.rows,
-        x.plain.shape[1], y.shape[2], heads.state, x.decayed.shape[1] // heads.state,
-        K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTER=config.outer, BLOCK=launch.block,
-        PACKED=problem.packed, PRECISION=problem.precision, num_warps=launch.warps, num_stages=launch.stages,
-    )  # fmt: skip
+    launch, base = config.sums, 0
+    for inner, prefix in enumerate(layout.prefixes):
+        grid = (triton.cdiv(prefix, config.outer), chunks.slots, heads.state)
+        wrap_triton(state_sums_kernel)[grid](
+            x.plain, x.decayed, y, sums, problem.tables[0], layout.channels,
+            chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
+            x.plain.shape[1], y.shape[2], heads.state, x.decayed.shape[1] // heads.state,
+            K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTER=config.outer, BLOCK=launch.block,
+            PACKED=problem.packed, PRECISION=problem.precision,
+            num_warps=launch.warps, num_stages=launch.stages,
+        )  # fmt: skip
+        base += prefix * layout.inner
 
 
 def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tensor | None) -> None:
@@ -46,19 +52,28 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tens
 
 
 def scan(
-    problem: Problem, states: Tensor, initial: Tensor | None, *, wants_final: bool, reverse: bool
-) -> Tensor | None:
-    """Turn chunks' sums into the states before them (reverse: after them), in place; returns the final state."""
+    problem: Problem, states: Tensor, initial: Tensor | None, *, wants_final: bool, others: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Turn chunks' sums into the states before them (reverse: gradients after them), in place.
+
+    Returns the final state, and the products `[slots, Hs]` of other states and these at all chunks' ends but the last.
+    """
     chunks, size = problem.chunks, states.shape[-1]
     shape = (chunks.sequences, problem.heads.state, size)
+    blocks = triton.cdiv(size, SCAN_BLOCK)
     final = states.new_empty(shape, dtype=problem.gates.dtype) if wants_final else None
-    wrap_triton(scan_kernel)[(triton.cdiv(size, SCAN_BLOCK), chunks.sequences, problem.heads.state)](
+    products = None
+    if others is not None:
+        products = problem.gates.new_empty(chunks.slots, problem.heads.state, blocks)
+    wrap_triton(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
         states, problem.gates, problem.gates if initial is None else initial, problem.gates if final is None else final,
-        problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state,
+        states if others is None else others, problem.gates if products is None else products,
+        problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
-        REVERSE=reverse, PACKED=problem.packed, num_warps=4,
+        REVERSE=reverse, WANTS_PRODUCTS=products is not None, PACKED=problem.packed, num_warps=4,
     )  # fmt: skip
-    return final
+    return final, None if products is None else products.sum(-1)
 
 
 def states_before(
@@ -70,25 +85,35 @@ def states_before(
     add_up(problem, states, keys, problem.v)
     if wants_normaliser or wants_final:
         add_up_normalisers(problem, states, keys, None)
-    return states, scan(problem, states, initial, wants_final=wants_final, reverse=False)
+    else:
+        states[..., problem.layout.rows * problem.V :] = 0
+    return states, scan(problem, states, initial, wants_final=wants_final)[0]
 
 
-def forward(
-    problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """o `[B, T, Ho, V]` and its denominator `[B, T, Ho]`, both float32, and the packed S and z where asked for."""
+class Output(NamedTuple):
+    """What the forward pass gives."""
+
+    o: Tensor  # [B, T, Ho, V], float32
+    denominator: Tensor | None  # [B, T, Ho], float32, if normalised
+    S: Tensor | None  # packed, where asked for
+    z: Tensor | None
+    states: Tensor | None  # before each chunk, in the tiled layout, where there are several
+
+
+def forward(problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool) -> Output:
+    """The output and, where asked for, the state after the last token."""
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.output
     B, T = problem.q.shape[:2]
     o = problem.q.new_empty(B, T, heads.output, problem.V, dtype=problem.gates.dtype)
     denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
     initial = None if S is None or z is None else problem.from_packed(S, z)
     states, final = problem.gates, None
-    has_states = initial is not None or not chunks.single
+    has_states = problem.has_states(initial)
     if has_states or return_state:
         states, final = states_before(problem, initial, wants_normaliser=normalize, wants_final=return_state)
     blocks = problem.blocks(launch.block)
     wrap_triton(output_kernel)[(blocks * heads.output * chunks.slots,)](
-        problem.q, problem.keys, problem.v, problem.gates, problem.gates_low, states, o, denominator,
+        problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low, states, o, denominator,
         problem.tables[0], layout.channels, layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
@@ -97,6 +122,5 @@ def forward(
         HAS_STATES=has_states, HAS_INITIAL=initial is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    if final is None:
-        return o, denominator, None, None
-    return o, denominator, *problem.to_packed(final)
+    S_out, z_out = (None, None) if final is None else problem.to_packed(final)
+    return Output(o, denominator if normalize else None, S_out, z_out, states if has_states else None)

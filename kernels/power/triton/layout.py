@@ -11,9 +11,8 @@ The gradient for x of `sum m(x) S y` needs every channel with every outer monomi
 `rows`, unless one inner block holds all channels (p <= 2, K <= INNER), where every tile is whole.
 """
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,23 +20,70 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
 
-__all__ = ["Layout", "layout"]
+__all__ = ["Layout"]
 
 
-class Layout(NamedTuple):
-    """The tiled layout of degree p in K channels with inner blocks of `inner` channels."""
+class Layout:
+    """The tiled layout of degree p in K channels with inner blocks of `inner` channels.
 
-    inner: int
-    outers: int  # outer monomials
-    rows: int  # of a tiled state
-    whole: bool  # one inner block holds all channels
-    channels: Tensor  # int32 [p - 1, outers], the channels of each outer monomial
-    prefixes: tuple[int, ...]  # outer monomials of each inner block
-    weights: Tensor  # float32 [K / inner, outers]
-    gradient_weights: Tensor  # float32 [outers]
-    symmetric: Tensor  # int32 [outers, K], the row that holds each outer monomial times each channel
-    packed: Tensor  # int64 [rows], the packed row of each tiled row
-    unpacked: Tensor  # int64 [D], one tiled row of each packed row
+    Its tables are int32, or float32 for weights, and made only where they are asked for: at p <= 2 a state that is
+    neither given nor returned needs none.
+    """
+
+    def __init__(self, K: int, p: int, inner: int, like: Tensor) -> None:
+        self.K, self.p, self.inner, self.like = K, p, inner, like
+        self.prefixes = tuple(state_size((block + 1) * inner, p - 1) for block in range(K // inner))
+
+    @property
+    def outers(self) -> int:
+        """Outer monomials."""
+        return self.prefixes[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tiled state."""
+        return sum(self.prefixes) * self.inner
+
+    @property
+    def whole(self) -> bool:
+        """Whether one inner block holds all channels."""
+        return self.inner == self.K
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, ...]:
+        whole, parts = power_tables(self.like, self.K, self.p, self.inner)
+        sizes = [part.size for part in _integers(self.K, self.p, self.inner)]
+        return (*whole.split(sizes), parts)
+
+    @property
+    def channels(self) -> Tensor:
+        """The channels of each outer monomial `[p - 1, outers]`; anything for p <= 2."""
+        return self._tables[0] if self.p > 2 else self.like
+
+    @property
+    def symmetric(self) -> Tensor:
+        """The row that holds each outer monomial times each channel `[outers, K]`; anything where tiles are whole."""
+        return self.like if self.whole else self._tables[1]
+
+    @property
+    def packed(self) -> Tensor:
+        """The packed row of each tiled row `[rows]`."""
+        return self._tables[2]
+
+    @property
+    def unpacked(self) -> Tensor:
+        """One tiled row of each packed row `[D]`."""
+        return self._tables[3]
+
+    @property
+    def weights(self) -> Tensor:
+        """Weight of each tile `[K / inner, outers]`; anything for p <= 2, where it is 1."""
+        return self._tables[4][: -self.outers] if self.p > 2 else self.like
+
+    @property
+    def gradient_weights(self) -> Tensor:
+        """Coefficients of the outer monomials `[outers]`; anything for p <= 2, where they are 1."""
+        return self._tables[4][-self.outers :] if self.p > 2 else self.like
 
 
 def _colexicographic(K: int, degree: int) -> np.ndarray:
@@ -61,13 +107,13 @@ def _ranks(tuples: np.ndarray, among: np.ndarray, K: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _arrays(K: int, p: int, inner: int) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
     outers = _colexicographic(K, p - 1)
     lower = coefficient_array(K, p - 1) if p > 1 else np.ones(1)
     if p > 1:
         lower = lower[_ranks(outers, np.array(list(combinations_with_replacement(range(K), p - 1))), K)]
     last = outers[:, -1] if p > 1 else np.zeros(1, np.int64)
-    starts, prefixes, weights, parts = [], [], [], []
+    starts, weights, parts = [], [], []
     rows = 0
     for block in range(K // inner):
         prefix = int((last < (block + 1) * inner).sum())
@@ -76,7 +122,6 @@ def _arrays(K: int, p: int, inner: int) -> tuple[tuple[int, ...], dict[str, np.n
         channels = np.arange(block * inner, (block + 1) * inner)
         parts.append(np.concatenate([np.repeat(outers[:prefix], inner, 0), np.tile(channels, prefix)[:, None]], 1))
         starts.append(rows)
-        prefixes.append(prefix)
         rows += prefix * inner
     packed_tuples = np.array(list(combinations_with_replacement(range(K), p)), np.int64)
     packed = _ranks(np.sort(np.concatenate(parts), 1), packed_tuples, K)
@@ -89,7 +134,7 @@ def _arrays(K: int, p: int, inner: int) -> tuple[tuple[int, ...], dict[str, np.n
     outer = _ranks(swapped[:, :-1], outers, K) if p > 1 else np.zeros(K, np.int64)
     channel = swapped[:, -1]
     symmetric = np.array(starts)[channel // inner] + outer * inner + channel % inner
-    return tuple(prefixes), {
+    return {
         "channels": outers.T.astype(np.int32),
         "weights": np.stack(weights).astype(np.float32),
         "gradient_weights": lower.astype(np.float32),
@@ -99,14 +144,31 @@ def _arrays(K: int, p: int, inner: int) -> tuple[tuple[int, ...], dict[str, np.n
     }
 
 
+def _integers(K: int, p: int, inner: int) -> list[np.ndarray]:
+    arrays = _arrays(K, p, inner)
+    return [arrays[name] for name in ("channels", "symmetric", "packed", "unpacked")]
+
+
 @lru_cache(maxsize=64)
-def _on_device(K: int, p: int, inner: int, device: torch.device) -> Layout:
-    prefixes, arrays = _arrays(K, p, inner)
-    tables = {name: torch.from_numpy(array).contiguous().to(device) for name, array in arrays.items()}
-    rows = arrays["packed"].shape[0]
-    return Layout(inner, arrays["symmetric"].shape[0], rows, inner == K, prefixes=prefixes, **tables)
+def _on_device(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    arrays = _arrays(K, p, inner)
+    integers = np.concatenate([part.ravel().astype(np.int32) for part in _integers(K, p, inner)])
+    weights = np.concatenate([arrays[name].ravel() for name in ("weights", "gradient_weights")])
+    return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
 
 
-def layout(K: int, p: int, inner: int, device: torch.device) -> Layout:
-    """The layout, with its tables on a device, where they stay."""
-    return _on_device(K, p, inner, device)
+@torch.library.custom_op("zoo::power_tables", mutates_args=())
+def power_tables(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tensor]:
+    """The tables one after the other, on the device of `like`, where they stay: traced, they would be copied to it
+    again and again. Clones, because an op's outputs are the caller's.
+    """
+    integers, weights = _on_device(K, p, inner, like.device)
+    return integers.clone(), weights.clone()
+
+
+@power_tables.register_fake
+def _(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tensor]:
+    arrays = _arrays(K, p, inner)
+    integers = sum(part.size for part in _integers(K, p, inner))
+    weights = arrays["weights"].size + arrays["gradient_weights"].size
+    return like.new_empty(integers, dtype=torch.int32), like.new_empty(weights, dtype=torch.float32)

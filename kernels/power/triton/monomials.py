@@ -31,18 +31,17 @@ def power(x, P: tl.constexpr):
 
 @triton.jit
 def outer_scalars(x, at, stride, channels, weights, outer, outers, P: tl.constexpr):
-    """Outer monomial `outer`, of degree P - 1, of the tokens `at`, times its weight (1 for P <= 2); float32.
+    """Outer monomial `outer`, of degree P - 1, of the tokens `at`, times its weight (1 for P <= 2), in x's dtype.
 
-    Channels lie `stride` apart in x.
+    Channels lie `stride` apart in x. There is nothing to scale by at P = 1.
     """
-    if P == 1:
-        return at.to(tl.float32) * 0 + 1
-    channel = outer if P == 2 else tl.load(channels + outer)
-    result = tl.load(x + at + channel * stride).to(tl.float32)
-    if P > 2:
-        result *= tl.load(weights + outer)
-    for degree in tl.static_range(1, P - 1):
-        result *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
+    if P <= 2:
+        result = at if P == 1 else tl.load(x + at + outer * stride)
+    else:
+        product = tl.load(x + at + tl.load(channels + outer) * stride).to(tl.float32) * tl.load(weights + outer)
+        for degree in tl.static_range(1, P - 1):
+            product *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
+        result = product.to(x.dtype.element_ty)
     return result
 
 
@@ -51,7 +50,8 @@ def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr)
     """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other; float32."""
     if P == 1:
         return tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
-    result = tl.load(x + at + tl.load(channels + outer, mask, 0) * stride, mask, 0).to(tl.float32)
+    channel = outer if P == 2 else tl.load(channels + outer, mask, 0)
+    result = tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
     for degree in tl.static_range(1, P - 1):
         channel = tl.load(channels + degree * outers + outer, mask, 0)
         result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)

@@ -5,7 +5,8 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, power
+from zoo.kernels.power.triton.from_state import add_outputs, normalisers
+from zoo.kernels.power.triton.monomials import power
 
 __all__ = ["VANISHING", "output_kernel"]
 
@@ -13,46 +14,10 @@ __all__ = ["VANISHING", "output_kernel"]
 VANISHING = tl.constexpr(2.0**-103)
 
 
-@triton.jit
-def _from_state(
-    y, total, q, at, states, channels, weights, outers, rows, count,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add `S m(q)` to y `[BLOCK, V]` and `z . m(q)` to total `[BLOCK]`; count is 1, or 0 to leave them alone."""
-    inners, values = tl.arange(0, INNER), tl.arange(0, V)
-    tile_offsets = inners[:, None] * V + values[None, :]
-    base = 0
-    for inner in tl.static_range(K // INNER):
-        prefix = outer_count((inner + 1) * INNER, P)
-        tile = tl.load(q + at[:, None] + (inner * INNER + inners)[None, :]).to(states.dtype.element_ty)
-        following = outer_scalars(q, at, 1, channels, weights + inner * outers, 0, outers, P)
-        for outer in range(0, prefix * count):
-            state = tl.load(states + (base + outer * INNER) * V + tile_offsets)
-            scalars = following.to(tile.dtype)
-            # The next ones are under way while this tile is multiplied.
-            following = outer_scalars(
-                q, at, 1, channels, weights + inner * outers, tl.minimum(outer + 1, prefix - 1), outers, P
-            )
-            scaled = tile if P == 1 else tile * scalars[:, None]
-            y = tl.dot(scaled, state, y, input_precision=PRECISION)
-        if NORMALIZE:
-            for first in range(0, prefix * count, OUTERS):
-                several = first + tl.arange(0, OUTERS)
-                exists = several < prefix
-                z = tl.load(states + rows * V + base + several[None, :] * INNER + inners[:, None], exists[None, :], 0)
-                mask = exists[None, :] & (at >= 0)[:, None]
-                monomials = outer_columns(q, at[:, None], 1, channels, several[None, :], outers, mask, P)
-                if P > 2:
-                    monomials *= tl.load(weights + inner * outers + several, exists, 0)[None, :]
-                total += tl.sum(tl.dot(tile, z, input_precision=PRECISION) * monomials, 1)
-        base += prefix * INNER
-    return y, total
-
-
 @triton.jit(do_not_specialize=["T"])
 def output_kernel(
-    q, k_columns, v, gates, gates_low, states, o, denominator, bounds, channels, weights, T, C, outers, rows, scale,
+    q, q_columns, k_columns, v, gates, gates_low, states, o, denominator, bounds, channels, weights,
+    T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
@@ -60,8 +25,9 @@ def output_kernel(
 ):  # fmt: skip
     """o `[B T, Ho, V]` and denominator `[B T, Ho]`.
 
-    q `[B T, Hq, K]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates `[slots, Hs, C]` (high and low
-    parts), states `[slots, Hs, rows (V + 1)]`. A program takes BLOCK queries of one output head, KEYS keys at a time.
+    q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
+    `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`. A program takes BLOCK queries of one
+    output head, KEYS keys at a time.
     """
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
@@ -72,6 +38,7 @@ def output_kernel(
         return
     state = head // (OUTPUTS // STATES)
     q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
+    q_columns += (slot * Q_HEADS + head * Q_HEADS // OUTPUTS) * K * C
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     o += (start * OUTPUTS + head) * V
@@ -88,10 +55,14 @@ def output_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
-        y, total = _from_state(
-            y, total, q, at, states, channels, weights, outers, rows, count,
-            K, V, P, INNER, OUTERS, NORMALIZE, PRECISION,
-        )  # fmt: skip
+        if NORMALIZE:
+            z = states + rows * V
+            total = normalisers(
+                q, at, z, channels, weights, outers, count, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION
+            )
+        y = add_outputs(
+            y, q, at, q_columns, here, C, states, channels, weights, outers, count, dtype, K, V, P, INNER, PRECISION
+        )
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             y *= from_start

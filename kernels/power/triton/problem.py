@@ -10,14 +10,19 @@ from zoo.kernels.power.expansion import coefficients
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
 from zoo.kernels.power.triton.configs import Config, config
-from zoo.kernels.power.triton.layout import Layout, layout
+from zoo.kernels.power.triton.layout import Layout
 
-__all__ = ["LOWEST_GATE", "Columns", "Problem"]
+__all__ = ["LOWEST_GATE", "Columns", "Problem", "product_dtype"]
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_GATE = -128.0
 _LOG2_E = 1.4426950408889634
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the operands of products are, for inputs of this dtype."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 class Columns(NamedTuple):
@@ -30,7 +35,7 @@ class Columns(NamedTuple):
 class Problem:
     """The inputs of one call, laid out for the kernels. Products are of `dtype`, sums and states carried in float32.
 
-    float16 is computed in float32 with TensorFloat32 products, which have the same digits and the range that states need.
+    float16 is computed in float32 with TensorFloat32 products: as many digits, and the range that states need.
     """
 
     def __init__(
@@ -42,21 +47,13 @@ class Problem:
         self.p, self.scale = p, scale**p
         self.heads = Heads(q.shape[2], k.shape[2], v.shape[2])
         self.K, self.V = k.shape[-1], v.shape[-1]
-        self.dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+        self.dtype = product_dtype(q.dtype)
         self.precision = _PRECISIONS[q.dtype]
         self.exact_gates = log_g is not None and q.dtype == torch.float32
         self.config: Config = config(q.dtype, self.K, self.V, p)
-        B, T = q.shape[:2]
-        size = chunk_size or self.config.chunk
-        longest = max(
-            *(launch.block for launch in self.config.launches), *(launch.other for launch in self.config.launches)
-        )
-        if not chunk_size and cu_seqlens is None and T <= self.config.alone:
-            size = T
-        size = -(-size // longest) * longest
-        self.chunks: Chunks = cut(B, T, size, cu_seqlens)
-        self.layout: Layout = layout(self.K, p, self.config.inner, q.device)
-        if log_g is None:
+        self.chunks: Chunks = cut(q, self.config, chunk_size, cu_seqlens)
+        self.layout = Layout(self.K, p, self.config.inner, self.q)
+        if self.log_g is None:
             self.gates = self.gates_low = q.new_empty(0, dtype=torch.float32)
         else:
             total = self.chunks.gates(self.log_g, LOWEST_GATE).cumsum(-1) * _LOG2_E
@@ -73,6 +70,11 @@ class Problem:
         """Keys with tokens last `[slots, Hk, K, C]`."""
         return self.chunks.columns(self.k, self.dtype)
 
+    @cached_property
+    def queries(self) -> Tensor:
+        """Queries with tokens last `[slots, Hq, K, C]`."""
+        return self.chunks.columns(self.q, self.dtype)
+
     def keys_to_end(self) -> Columns:
         """Keys, and what is left of them at their chunk's end."""
         if self.log_g is None:
@@ -83,9 +85,9 @@ class Problem:
 
     def queries_from_start(self) -> Columns:
         """Queries, and the same with what is left at them of their chunk's start and with the scale to the power p."""
-        queries, exists = self.chunks.columns(self.q, self.dtype), self.chunks.exists(self.q.device)
+        exists = self.chunks.exists(self.q.device)
         left = torch.where(exists, self.scale if self.log_g is None else self.gates.exp2() * self.scale, 0)
-        return Columns(queries, self._decayed(queries, left, self.heads.output))
+        return Columns(self.queries, self._decayed(self.queries, left, self.heads.output))
 
     def _decayed(self, columns: Tensor, left: Tensor, heads: int) -> Tensor:
         """Columns `[slots, H, K, C]` times what is left `[slots or 1, Hs or 1, C]`, for each of `heads` heads."""
@@ -96,7 +98,7 @@ class Problem:
     def tables(self) -> tuple[Tensor, Tensor]:
         """Packed chunks' bounds and sequences' slots; anything where there are none."""
         if self.chunks.bounds is None or self.chunks.sequence_slots is None:
-            return self.layout.channels, self.layout.channels
+            return self.q, self.q
         return self.chunks.bounds, self.chunks.sequence_slots
 
     @property
@@ -107,9 +109,9 @@ class Problem:
         """Blocks of tokens in the longest chunk."""
         return -(-min(self.chunks.size, self.chunks.tokens) // block)
 
-    def groups(self) -> Tensor:
-        """What each program of the sums takes: first outer monomial, inner block, first row, where they end."""
-        return _groups(self.layout.prefixes, self.layout.inner, self.config.outer, self.q.device)
+    def has_states(self, given: Tensor | None) -> bool:
+        """Whether chunks have states beside them: given from outside, or because a sequence has several chunks."""
+        return given is not None or not self.chunks.single
 
     def states(self) -> Tensor:
         """Room for one state a chunk."""
@@ -138,10 +140,13 @@ class Problem:
         (S, z), (dS, dz) = self.to_packed(state), self.to_packed(gradient, gradient=True)
         return (S * dS).sum((-2, -1), dtype=torch.float64) + (z * dz).sum(-1, dtype=torch.float64)
 
-
-def _groups(prefixes: tuple[int, ...], inner: int, outer: int, device: torch.device) -> Tensor:
-    rows, groups = 0, []
-    for block, prefix in enumerate(prefixes):
-        groups += [(first, block, rows + first * inner, prefix) for first in range(0, prefix, outer)]
-        rows += prefix * inner
-    return torch.tensor(groups, dtype=torch.int32, device=device)
+    def add_at_ends(self, products: Tensor | None, at_end: Tensor) -> Tensor:
+        """Add `[rows, Hs]` to the last chunk of each sequence in `[slots, Hs]` (None: zeros)."""
+        chunks = self.chunks
+        if products is None:
+            products = at_end.new_zeros(chunks.slots, self.heads.state, dtype=torch.float32)
+        if chunks.sequence_slots is None:
+            last = torch.arange(1, chunks.sequences + 1, device=at_end.device) * (chunks.slots // chunks.sequences) - 1
+        else:
+            last = chunks.sequence_slots[1:] - 1
+        return products.index_add(0, last, at_end.to(products.dtype))

@@ -5,15 +5,15 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.gradient import load_tile, normaliser_gradient
-from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
+from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.monomials import power
 
 __all__ = ["query_gradient_kernel"]
 
 
 @triton.jit(do_not_specialize=["T"])
 def query_gradient_kernel(
-    q, k_columns, v, dy, dtotal, gates, gates_low, states, dq, along, bounds,
+    q, q_columns, k_columns, v, dy, dtotal, gates, gates_low, states, dq, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
@@ -34,6 +34,7 @@ def query_gradient_kernel(
         return
     state = head // (OUTPUTS // STATES)
     q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
+    q_columns += (slot * Q_HEADS + head * Q_HEADS // OUTPUTS) * K * C
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     dy += (start * OUTPUTS + head) * V
@@ -53,21 +54,15 @@ def query_gradient_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
-        all_outers = outer_count(K, P)
-        following = outer_scalars(q, at, 1, channels, gradient_weights, 0, outers, P)
-        for outer in range(0, all_outers * count):
-            tile = load_tile(states, symmetric, outer, K, V, WHOLE)
-            scalars = following.to(dtype)
-            following = outer_scalars(
-                q, at, 1, channels, gradient_weights, tl.minimum(outer + 1, all_outers - 1), outers, P
-            )
-            scaled = dy_here if P == 1 else dy_here * scalars[:, None]
-            result = tl.dot(scaled, tl.trans(tile), result, input_precision=PRECISION)
         if NORMALIZE:
-            result = normaliser_gradient(
-                result, q, at, dtotal_here, states + rows * V, channels, symmetric, gradient_weights, outers, count,
-                K, P, OUTERS, WHOLE, PRECISION,
+            result = normaliser_gradients(
+                q, at, dtotal_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
+                BLOCK, K, P, OUTERS, WHOLE, PRECISION,
             )  # fmt: skip
+        result = add_gradients(
+            result, dy_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
+            K, V, P, WHOLE, PRECISION,
+        )  # fmt: skip
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
 

@@ -12,31 +12,47 @@ def _slot(first, last, step, STATES, state, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def _load(states, first, last, step, STATES, state, size, at, mask, REVERSE: tl.constexpr):
-    slot = _slot(first, last, step, STATES, state, REVERSE)
-    return tl.load(states + slot * size + at, mask & (step < last - first), 0)
+def _load(
+    states, gates, others, first, last, step, STATES, state, size, at, mask, C,
+    GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """A chunk's sums, its decay, and the other state at its end, which is the one before the next chunk."""
+    slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
+    sums = tl.load(states + slot * size + at, mask & exists, 0)
+    decay = tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0)) if GATED else 1.0
+    other = sums
+    if WANTS_PRODUCTS:
+        other = tl.load(others + (slot + STATES) * size + at, mask & exists & (step > 0), 0)
+    return sums, decay, other
 
 
 @triton.jit
 def _pass(
-    carry, sums, states, gates, first, last, step, STATES, state, size, at, mask, C,
-    GATED: tl.constexpr, REVERSE: tl.constexpr,
+    carry, sums, decay, other, states, products, blocks, first, last, step, STATES, state, size, at, mask,
+    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """Write what has been carried to a chunk, and carry it on through it."""
     slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
     tl.store(states + slot * size + at, carry.to(states.dtype.element_ty), mask & exists)
-    if GATED:
-        carry *= tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0))
-    return carry + sums.to(tl.float32)
+    if WANTS_PRODUCTS:
+        product = tl.sum(carry * other.to(tl.float32), 0)
+        tl.store(products + slot * blocks + tl.program_id(0), product, exists)
+    return carry * decay + sums.to(tl.float32)
 
 
 @triton.jit
 def scan_kernel(
-    states, gates, initial, final, sequence_slots, slots_per_row, C, size, STATES,
+    states, gates, initial, final, others, products, sequence_slots, slots_per_row, C, size, STATES, blocks,
     BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
-    REVERSE: tl.constexpr, PACKED: tl.constexpr,
+    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """`states [slots, Hs, size]` in place: sums become what stands before them; initial, final `[rows, Hs, size]` float32."""
+    """`states [slots, Hs, size]` in place: sums become what stands before them.
+
+    initial and final are `[rows, Hs, size]`, float32.
+
+    Backwards in time, `products [slots, Hs, blocks]` can be had: of the states `others` and their gradients at the
+    chunks' ends, but for the last, by blocks.
+    """
     block, row, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     if PACKED:
         first, last = tl.load(sequence_slots + row), tl.load(sequence_slots + row + 1)
@@ -47,22 +63,40 @@ def scan_kernel(
     carry = tl.zeros((BLOCK,), tl.float32)
     if HAS_INITIAL:
         carry = tl.load(initial + (row * STATES + state) * size + at, mask, 0)
-    # Four chunks at a time: their loads are under way together, and only the sums wait for one another.
+    # Four chunks at a time: their loads are under way together, before any store that might be to the same place.
     chunks = last - first
     for step in range(0, chunks, 4):
-        sums0 = _load(states, first, last, step, STATES, state, size, at, mask, REVERSE)
-        sums1 = _load(states, first, last, step + 1, STATES, state, size, at, mask, REVERSE)
-        sums2 = _load(states, first, last, step + 2, STATES, state, size, at, mask, REVERSE)
-        sums3 = _load(states, first, last, step + 3, STATES, state, size, at, mask, REVERSE)
-        carry = _pass(carry, sums0, states, gates, first, last, step, STATES, state, size, at, mask, C, GATED, REVERSE)
+        sums0, decay0, other0 = _load(
+            states, gates, others, first, last, step + 0, STATES, state, size, at, mask, C,
+            GATED, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
+        sums1, decay1, other1 = _load(
+            states, gates, others, first, last, step + 1, STATES, state, size, at, mask, C,
+            GATED, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
+        sums2, decay2, other2 = _load(
+            states, gates, others, first, last, step + 2, STATES, state, size, at, mask, C,
+            GATED, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
+        sums3, decay3, other3 = _load(
+            states, gates, others, first, last, step + 3, STATES, state, size, at, mask, C,
+            GATED, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
         carry = _pass(
-            carry, sums1, states, gates, first, last, step + 1, STATES, state, size, at, mask, C, GATED, REVERSE
-        )
+            carry, sums0, decay0, other0, states, products, blocks, first, last, step + 0, STATES, state, size, at,
+            mask, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
         carry = _pass(
-            carry, sums2, states, gates, first, last, step + 2, STATES, state, size, at, mask, C, GATED, REVERSE
-        )
+            carry, sums1, decay1, other1, states, products, blocks, first, last, step + 1, STATES, state, size, at,
+            mask, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
         carry = _pass(
-            carry, sums3, states, gates, first, last, step + 3, STATES, state, size, at, mask, C, GATED, REVERSE
-        )
+            carry, sums2, decay2, other2, states, products, blocks, first, last, step + 2, STATES, state, size, at,
+            mask, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
+        carry = _pass(
+            carry, sums3, decay3, other3, states, products, blocks, first, last, step + 3, STATES, state, size, at,
+            mask, REVERSE, WANTS_PRODUCTS,
+        )  # fmt: skip
     if WANTS_FINAL:
         tl.store(final + (row * STATES + state) * size + at, carry, mask)

@@ -26,7 +26,7 @@ def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl
 
 @triton.jit(do_not_specialize=["T"])
 def state_sums_kernel(
-    x_columns, x_decayed, y, sums, bounds, channels, groups, T, C, outers, rows,
+    x_columns, x_decayed, y, sums, bounds, channels, T, C, outers, rows, base, inner, end,
     X_HEADS, Y_HEADS, STATES, REPEATS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTER: tl.constexpr, BLOCK: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -34,13 +34,13 @@ def state_sums_kernel(
     """S's part of `sums [slots, Hs, rows (V + 1)]`, from `x_columns [slots, Hx, K, C]`, the same with decay for each
     output `x_decayed [slots, Hs REPEATS, K, C]`, and y `[B T, Hy, V]`.
 
-    A program takes up to OUTER outer monomials of one inner block: `groups [n, 4]` holds the first one, the inner
-    block, the first tile's row, and where the block's monomials end. Where REPEATS outputs share a state, theirs add up.
+    For one inner block, whose rows start at base and whose outer monomials end at `end`; a program takes OUTER of them.
+    Where REPEATS outputs share a state, theirs add up.
     """
     group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
-    first, inner = tl.load(groups + group * 4), tl.load(groups + group * 4 + 1)
-    row, end = tl.load(groups + group * 4 + 2), tl.load(groups + group * 4 + 3)
+    first = group * OUTER
+    row = base + first * INNER
     second, third, fourth = (
         tl.minimum(first + 1, end - 1),
         tl.minimum(first + 2, end - 1),

@@ -213,12 +213,16 @@ def problems(
     state: bool | None = None,
     shortest: int = 0,
     longest: int = 24,
+    powers: Sequence[int] = (2, 1, 3, 4),
+    widths: Sequence[int] | None = None,
 ) -> Problem:
-    """A random problem; the arguments narrow what is drawn (None: both)."""
-    p = draw(st.sampled_from([2, 4] if normalize else [2, 1, 3, 4]))
+    """A random problem; the arguments narrow what is drawn (None: both, or for widths of keys and values any)."""
+    p = draw(st.sampled_from([p for p in powers if p % 2 == 0 or not normalize]))
     normalize = (p % 2 == 0 and draw(st.booleans())) if normalize is None else normalize
     heads, (T, chunk_size) = draw(head_counts()), draw(_lengths(shortest, longest))
-    B, K, V = draw(st.integers(1, batches)), draw(st.integers(1, _WIDEST_KEY[p])), draw(st.integers(1, 9))
+    B = draw(st.integers(1, batches))
+    K = draw(st.integers(1, _WIDEST_KEY[p]) if widths is None else st.sampled_from(widths))
+    V = draw(st.integers(1, 9) if widths is None else st.sampled_from(widths))
     dtype = draw(st.sampled_from(dtypes))
     scale = draw(st.just(1 / math.sqrt(K)) | st.sampled_from([1.0, 0.3, -0.7]))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

@@ -202,7 +202,7 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
     (
         "implementation",
         lambda: arguments(impl="fast"),
-        "impl: expected 'chunked', 'quadratic', 'recurrent' or None, was 'fast'",
+        "impl: expected 'triton', 'chunked', 'quadratic', 'recurrent' or None, was 'fast'",
     ),
 ]
 

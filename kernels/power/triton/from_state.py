@@ -1,0 +1,133 @@
+"""What a state gives to a block of tokens, and the gradient that it gives: the two loops that most of the time goes to.
+
+Each trip multiplies a register tile, scaled by one outer monomial a token, with one tile of the state. The scalars are
+read with tokens side by side, from `[K, C]`, three trips ahead: too narrow to be copied ahead like the tiles, they
+would otherwise hold up every trip.
+"""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars
+
+__all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
+
+
+@triton.jit
+def _pass_on(later, now, trip):
+    """`later`, in a way that Triton's pipeliner takes: it leaves loops alone that hand on a value unchanged."""
+    return tl.where(trip < 0, now, later)
+
+
+@triton.jit
+def add_outputs(
+    y, x, at, x_columns, here, C, states, channels, weights, outers, count, DTYPE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`y [BLOCK, V] += S (c * m(x))`, for rows x + at and the same tokens `here` of x_columns.
+
+    count is 1, or 0 to add nothing.
+    """
+    inners, values = tl.arange(0, INNER), tl.arange(0, V)
+    tile_offsets = inners[:, None] * V + values[None, :]
+    base = 0
+    for inner in tl.static_range(K // INNER):
+        prefix = outer_count((inner + 1) * INNER, P)
+        tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
+        tile_weights = weights + inner * outers
+        end = prefix - 1
+        first = outer_scalars(x_columns, here, C, channels, tile_weights, 0, outers, P)
+        second = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(1, end), outers, P)
+        third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(2, end), outers, P)
+        for outer in range(0, prefix * count):
+            state = tl.load(states + (base + outer * INNER) * V + tile_offsets)
+            scaled = tile if P == 1 else tile * first[:, None]
+            first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+            third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(outer + 3, end), outers, P)
+            y = tl.dot(scaled, state, y, input_precision=PRECISION)
+        base += prefix * INNER
+    return y
+
+
+@triton.jit
+def normalisers(
+    x, at, z, channels, weights, outers, count, DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`z . (c * m(x)) [BLOCK]`."""
+    inners = tl.arange(0, INNER)
+    if P == 2:  # x^T z x; a tile of z is whole
+        tile = tl.load(x + at[:, None] + inners[None, :]).to(DTYPE)
+        block = tl.load(z + inners[None, :] * INNER + inners[:, None])
+        products = tl.dot(tile, block, input_precision=PRECISION) * tile.to(tl.float32)
+        total = tl.sum(products, 1) * count
+    else:
+        total = tl.zeros((BLOCK,), tl.float32)
+        base = 0
+        for inner in tl.static_range(K // INNER):
+            prefix = outer_count((inner + 1) * INNER, P)
+            tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
+            for start in range(0, prefix * count, OUTERS):
+                outer = start + tl.arange(0, OUTERS)
+                exists = outer < prefix
+                block = tl.load(z + base + outer[None, :] * INNER + inners[:, None], exists[None, :], 0)
+                mask = exists[None, :] & (at >= 0)[:, None]
+                monomials = outer_columns(x, at[:, None], 1, channels, outer[None, :], outers, mask, P)
+                monomials *= tl.load(weights + inner * outers + outer, exists, 0)[None, :]
+                total += tl.sum(tl.dot(tile, block, input_precision=PRECISION) * monomials, 1)
+            base += prefix * INNER
+    return total
+
+
+@triton.jit
+def add_gradients(
+    dx, y, x_columns, here, C, states, channels, symmetric, weights, outers, count,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`dx_j [BLOCK, K] += sum_r c_r m_r(x) (S_(r, j) . y)` for y `[BLOCK, V]`: p times less than the gradient."""
+    channel, value = tl.arange(0, K), tl.arange(0, V)
+    all_outers = outer_count(K, P)
+    end = all_outers - 1
+    first = outer_scalars(x_columns, here, C, channels, weights, 0, outers, P)
+    second = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(1, end), outers, P)
+    third = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(2, end), outers, P)
+    for outer in range(0, all_outers * count):
+        rows = outer * K + channel if WHOLE else tl.load(symmetric + outer * K + channel)
+        tile = tl.load(states + rows[:, None] * V + value[None, :])
+        scaled = y if P == 1 else y * first[:, None]
+        first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+        third = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(outer + 3, end), outers, P)
+        dx = tl.dot(scaled, tl.trans(tile), dx, input_precision=PRECISION)
+    return dx
+
+
+@triton.jit
+def normaliser_gradients(
+    x, at, weight, z, channels, symmetric, weights, outers, count, DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr, K: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`sum_r c_r m_r(x) z_(r, j) weight [BLOCK, K]`: p times less than the gradient."""
+    channel = tl.arange(0, K)
+    if P == 2:
+        tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * count)[:, None]
+        block = tl.load(z + channel[:, None] * K + channel[None, :])
+        dx = tl.dot(tile.to(DTYPE), block, input_precision=PRECISION)
+    else:
+        dx = tl.zeros((BLOCK, K), tl.float32)
+        all_outers = outer_count(K, P)
+        for start in range(0, all_outers * count, OUTERS):
+            outer = start + tl.arange(0, OUTERS)
+            exists = outer < all_outers
+            rows = outer[:, None] * K + channel[None, :]
+            if not WHOLE:
+                rows = tl.load(symmetric + rows, exists[:, None], 0)
+            block = tl.load(z + rows, exists[:, None], 0)
+            mask = exists[None, :] & (at >= 0)[:, None]
+            monomials = outer_columns(x, at[:, None], 1, channels, outer[None, :], outers, mask, P)
+            monomials *= weight[:, None]
+            if P > 2:
+                monomials *= tl.load(weights + outer, exists, 0)[None, :]
+            dx = tl.dot(monomials.to(DTYPE), block, dx, input_precision=PRECISION)
+    return dx

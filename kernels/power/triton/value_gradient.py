@@ -1,0 +1,83 @@
+"""Gradient of the values."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.decay import decay
+from zoo.kernels.power.triton.from_state import add_outputs
+from zoo.kernels.power.triton.monomials import power
+
+__all__ = ["value_gradient_kernel"]
+
+
+@triton.jit(do_not_specialize=["T"])
+def value_gradient_kernel(
+    q, k, k_columns, dy, gates, gates_low, dstates, dv, bounds, channels, weights, T, C, outers, rows, scale,
+    Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
+    BLOCK: tl.constexpr, QUERIES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    HAS_STATES: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
+    program = tl.program_id(0)
+    token = program % BLOCKS * BLOCK
+    state = program // BLOCKS % STATES
+    slot = (program // (BLOCKS * STATES)).to(tl.int64)
+    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    if token >= tokens:
+        return
+    q += start * Q_HEADS * K
+    k += start * K_HEADS * K + state * K_HEADS // STATES * K
+    k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
+    dy += start * OUTPUTS * V
+    dv += (start * STATES + state) * V
+    gates += (slot * STATES + state) * C
+    gates_low += (slot * STATES + state) * C
+    dtype = k_columns.dtype.element_ty
+
+    here = token + tl.arange(0, BLOCK)
+    last = tl.minimum(token + BLOCK, tokens) - 1
+    at = tl.minimum(here, tokens - 1) * K_HEADS * K
+    channel, value, queries = tl.arange(0, K), tl.arange(0, V), tl.arange(0, QUERIES)
+    result = tl.zeros((BLOCK, V), tl.float32)
+    if HAS_STATES:
+        dstates += (slot * STATES + state) * rows * (V + 1)
+        result = add_outputs(
+            result, k, at, k_columns, here, C, dstates, channels, weights, outers, 1, dtype, K, V, P, INNER, PRECISION
+        )
+        if GATED:
+            result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
+
+    keys = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
+    group = OUTPUTS // STATES
+    for head in range(state * group, (state + 1) * group):
+        q_head = q + head * Q_HEADS // OUTPUTS * K
+        for first in range(token + BLOCK, tokens, QUERIES):
+            there = first + queries
+            rows_there = tl.minimum(there, tokens - 1)
+            query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
+            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            left = tl.where(there < tokens, scale, 0.0)
+            if GATED:
+                left *= decay(gates, gates_low, there, last, EXACT_GATES)
+            scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
+            result = tl.dot((scores * left[None, :]).to(dtype), dy_there, result, input_precision=PRECISION)
+    if GATED:
+        result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
+    for head in range(state * group, (state + 1) * group):
+        q_head = q + head * Q_HEADS // OUTPUTS * K
+        for first in range(token, tl.minimum(token + BLOCK, tokens), QUERIES):
+            there = first + queries
+            rows_there = tl.minimum(there, tokens - 1)
+            query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
+            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
+            if GATED:
+                scores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
+            causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
+            scores = tl.where(causal, scores * scale, 0.0)
+            result = tl.dot(scores.to(dtype), dy_there, result, input_precision=PRECISION)
+
+    out = dv + here[:, None] * STATES * V + value[None, :]
+    tl.store(out, result.to(dv.dtype.element_ty), (here < tokens)[:, None])

@@ -1,0 +1,154 @@
+"""The Triton kernels on a GPU: the error law beside the quadratic form in the same dtype, shapes that break others."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from zoo.kernels.power import PowerState, power_attention
+
+from ..error_law import norms
+from ..problems import Problem, Tensors, make_gates, make_state, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def make_problem(
+    B: int = 1, T: int = 1025, heads: tuple[int, int, int] = (2, 1, 1), K: int = 64, V: int = 64, p: int = 2, *,
+    dtype: torch.dtype = torch.bfloat16, gates: str = "mild", normalize: bool | None = None, state: bool = False,
+    zero_keys: float = 0.0,
+) -> Problem:  # fmt: skip
+    random = torch.Generator().manual_seed(T + K + p)
+    shapes = ((B, T, heads[0], K), (B, T, heads[1], K), (B, T, heads[2], V), (B, T, max(heads), V))
+    q, k, v, do = (torch.randn(shape, generator=random).to(dtype) for shape in shapes)
+    k = torch.where(torch.rand(*k.shape[:3], 1, generator=random) < zero_keys, 0, k)
+    log_g = make_gates(gates, (B, T, heads[2]), random)
+    S = z = dS = dz = None
+    if state:
+        S, z = (x.float() for x in make_state(B, max(heads[1:]), K, V, p, 50, random))
+        dS, dz = (torch.randn(x.shape, generator=random) / math.sqrt(x.shape[2]) for x in (S, z))
+    normalize = p % 2 == 0 if normalize is None else normalize
+    return Problem(q, k, v, log_g, S, z, do, dS, dz, p, 1 / math.sqrt(K), normalize, None).map(lambda x: x.cuda())
+
+
+def check_error_law(problem: Problem) -> None:
+    """Assert the error law, with `tiny` float32's last digits, against the float64 quadratic form."""
+    exact = run(problem.double(), "quadratic")
+    baseline, ours = run(problem, "quadratic"), run(problem, "triton")
+    _compare(exact, baseline, ours)
+
+
+def _compare(exact: Tensors, baseline: Tensors, ours: Tensors) -> None:
+    broken = []
+    for name, reference in exact.items():
+        error, allowed = (x[name].double() - reference for x in (ours, baseline))
+        assert error.isfinite().all(), name
+        tiny = (3e-5 if name == "dlog_g" else 3e-6) * torch.tensor(norms(reference))
+        for norm, mine, theirs, digits in zip(("L2", "max"), norms(error), norms(allowed), tiny.tolist(), strict=True):
+            if mine > 1.5 * theirs + digits:
+                broken.append(f"{name} {norm}: {mine:.2e}, baseline {theirs:.2e} (x{mine / max(theirs, 1e-300):.2f})")
+    assert not broken, "; ".join(broken)
+
+
+@pytest.mark.parametrize("T", [1, 15, 17, 1000, 1025, 4097])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_error_law_over_lengths(T: int, dtype: torch.dtype) -> None:
+    check_error_law(make_problem(T=T, dtype=dtype))
+
+
+@pytest.mark.parametrize("gates", ["none", "zeros", "mild", "strong", "resets", "mixed"])
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_error_law_over_gates(gates: str, state: bool, dtype: torch.dtype) -> None:
+    check_error_law(make_problem(T=2500, gates=gates, state=state, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("K", "V", "p", "normalize"),
+    [(64, 64, 1, False), (128, 128, 1, False), (16, 16, 2, True), (32, 64, 2, True), (64, 32, 2, False),
+     (128, 128, 2, True), (128, 16, 2, True), (32, 32, 3, False), (64, 64, 3, False), (16, 16, 4, True),
+     (32, 16, 4, True)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_error_law_over_widths(K: int, V: int, p: int, normalize: bool, dtype: torch.dtype) -> None:
+    check_error_law(make_problem(T=2200, K=K, V=V, p=p, normalize=normalize, dtype=dtype))
+
+
+@pytest.mark.parametrize("heads", [(24, 2, 2), (1, 1, 4), (4, 1, 4), (2, 4, 1), (8, 4, 2)])
+def test_error_law_over_heads(heads: tuple[int, int, int]) -> None:
+    check_error_law(make_problem(T=2100, heads=heads, K=32, V=32))
+
+
+def test_error_law_with_zero_keys_and_a_large_batch() -> None:
+    check_error_law(make_problem(B=64, T=260, heads=(2, 1, 1), K=32, V=32, zero_keys=0.3))
+
+
+def test_layouts() -> None:
+    problem = make_problem(T=1500, heads=(2, 2, 2))
+    heads_first = problem.map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
+    first, second = run(problem, "triton"), run(heads_first, "triton")
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_runs_give_the_same_bits(compiled: bool) -> None:
+    problem = make_problem(T=5000, heads=(4, 2, 2))
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v, problem.log_g)]  # type: ignore[union-attr]
+
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        return power_attention(*inputs, p=2).o
+
+    function = torch.compile(attend, fullgraph=True) if compiled else attend
+    runs = [torch.autograd.grad(function(*inputs), inputs, problem.do) for _ in range(2)]
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+def test_lengths_cause_at_most_two_compilations() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda q, k, v, g: power_attention(q, k, v, g).o, fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for T in (100, 1000, 2048, 2049, 3000, 10000):
+            problem = make_problem(T=T)
+            o = compiled(problem.q, problem.k, problem.v, problem.log_g)
+            torch.testing.assert_close(o, power_attention(problem.q, problem.k, problem.v, problem.log_g).o)
+
+
+def test_packed_sequences_equal_separate_calls() -> None:
+    problem = make_problem(T=5000)
+    ends = [0, 1, 1200, 1300, 5000]
+    cu_seqlens = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    packed = run(problem, "triton", cu_seqlens=cu_seqlens)
+    for a, b in pairwise(ends):
+        alone = run(problem.tokens(a, b), "triton", chunk_size=1024)
+        for name in ("o", "dq", "dk", "dv"):
+            torch.testing.assert_close(packed[name][:, a:b], alone[name], rtol=0.02, atol=0.01)
+
+
+def test_a_million_tokens_in_pieces() -> None:
+    """Whole and in two pieces; the far end of a long sequence is as exact as its start."""
+    problem = replace(make_problem(T=1_000_000, heads=(1, 1, 1), K=32, V=32), do=None)
+    whole = power_attention(problem.q, problem.k, problem.v, problem.log_g, return_state=True)
+    half = 500_001
+    first, last = problem.tokens(0, half), problem.tokens(half, 1_000_000)
+    state = power_attention(first.q, first.k, first.v, first.log_g, return_state=True).state
+    assert isinstance(state, PowerState)
+    end = power_attention(last.q, last.k, last.v, last.log_g, state=state, return_state=True)
+    assert whole.state is not None
+    assert end.state is not None
+    torch.testing.assert_close(end.o, whole.o[:, half:], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(end.state.S, whole.state.S, rtol=0.02, atol=0.2)
+
+
+def test_offsets_beyond_two_to_the_31st() -> None:
+    """16 rows of 70,000 tokens and 32 heads of 64: 2.3e9 elements, and the last row equals itself alone."""
+    q = torch.randn(16, 70_000, 32, 64, device="cuda", dtype=torch.bfloat16)
+    v = q.flip(-1)
+    with torch.no_grad():
+        whole = power_attention(q, q, v, p=2).o[-1:].clone()
+        assert torch.equal(power_attention(q[-1:], q[-1:], v[-1:], p=2).o, whole)

@@ -1,0 +1,153 @@
+"""The Triton kernels without a GPU, run as Python by Triton's interpreter: small problems, all that the kernels can do."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from torch import Tensor, nn
+
+from zoo.kernels.errors import InputError
+from zoo.kernels.power import power_attention
+
+from ..error_law import check_error_law, check_same, vanishes
+from ..problems import Problem, attend, problems, run
+
+DTYPES = (torch.float32, torch.float16)
+
+
+# A program of the interpreter costs milliseconds, and p sets how many there are.
+@pytest.mark.parametrize(
+    ("powers", "widths", "examples"), [((1, 2), (16, 32), 12), ((3,), (16,), 3), ((4,), (16,), 1)], ids=str
+)
+def test_error_law(powers: tuple[int, ...], widths: tuple[int, ...], examples: int) -> None:
+    thorough = settings().max_examples > 100
+
+    @settings(max_examples=10 * examples if thorough else examples)
+    @given(problems(dtypes=DTYPES, powers=powers, widths=widths, batches=2, shortest=1, longest=40))
+    def check(problem: Problem) -> None:
+        assume(not vanishes(problem))
+        check_error_law(problem, "triton")
+
+    check()
+
+
+def tensors(T: int, heads: tuple[int, int, int], K: int, V: int, B: int = 1) -> list[Tensor]:
+    """q, k, v and log gates."""
+    random = torch.Generator().manual_seed(T)
+    q, k, v = (torch.randn(B, T, h, width, generator=random) for h, width in zip(heads, (K, K, V), strict=True))
+    return [q, k, v, -torch.rand(B, T, heads[2], generator=random)]
+
+
+def problem(*inputs: Tensor, p: int, chunk_size: int | None = None) -> Problem:
+    q, k, v, log_g = inputs
+    do = torch.ones(*q.shape[:2], max(q.shape[2], k.shape[2], v.shape[2]), v.shape[3])
+    return Problem(q, k, v, log_g, None, None, do, None, None, p, q.shape[-1] ** -0.5, p % 2 == 0, chunk_size)
+
+
+def test_inner_blocks_are_trimmed_and_still_agree() -> None:
+    """At p = 3 and K = 32 a state has two inner blocks, and gradients gather rows from either."""
+    check_error_law(problem(*tensors(40, (1, 1, 1), 32, 16), p=3), "triton")
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_packed_sequences_equal_separate_calls(p: int) -> None:
+    q, k, v, log_g = tensors(80, (2, 1, 1), 16, 16)
+    cu_seqlens = torch.tensor([0, 33, 34, 80], dtype=torch.int32)
+    packed = power_attention(q, k, v, log_g, p=p, cu_seqlens=cu_seqlens, return_state=True, impl="triton")
+    assert packed.state is not None
+    for i, (a, b) in enumerate(((0, 33), (33, 34), (34, 80))):
+        alone = power_attention(
+            q[:, a:b], k[:, a:b], v[:, a:b], log_g[:, a:b], p=p, return_state=True, impl="triton", chunk_size=32
+        )
+        assert alone.state is not None
+        torch.testing.assert_close(packed.o[:, a:b], alone.o, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(packed.state.S[i : i + 1], alone.state.S)
+
+
+@pytest.mark.parametrize("t", [1, 32, 50])
+def test_split_anywhere(t: int) -> None:
+    q, k, v, log_g = tensors(70, (2, 2, 1), 16, 32)
+    whole = power_attention(q, k, v, log_g, return_state=True, impl="triton")
+    first = power_attention(q[:, :t], k[:, :t], v[:, :t], log_g[:, :t], return_state=True, impl="triton")
+    last = power_attention(
+        q[:, t:], k[:, t:], v[:, t:], log_g[:, t:], state=first.state, return_state=True, impl="triton"
+    )
+    assert whole.state is not None
+    assert last.state is not None
+    torch.testing.assert_close(torch.cat((first.o, last.o), 1), whole.o, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(last.state.S, whole.state.S, rtol=2e-5, atol=2e-5)
+
+
+def test_states_of_the_chunked_form_are_accepted() -> None:
+    q, k, v, log_g = tensors(50, (1, 1, 1), 16, 16)
+    _, state = power_attention(q, k, v, log_g, return_state=True, impl="chunked")
+    ours = power_attention(q, k, v, log_g, state=state, return_state=True, impl="triton")
+    theirs = power_attention(q, k, v, log_g, state=state, return_state=True, impl="chunked")
+    torch.testing.assert_close(ours.o, theirs.o, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(ours.state, theirs.state, rtol=2e-5, atol=2e-5)
+
+
+def test_saved_states_change_no_bit() -> None:
+    inputs = [x.requires_grad_() for x in tensors(70, (2, 1, 1), 16, 16)]
+    results = []
+    for save_states in (True, False):
+        o, _ = power_attention(*inputs, save_states=save_states, impl="triton")
+        results.append(torch.autograd.grad(o.sum(), inputs))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    task = problem(*tensors(70, (4, 2, 2), 16, 16, B=2), p=2)
+    first, second = run(task, "triton"), run(task, "triton")
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+def test_layouts_and_chunk_sizes_change_rounding_only() -> None:
+    task = problem(*tensors(70, (2, 1, 1), 16, 16), p=2)
+    theirs = run(task, "triton")
+    check_same(task, run(task.map(lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)), "triton"), theirs)
+    check_same(task, run(task, "triton", chunk_size=48), theirs)
+
+
+def test_compiles_whole_with_what_surrounds_it() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(32, 3 * 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.project(x).unflatten(-1, (3, 2, 16)).unbind(2)
+            return power_attention(q, k, v, impl="triton").o.flatten(2)
+
+    torch.manual_seed(0)
+    layer, x = Layer(), torch.randn(1, 40, 32)
+    expected = layer(x)
+    expected.sum().backward()
+    gradient = layer.project.weight.grad
+    layer.project.weight.grad = None
+    compiled = torch.compile(layer, fullgraph=True)(x)
+    compiled.sum().backward()
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(layer.project.weight.grad, gradient)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_opcheck(packed: bool) -> None:
+    q, k, v, log_g = (x.requires_grad_() for x in tensors(40, (2, 1, 1), 16, 16))
+    cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
+    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, True)
+    torch.library.opcheck(torch.ops.zoo.power_attention, arguments)
+
+
+def test_no_tokens() -> None:
+    q, k, v, log_g = tensors(0, (2, 1, 1), 16, 16)
+    o, state = attend(problem(q, k, v, log_g, p=2), "triton")
+    assert o.shape == (1, 0, 2, 16)
+    assert not state.S.any()
+
+
+def test_other_widths_are_refused_by_name() -> None:
+    q = torch.randn(1, 4, 1, 20)
+    with pytest.raises(
+        InputError, match="^q: impl='triton' takes widths 16, 32, 64 and 128, was 20; the nearest is 16$"
+    ):
+        power_attention(q, q, q, impl="triton")
