@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -134,14 +135,22 @@ def _parameters(summary: StudySummary, variant: VariantSummary) -> str:
 
 
 def print_summary(summary: StudySummary, page: Path, console: Console | None = None) -> None:
-    """Print the table of a study and where its page is; readable from 100 characters' width on."""
+    """Print the table of a study and where its page is; numbers stay whole from 80 characters' width on."""
     console = console or Console()
-    table = Table(title=escape(summary.name), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(summary.name),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     table.add_column("variant", no_wrap=True)
     chosen = short_columns(summary)
     for column in chosen:
-        longest_word = max(map(len, column.heading.split()))
-        table.add_column(column.heading, justify="right", min_width=longest_word)
+        # Headings are wrapped here, and what may not stay on one line is the difference in parameters alone.
+        heading = "\n".join(wrap(column.heading, width=8, break_long_words=False))
+        table.add_column(heading, justify="right", no_wrap=column.heading != "parameters")
     for variant in summary.variants:
         cells = [_cell(column, variant, summary) for column in chosen]
         table.add_row(escape(variant.name), *cells)
