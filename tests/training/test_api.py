@@ -97,8 +97,9 @@ def test_status_and_result_of_a_run(tmp_path, corpus):
     result = train(recipe, folder, corpus=corpus)
     assert run_status(folder, recipe) == "finished"
     assert result == load_result(folder) == train(recipe, folder, corpus=corpus)
-    with pytest.raises(CheckpointError, match=r"holds a run with mixer\.name=.*, not sliding-window; choose another"):
-        run_status(folder, recipe.override(["mixer=sliding-window"]))
+    for mixer in ("sliding-window", "linear", "gated-linear"):
+        with pytest.raises(CheckpointError, match=rf"holds a run with mixer\.name=.*, not {mixer}; choose another"):
+            run_status(folder, recipe.override([f"mixer={mixer}"]))
     (folder / "result.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"result\.json: not the result of a run; delete it and train again"):
         load_result(folder)

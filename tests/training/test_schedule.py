@@ -46,5 +46,5 @@ def test_halfway_is_the_mean_of_peak_and_minimum():
 def test_a_schedule_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match=r"min_learning_rate 0\.1 must not be above learning_rate 0\.01"):
         TrainingConfig(learning_rate=0.01, min_learning_rate=0.1)
-    with pytest.raises(ConfigError, match="warmup_steps 20 must not be above steps 10"):
+    with pytest.raises(ConfigError, match="warmup_steps 20 must not be above steps 10; set both"):
         TrainingConfig(steps=10, warmup_steps=20)

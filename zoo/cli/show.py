@@ -96,7 +96,7 @@ def _with_options(mixer: MixerConfig) -> str:
 def _position_text(recipe: Recipe) -> str:
     model = recipe.model
     return {
-        "learned": f"learned, {model.max_positions:,}: no document may be longer",
+        "learned": f"learned, {model.max_positions:,}: no sequence may be longer",
         "rotary": f"rotary, base {model.rotary_base:,.0f}: any context",
         "none": "none: any context",
     }[model.positions]

@@ -80,7 +80,9 @@ class TrainingConfig(Config):
                 f"min_learning_rate {self.min_learning_rate} must not be above learning_rate {self.learning_rate}"
             )
         if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must not be above steps {self.steps}")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must not be above steps {self.steps}; set both for a short run"
+            )
         return self
 
     @property

@@ -173,7 +173,8 @@ def check_same_recipe(recipe: Config, stored: Mapping[str, Any], owner: Path) ->
     """
     # Through the config, so that keys that a newer version has added stand at their defaults.
     was, now = _leaves(type(recipe).from_mapping(stored, str(owner))), _leaves(recipe)
-    for key in [*was, *now]:
+    # Names first: with the mixer's name, keys that only one of the two mixers has differ as well.
+    for key in sorted([*was, *now], key=lambda key: not key.endswith("name")):
         if was.get(key) != now.get(key):
             change = f"{key}={was.get(key)}, not {now.get(key)}"
             raise CheckpointError(f"{owner}: holds a run with {change}; choose another folder or delete this one")
