@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU, run as Python by Triton's interpreter: small problems, all that the kernels can do."""
+"""The Triton kernels without a GPU, run as Python by the interpreter: small problems, all that they can do."""
 
 import pytest
 import torch
@@ -148,6 +148,6 @@ def test_no_tokens() -> None:
 def test_other_widths_are_refused_by_name() -> None:
     q = torch.randn(1, 4, 1, 20)
     with pytest.raises(
-        InputError, match="^q: impl='triton' takes widths 16, 32, 64 and 128, was 20; the nearest is 16$"
+        InputError, match=r"^q: impl='triton' takes widths 16, 32, 64 and 128, was 20; the nearest is 16$"
     ):
         power_attention(q, q, q, impl="triton")
