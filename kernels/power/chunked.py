@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import accumulation_dtype, vanishes
+from zoo.kernels.power.reference import accumulation_dtype, bounded, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 
 __all__ = ["Gradients", "backward", "forward", "resolve_chunk_size"]
@@ -278,7 +278,7 @@ class _Backward:
             return self.problem.fold_outputs(F.pad(do, (0, 1)))
         along = -(do * self.o[at]).sum(-1, keepdim=True)
         dy = torch.cat((do, along), -1).mul_(_reciprocal(self.denominator[at])[..., None])
-        return self.problem.fold_outputs(dy)
+        return self.problem.fold_outputs(bounded(dy))
 
     def add_key_gradients(
         self, block: slice, tokens: slice, keys: Tensor, dkeys: Tensor, dvalues: Tensor, *, first: bool

@@ -14,7 +14,7 @@ from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.state import PowerState
 
-__all__ = ["accumulation_dtype", "quadratic", "recurrent", "vanishes"]
+__all__ = ["accumulation_dtype", "bounded", "quadratic", "recurrent", "vanishes"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,6 +29,15 @@ def vanishes(denominator: Tensor) -> Tensor:
     """
     limits = torch.finfo(denominator.dtype)
     return denominator.abs() < limits.tiny / limits.eps
+
+
+def bounded(gradient: Tensor) -> Tensor:
+    """`gradient` of a ratio's parts, kept so far from overflow, in place, that what it is multiplied by stays finite.
+
+    It is that large only beside a denominator in which nearly everything cancelled, and then it is all error.
+    """
+    limit = 2.0**1000 if gradient.dtype == torch.float64 else 2.0**110
+    return gradient.clamp_(-limit, limit)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

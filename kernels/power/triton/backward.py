@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from zoo.kernels.power.heads import gather_heads
-from zoo.kernels.power.reference import vanishes
+from zoo.kernels.power.reference import bounded, vanishes
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
@@ -43,8 +43,8 @@ def _output_gradient(problem: Problem, do: Tensor, o: Tensor, denominator: Tenso
         return _OutputGradient(do.to(problem.dtype).contiguous(), None)
     inverse = torch.where(vanishes(denominator), 0, denominator.reciprocal())
     do = do.float()
-    along = -(do * o).sum(-1) * inverse
-    return _OutputGradient((do * inverse[..., None]).to(problem.dtype).contiguous(), along.contiguous())
+    along = bounded(-(do * o).sum(-1) * inverse)
+    return _OutputGradient(bounded(do * inverse[..., None]).to(problem.dtype).contiguous(), along.contiguous())
 
 
 def backward(

@@ -334,6 +334,16 @@ def test_no_keys_give_zeros_and_finite_gradients(impl: str) -> None:
     check()
 
 
+def test_gradients_stay_finite_where_a_denominator_cancels() -> None:
+    """The numerator over the squared denominator, which the gradient is made of, is beyond float32's range."""
+    q, k, v = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 3)
+    state = PowerState(torch.ones(1, 1, 3, 3), torch.full((1, 1, 3), 1e-25))
+    q.requires_grad_()
+    o, _ = power_attention(q, k, v, state=state, impl="chunked")
+    (dq,) = torch.autograd.grad(o.sum(), q)
+    assert dq.isfinite().all()
+
+
 @every_implementation
 def test_vanishing_denominators_stay_finite(impl: str) -> None:
     """A state that strong gates have decayed to the edge of float32's range, and no keys since."""
