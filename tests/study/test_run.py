@@ -281,7 +281,7 @@ def test_progress_goes_to_standard_error(
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_says_what_it_was_trained_on(study: Study, training: FakeTraining, tmp_path: Path) -> None:
     run_study(study, tmp_path, progress=False)
-    assert read_machine(tmp_path / "softmax") == describe_machine("cpu")
+    assert read_machine(tmp_path / "softmax") == describe_machine()
     assert read_machine(tmp_path) == describe_machine()
 
 

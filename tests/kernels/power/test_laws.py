@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.kernels.power import power_attention
+from zoo.kernels.power import PowerState, power_attention
 
 from .error_law import check_same, vanishes
 from .problems import IMPLEMENTATIONS, Problem, Tensors, attend, differentiate, make_state, problems, run
