@@ -74,7 +74,7 @@ def test_generate_says_what_is_out_of_range(zoo: Callable[..., Result], tmp_path
 @pytest.mark.parametrize(
     ("error", "exit_code", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint, if there is one yet"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint, if there is one"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "No space left on device: a/b"),
         (OSError("broken"), 1, "broken"),
     ],

@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
             raise _Refused(" ".join(str(error).split())) from error
         except KeyboardInterrupt as error:
             resumable = ctx.invoked_subcommand in ("train", "ablate")
-            hint = "; the same command goes on from the last checkpoint, if there is one yet" if resumable else ""
+            hint = "; the same command goes on from the last checkpoint, if there is one" if resumable else ""
             raise _Interrupted(f"interrupted{hint}") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `zoo list | head`; click leaves quietly
