@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -114,6 +114,7 @@ def test_resumed_run_is_the_uninterrupted_one(interruptions, data, straight, tmp
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(at=111, after=False)  # between the last checkpoint and deleting the oldest
 @given(at=st.integers(1, 200), after=st.booleans())
 def test_ctrl_c_at_any_moment_costs_nothing_but_time(
     at, after, straight, tmp_path_factory, tiny_recipe, train_tiny, fault_at

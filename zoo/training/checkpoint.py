@@ -91,9 +91,18 @@ class CheckpointStore:
                 sync_folder(self.folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        self.prune()
+        return place
+
+    def prune(self) -> None:
+        """Delete checkpoints beyond the newest `keep`; an interrupted `save` may not have come to it.
+
+        Raises:
+            TrainingError: one cannot be deleted.
+        """
+        with writing(self.folder):
             for older in self._steps()[: -self._keep]:
                 self._discard(older)
-        return place
 
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where none was ever saved.

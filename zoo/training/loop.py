@@ -237,5 +237,6 @@ class Trainer:
             **summarise(read_metrics(self._run.metrics_path)),
         )
         if self._processes.is_main:
+            self._run.checkpoints.prune()
             self._run.finish(result)
         return result
