@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from zoo.kernels.power.heads import gather_heads
-from zoo.kernels.power.reference import bounded, vanishes
+from zoo.kernels.power.reference import vanishes
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
@@ -32,19 +32,22 @@ class Gradients(NamedTuple):
 
 
 class _OutputGradient(NamedTuple):
-    """Gradients of numerator `[B, T, Ho, V]`, in the products' dtype, and denominator `[B, T, Ho]`, if there is one."""
+    """The gradients of numerator and denominator are `do inverse` and `-delta inverse`; they stay in these factors.
 
-    numerator: Tensor
-    denominator: Tensor | None
+    So do meets its first product unrounded, and terms that cancel do so in float32.
+    """
+
+    do: Tensor  # [B, T, Ho, V], in the products' dtype
+    delta: Tensor | None  # do . o [B, T, Ho], float32, if normalised
+    inverse: Tensor | None  # of the denominator, zero where it vanishes
 
 
 def _output_gradient(problem: Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> _OutputGradient:
+    products = do.to(problem.dtype).contiguous()
     if denominator is None:
-        return _OutputGradient(do.to(problem.dtype).contiguous(), None)
+        return _OutputGradient(products, None, None)
     inverse = torch.where(vanishes(denominator), 0, denominator.reciprocal())
-    do = do.float()
-    along = bounded(-(do * o).sum(-1) * inverse)
-    return _OutputGradient(bounded(do * inverse[..., None]).to(problem.dtype).contiguous(), along.contiguous())
+    return _OutputGradient(products, (do.float() * o).sum(-1), inverse)
 
 
 def backward(
@@ -69,12 +72,12 @@ def backward(
         )
     if has_dstates or initial is not None:
         dstates = problem.states()
-        queries = problem.queries_from_start()
-        add_up(problem, dstates, queries, gradient.numerator)
-        if gradient.denominator is None:
+        queries = problem.queries_from_start(gradient.inverse)
+        add_up(problem, dstates, queries, gradient.do)
+        if gradient.delta is None:
             dstates[..., problem.layout.rows * problem.V :] = 0
         else:
-            add_up_normalisers(problem, dstates, queries, gradient.denominator)
+            add_up_normalisers(problem, dstates, queries, -gradient.delta)
         initial_gradient, crossing = scan(
             problem, dstates, final_gradient, wants_final=initial is not None,
             others=states if problem.gated and not chunks.single else None, reverse=True,
@@ -100,6 +103,13 @@ def backward(
     return Gradients(dq, dk, dv, dlog_g, S_gradient, z_gradient)
 
 
+def _or_anything(gradient: _OutputGradient, problem: Problem) -> tuple[Tensor, Tensor]:
+    """delta and inverse, or anything that no kernel will read."""
+    if gradient.delta is None or gradient.inverse is None:
+        return problem.gates, problem.gates
+    return gradient.delta, gradient.inverse
+
+
 def _query_gradient(
     problem: Problem, gradient: _OutputGradient, states: Tensor | None, along: Tensor, has_initial: bool
 ) -> Tensor:
@@ -107,16 +117,16 @@ def _query_gradient(
     q = problem.q
     dtype = q.dtype if heads.query == heads.output else problem.gates.dtype
     dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=dtype)
-    blocks, denominator = problem.blocks(launch.block), gradient.denominator
+    blocks = problem.blocks(launch.block)
     wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
-        q, problem.queries, problem.keys, problem.v, gradient.numerator,
-        problem.gates if denominator is None else denominator, problem.gates, problem.gates_low,
+        q, problem.queries, problem.keys, problem.v, gradient.do,
+        *_or_anything(gradient, problem), problem.gates, problem.gates_low,
         problem.gates if states is None else states, dq, along, problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         q.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, OUTERS=OUTERS, WHOLE=layout.whole, BLOCK=launch.block,
-        KEYS=launch.other, NORMALIZE=denominator is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
+        KEYS=launch.other, NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
         HAS_STATES=states is not None, HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -127,20 +137,20 @@ def _key_gradient(
     problem: Problem, gradient: _OutputGradient, dstates: Tensor | None, along: Tensor, has_final: bool
 ) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.key_gradient
-    k, denominator = problem.k, gradient.denominator
+    k = problem.k
     dtype = k.dtype if heads.key == heads.state else problem.gates.dtype
     dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=dtype)
     blocks = problem.blocks(launch.block)
     wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
-        problem.q, k, problem.keys, problem.v, gradient.numerator,
-        problem.gates if denominator is None else denominator, problem.gates, problem.gates_low,
+        problem.q, k, problem.keys, problem.v, gradient.do,
+        *_or_anything(gradient, problem), problem.gates, problem.gates_low,
         problem.gates if dstates is None else dstates, dk, along, problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         k.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, OUTERS=OUTERS, WHOLE=layout.whole,
-        BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=denominator is not None,
-        HAS_NORMALISER=denominator is not None or has_final, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
+        BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=gradient.delta is not None,
+        HAS_NORMALISER=gradient.delta is not None or has_final, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
         HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -154,13 +164,14 @@ def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor
     dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=dtype)
     blocks = problem.blocks(launch.block)
     wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
-        problem.q, problem.k, problem.keys, gradient.numerator, problem.gates, problem.gates_low,
-        problem.gates if dstates is None else dstates, dv, problem.tables[0], layout.channels, layout.weights,
+        problem.q, problem.k, problem.keys, gradient.do, _or_anything(gradient, problem)[1], problem.gates,
+        problem.gates_low, problem.gates if dstates is None else dstates, dv, problem.tables[0],
+        layout.channels, layout.weights,
         v.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         heads.query, heads.key, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
-        GATED=problem.gated, EXACT_GATES=problem.exact_gates, HAS_STATES=dstates is not None, PACKED=problem.packed,
-        PRECISION=problem.precision,
+        NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
+        HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return gather_heads(dv, heads.value, 2).to(v.dtype)

@@ -13,7 +13,7 @@ __all__ = ["key_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def key_gradient_kernel(
-    q, k, k_columns, v, dy, dtotal, gates, gates_low, dstates, dk, along, bounds,
+    q, k, k_columns, v, do, delta, inverse, gates, gates_low, dstates, dk, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
@@ -24,7 +24,7 @@ def key_gradient_kernel(
     """dk `[B T, Hs, K]`, and along `[slots, Hs, C]`, its product with k divided by p.
 
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
-    HAS_NORMALISER; dy `[B T, Ho, V]` and dtotal `[B T, Ho]` those of numerator and denominator.
+    HAS_NORMALISER; the rest as in `query_gradient_kernel`.
     """
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
@@ -37,8 +37,9 @@ def key_gradient_kernel(
     k += start * K_HEADS * K + state * K_HEADS // STATES * K
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
-    dy += start * OUTPUTS * V
-    dtotal += start * OUTPUTS
+    do += start * OUTPUTS * V
+    delta += start * OUTPUTS
+    inverse += start * OUTPUTS
     dk += (start * STATES + state) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -73,13 +74,14 @@ def key_gradient_kernel(
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
-            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
             left = tl.where(there < tokens, scale, 0.0)
             if GATED:
                 left *= decay(gates, gates_low, there, last, EXACT_GATES)
-            dscores = tl.dot(values, tl.trans(dy_there), input_precision=PRECISION)
+            dscores = tl.dot(values, tl.trans(do_there), input_precision=PRECISION)
             if NORMALIZE:
-                dscores += tl.load(dtotal + rows_there * OUTPUTS + head)[None, :]
+                dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
+                left *= tl.load(inverse + rows_there * OUTPUTS + head)
             if P > 1:
                 dscores *= power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P - 1)
             result = tl.dot((dscores * left[None, :]).to(dtype), query, result, input_precision=PRECISION)
@@ -91,10 +93,11 @@ def key_gradient_kernel(
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
-            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            dscores = tl.dot(values, tl.trans(dy_there), input_precision=PRECISION)
+            do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            dscores = tl.dot(values, tl.trans(do_there), input_precision=PRECISION)
             if NORMALIZE:
-                dscores += tl.load(dtotal + rows_there * OUTPUTS + head)[None, :]
+                dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
+                dscores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
             if P > 1:
                 dscores *= power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P - 1)
             if GATED:

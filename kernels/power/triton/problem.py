@@ -83,15 +83,21 @@ class Problem:
             left = torch.where(self.chunks.exists(self.q.device), (self.total[..., -1:] - self.total).exp2().float(), 0)
         return Columns(self.keys, self._decayed(self.keys, left, self.heads.state))
 
-    def queries_from_start(self) -> Columns:
-        """Queries, and the same with what is left at them of their chunk's start and with the scale to the power p."""
+    def queries_from_start(self, inverse: Tensor | None) -> Columns:
+        """Queries, and the same times what is left at them of their chunk's start, and scale^p.
+
+        With the inverse of the denominators `[B, T, Ho]`, if there is one.
+        """
         exists = self.chunks.exists(self.q.device)
         left = torch.where(exists, self.scale if self.log_g is None else self.gates.exp2() * self.scale, 0)
+        if inverse is not None:
+            left = spread_heads(left, self.heads.output, 1) if left.shape[1] > 1 else left
+            left = left * self.chunks.columns(inverse[..., None], torch.float32)[:, :, 0]
         return Columns(self.queries, self._decayed(self.queries, left, self.heads.output))
 
     def _decayed(self, columns: Tensor, left: Tensor, heads: int) -> Tensor:
         """Columns `[slots, H, K, C]` times what is left `[slots or 1, Hs or 1, C]`, for each of `heads` heads."""
-        left = left.repeat_interleave(heads // left.shape[1], 1) if left.shape[1] > 1 else left
+        left = spread_heads(left, heads, 1) if left.shape[1] > 1 else left
         return (spread_heads(columns, heads, 1) * left[:, :, None]).to(self.dtype).contiguous()
 
     @property

@@ -13,7 +13,7 @@ __all__ = ["query_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def query_gradient_kernel(
-    q, q_columns, k_columns, v, dy, dtotal, gates, gates_low, states, dq, along, bounds,
+    q, q_columns, k_columns, v, do, delta, inverse, gates, gates_low, states, dq, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
@@ -22,8 +22,8 @@ def query_gradient_kernel(
 ):  # fmt: skip
     """dq `[B T, Ho, K]`, and along `[slots, Ho, C]`, its product with q divided by p.
 
-    dy `[B T, Ho, V]` and dtotal `[B T, Ho]` are the gradients of numerator and denominator; the rest as in
-    `output_kernel`.
+    The gradients of numerator and denominator are do `[B T, Ho, V]` and -delta `[B T, Ho]` times the inverse
+    `[B T, Ho]` of the denominator; the rest as in `output_kernel`.
     """
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
@@ -37,8 +37,9 @@ def query_gradient_kernel(
     q_columns += (slot * Q_HEADS + head * Q_HEADS // OUTPUTS) * K * C
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
-    dy += (start * OUTPUTS + head) * V
-    dtotal += start * OUTPUTS + head
+    do += (start * OUTPUTS + head) * V
+    delta += start * OUTPUTS + head
+    inverse += start * OUTPUTS + head
     dq += (start * OUTPUTS + head) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -48,19 +49,19 @@ def query_gradient_kernel(
     existing = tl.minimum(here, tokens - 1)
     at = existing * Q_HEADS * K
     channel, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
-    dy_here = tl.load(dy + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
-    dtotal_here = tl.load(dtotal + existing * OUTPUTS) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
+    do_here = tl.load(do + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
+    delta_here = tl.load(delta + existing * OUTPUTS) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
     result = tl.zeros((BLOCK, K), tl.float32)
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
         if NORMALIZE:
             result = normaliser_gradients(
-                q, at, dtotal_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
+                q, at, -delta_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
                 BLOCK, K, P, OUTERS, WHOLE, PRECISION,
             )  # fmt: skip
         result = add_gradients(
-            result, dy_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
+            result, do_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
             K, V, P, WHOLE, PRECISION,
         )  # fmt: skip
         if GATED:
@@ -71,7 +72,7 @@ def query_gradient_kernel(
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
         block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
-        dscores = tl.dot(dy_here, tl.trans(block), input_precision=PRECISION) + dtotal_here[:, None]
+        dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1:
             dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
         if GATED:
@@ -83,7 +84,7 @@ def query_gradient_kernel(
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
         block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
-        dscores = tl.dot(dy_here, tl.trans(block), input_precision=PRECISION) + dtotal_here[:, None]
+        dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1:
             dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
         if GATED:
@@ -93,6 +94,8 @@ def query_gradient_kernel(
 
     # Weights are homogeneous of degree P in q.
     result *= P * scale
+    if NORMALIZE:
+        result *= tl.load(inverse + existing * OUTPUTS)[:, None]
     exists = here < tokens
     out = dq + here[:, None] * OUTPUTS * K + channel[None, :]
     tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])

@@ -13,10 +13,10 @@ __all__ = ["value_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def value_gradient_kernel(
-    q, k, k_columns, dy, gates, gates_low, dstates, dv, bounds, channels, weights, T, C, outers, rows, scale,
+    q, k, k_columns, do, inverse, gates, gates_low, dstates, dv, bounds, channels, weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
-    BLOCK: tl.constexpr, QUERIES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     HAS_STATES: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
@@ -30,7 +30,8 @@ def value_gradient_kernel(
     q += start * Q_HEADS * K
     k += start * K_HEADS * K + state * K_HEADS // STATES * K
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
-    dy += start * OUTPUTS * V
+    do += start * OUTPUTS * V
+    inverse += start * OUTPUTS
     dv += (start * STATES + state) * V
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -57,12 +58,14 @@ def value_gradient_kernel(
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
-            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
             left = tl.where(there < tokens, scale, 0.0)
             if GATED:
                 left *= decay(gates, gates_low, there, last, EXACT_GATES)
+            if NORMALIZE:
+                left *= tl.load(inverse + rows_there * OUTPUTS + head)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
-            result = tl.dot((scores * left[None, :]).to(dtype), dy_there, result, input_precision=PRECISION)
+            result = tl.dot((scores * left[None, :]).to(dtype), do_there, result, input_precision=PRECISION)
     if GATED:
         result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
     for head in range(state * group, (state + 1) * group):
@@ -71,13 +74,15 @@ def value_gradient_kernel(
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
-            dy_there = tl.load(dy + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
+            do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
             if GATED:
                 scores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
+            if NORMALIZE:
+                scores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
             causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
             scores = tl.where(causal, scores * scale, 0.0)
-            result = tl.dot(scores.to(dtype), dy_there, result, input_precision=PRECISION)
+            result = tl.dot(scores.to(dtype), do_there, result, input_precision=PRECISION)
 
     out = dv + here[:, None] * STATES * V + value[None, :]
     tl.store(out, result.to(dv.dtype.element_ty), (here < tokens)[:, None])
