@@ -204,6 +204,11 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
         lambda: arguments(impl="fast"),
         "impl: expected 'triton', 'chunked', 'quadratic', 'recurrent' or None, was 'fast'",
     ),
+    (
+        "Triton without a GPU",
+        lambda: arguments(impl="triton"),
+        "impl: 'triton' needs tensors on a GPU, q was on cpu",
+    ),
 ]
 
 
