@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: ablation test lint types unit test-thorough test-browser clean
+.PHONY: ablation test lint types unit test-thorough test-browser kernels clean
 
 ## Compare softmax, linear, power and gated-power attention on real text: a table, plots and a page under runs/.
 ablation: $(STAMP)
@@ -29,6 +29,10 @@ unit: $(STAMP)
 test-thorough: $(STAMP)
 	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 tests/kernels/power/triton
+
+## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
+kernels: $(STAMP)
+	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py
 
 ## Open the study page in a headless browser (needs chromium).
 test-browser: $(STAMP)

@@ -2,4 +2,6 @@
 
 import os
 
-collect_ignore = ["test_gpu.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_interpreted.py"]
+collect_ignore = (
+    ["test_gpu.py", "test_ahead_of_time.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_interpreted.py"]
+)

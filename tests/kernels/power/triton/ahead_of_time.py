@@ -1,0 +1,109 @@
+"""Build the kernels that a call launches, for any GPU and without one."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from zoo.kernels.power.triton import backward as backward_module
+from zoo.kernels.power.triton import forward as forward_module
+from zoo.kernels.power.triton.problem import Problem
+
+_POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
+    torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages")
+
+
+class Launch(NamedTuple):
+    """One launch: the kernel, its arguments by name, and options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+class Usage(NamedTuple):
+    """What a built kernel takes on an NVIDIA GPU: registers a thread, spilled bytes, bytes of shared memory."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+def launches(
+    K: int, V: int, p: int, dtype: torch.dtype, *, T: int, heads: tuple[int, int, int] = (2, 2, 2), gated: bool = True
+) -> dict[str, Launch]:
+    """The kernels of one forward and backward pass by name, with the arguments of the last launch of each."""
+    found: dict[str, Launch] = {}
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def record(*values: Any, **named: Any) -> None:
+                options = {name: named.pop(name) for name in _OPTIONS if name in named}
+                arguments = dict(zip(self.kernel.arg_names, values, strict=False)) | named
+                found[self.kernel.__name__] = Launch(self.kernel, arguments, options)
+
+            return record
+
+    normalize = p % 2 == 0
+    q, k, v, do = (
+        torch.zeros(1, T, h, width, dtype=dtype)
+        for h, width in zip((*heads, max(heads)), (K, K, V, V), strict=True)
+    )  # fmt: skip
+    log_g = torch.zeros(1, T, heads[2]) if gated else None
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in (forward_module, backward_module):
+            monkeypatch.setattr(module, "wrap_triton", Recorder)
+        problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
+        output = forward_module.forward(problem, None, None, normalize=normalize, return_state=False)
+        backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
+    return found
+
+
+def build(launch: Launch, target: GPUTarget) -> CompiledKernel:
+    """Compile as the runtime would: sizes of 1 are constants, and what 16 divides is known to be."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=launch.options)
+
+
+def usage(kernel: CompiledKernel) -> Usage:
+    """Read what the assembler says of an NVIDIA kernel."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert match is not None, report
+    return Usage(int(match[1]), int(match[2]), kernel.metadata.shared)

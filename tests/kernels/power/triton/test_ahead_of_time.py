@@ -1,0 +1,46 @@
+"""The kernels build for GPUs that are not here, and take what they are allowed on the one they are tuned for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from triton.backends.compiler import GPUTarget
+
+from .ahead_of_time import build, launches, usage
+
+HOPPER = GPUTarget("cuda", 90, 32)
+# Shared memory a program may have, in bytes.
+CHIPS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (HOPPER, 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+}
+# Registers and spilled bytes by case and kernel, on sm_90.
+BUDGET = yaml.safe_load(Path(__file__).with_name("budget.yaml").read_text())
+CASES = {
+    "p=1, K=V=64, bfloat16": (64, 64, 1, torch.bfloat16),
+    "p=2, K=V=64, bfloat16": (64, 64, 2, torch.bfloat16),
+    "p=2, K=V=128, bfloat16": (128, 128, 2, torch.bfloat16),
+    "p=2, K=V=64, float16": (64, 64, 2, torch.float16),
+    "p=3, K=V=32, bfloat16": (32, 32, 3, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_builds_within_shared_memory(chip: str) -> None:
+    target, limit = CHIPS[chip]
+    for name, launch in launches(64, 64, 2, torch.bfloat16, T=5000).items():
+        assert build(launch, target).metadata.shared <= limit, name
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if "K=V=64, bf" in case else pytest.mark.slow) for case in CASES]
+)
+def test_registers_and_spills_stay_within_budget(case: str) -> None:
+    K, V, p, dtype = CASES[case]
+    for name, launch in launches(K, V, p, dtype, T=5000).items():
+        found, allowed = usage(build(launch, HOPPER)), BUDGET[case][name]
+        assert found.registers <= allowed["registers"], (name, found)
+        assert found.stack <= allowed["spilled"], (name, found)
+        assert found.shared <= CHIPS["sm_90"][1], (name, found)
