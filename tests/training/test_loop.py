@@ -88,6 +88,21 @@ def test_repeats_itself_bitwise(tmp_path, tiny_recipe, train_tiny):
     assert untimed(tmp_path / "one") != untimed(tmp_path / "three")
 
 
+def test_repeats_itself_bitwise_compiled_on_two_threads(tmp_path, tiny_recipe, train_tiny):
+    # Inductor's threads would add the embedding's gradient atomically, in whichever order they come.
+    recipe = tiny_recipe(compile=True, context_length=128, batch_size=16, steps=40, checkpoint_every=40)
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "two"):
+            train_tiny(recipe, tmp_path / name)
+    finally:
+        torch.set_num_threads(1)
+    left, right = weights(tmp_path / "one", 40), weights(tmp_path / "two", 40)
+    assert untimed(tmp_path / "one") == untimed(tmp_path / "two")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     return tmp_path_factory.mktemp("straight")

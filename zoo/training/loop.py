@@ -15,6 +15,7 @@ from zoo.data import Corpus
 from zoo.errors import CheckpointError, TrainingError
 from zoo.training.clock import Stopwatch
 from zoo.training.compile_report import CompileReport, CompileWatch, naming_compile_errors
+from zoo.training.determinism import deterministic_on_cpu
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.metrics import MetricsLog, read_metrics
@@ -94,7 +95,7 @@ class Trainer:
                     self._events = stack.enter_context(closing(EventLog(self._run.events_path, since)))
             stack.callback(self._progress.finish)
             self._progress.start(self._step, self._config.steps)
-            with naming_compile_errors():
+            with naming_compile_errors(), deterministic_on_cpu(self._processes.device):
                 self._train()
             result = self._result()
         self._processes.barrier()
