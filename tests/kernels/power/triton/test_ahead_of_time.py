@@ -15,6 +15,7 @@ CHIPS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
     "sm_90": (HOPPER, 227 * 1024),
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
 # Registers and spilled bytes by case and kernel, on sm_90.
 BUDGET = yaml.safe_load(Path(__file__).with_name("budget.yaml").read_text())
