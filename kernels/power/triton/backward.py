@@ -71,9 +71,8 @@ def backward(
             problem, initial, wants_normaliser=denominator is not None, wants_final=wants_final
         )
     if has_dstates or initial is not None:
-        dstates = problem.states()
         queries = problem.queries_from_start(gradient.inverse)
-        add_up(problem, dstates, queries, gradient.do)
+        dstates = add_up(problem, queries, gradient.do)
         if gradient.delta is None:
             dstates[..., problem.layout.rows * problem.V :] = 0
         else:
@@ -116,18 +115,23 @@ def _query_gradient(
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.query_gradient
     q = problem.q
     dtype = q.dtype if heads.query == heads.output else problem.gates.dtype
+    given = None
+    if states is not None:
+        given = problem.gradients_from_states(gradient.do, problem.queries, states, heads.output, has_initial)
     dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=dtype)
     blocks = problem.blocks(launch.block)
     wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
         *_or_anything(gradient, problem), problem.gates, problem.gates_low,
-        problem.gates if states is None else states, dq, along, problem.tables[0],
+        problem.gates if states is None else states, problem.gates if given is None else given, dq, along,
+        problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         q.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
-        K=problem.K, V=problem.V, P=problem.p, OUTERS=OUTERS, WHOLE=layout.whole, BLOCK=launch.block,
+        K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
         KEYS=launch.other, NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=states is not None, HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
+        HAS_STATES=states is not None, GIVEN=given is not None,
+        HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return gather_heads(dq, heads.query, 2).to(q.dtype)
@@ -139,19 +143,23 @@ def _key_gradient(
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.key_gradient
     k = problem.k
     dtype = k.dtype if heads.key == heads.state else problem.gates.dtype
+    given = None
+    if dstates is not None:
+        given = problem.gradients_from_states(problem.v, problem.keys, dstates, heads.state, True)
     dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=dtype)
     blocks = problem.blocks(launch.block)
     wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
         *_or_anything(gradient, problem), problem.gates, problem.gates_low,
-        problem.gates if dstates is None else dstates, dk, along, problem.tables[0],
+        problem.gates if dstates is None else dstates, problem.gates if given is None else given, dk, along,
+        problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         k.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
-        K=problem.K, V=problem.V, P=problem.p, OUTERS=OUTERS, WHOLE=layout.whole,
+        K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS,
         BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=gradient.delta is not None,
         HAS_NORMALISER=gradient.delta is not None or has_final, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision,
+        HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return gather_heads(dk, heads.key, 2).to(k.dtype)
@@ -161,17 +169,21 @@ def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.value_gradient
     v = problem.v
     dtype = v.dtype if heads.value == heads.state else problem.gates.dtype
+    given = None
+    if dstates is not None:
+        given = problem.outputs_from_states(problem.k, problem.keys, dstates, heads.state, True)
     dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=dtype)
     blocks = problem.blocks(launch.block)
     wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, _or_anything(gradient, problem)[1], problem.gates,
-        problem.gates_low, problem.gates if dstates is None else dstates, dv, problem.tables[0],
+        problem.gates_low, problem.gates if dstates is None else dstates,
+        problem.gates if given is None else given, dv, problem.tables[0],
         layout.channels, layout.weights,
         v.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
         heads.query, heads.key, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
         NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=dstates is not None, PACKED=problem.packed, PRECISION=problem.precision,
+        HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return gather_heads(dv, heads.value, 2).to(v.dtype)

@@ -35,9 +35,9 @@ class Config(NamedTuple):
         return self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient
 
 
-def config(dtype: torch.dtype, K: int, V: int, p: int) -> Config:
-    """The block sizes for inputs of this dtype and these widths."""
-    inner = K if p <= 2 else max(16, K // 2)
+def config(dtype: torch.dtype, K: int, V: int, p: int, *, hopper: bool) -> Config:
+    """The block sizes for inputs of this dtype and these widths; hopper: for its own kernels."""
+    inner = 16 if hopper else K if p <= 2 else max(16, K // 2)
     if triton.knobs.runtime.interpret:
         launch = Launch(16, 16, 4, 1)
         return Config(32, 64, inner, 2, launch, launch, launch, launch, launch)

@@ -6,6 +6,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
+from zoo.kernels.power.triton.hopper.op import chunk_sums
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.problem import Columns, Problem
 from zoo.kernels.power.triton.scan import scan_kernel
@@ -17,9 +18,14 @@ SCAN_BLOCK = 1024
 OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
 
 
-def add_up(problem: Problem, sums: Tensor, x: Columns, y: Tensor) -> None:
-    """Fill S's part of `sums [slots, Hs, rows (V + 1)]` with chunks' `sum decay m(x) y^T`; y is `[B, T, Hy, V]`."""
+def add_up(problem: Problem, x: Columns, y: Tensor) -> Tensor:
+    """Chunks' `sum decay m(x) y^T` for y `[B, T, Hy, V]`: S's part of `[slots, Hs, rows (V + 1)]`."""
     heads, chunks, layout, config = problem.heads, problem.chunks, problem.layout, problem.config
+    if problem.hopper:
+        return chunk_sums(
+            x.plain, x.decayed, y.to(problem.dtype), problem.tables[0], heads.state, layout.rows, problem.packed
+        )
+    sums = problem.states()
     launch, base = config.sums, 0
     for inner, prefix in enumerate(layout.prefixes):
         grid = (triton.cdiv(prefix, config.outer), chunks.slots, heads.state)
@@ -32,19 +38,22 @@ def add_up(problem: Problem, sums: Tensor, x: Columns, y: Tensor) -> None:
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
         base += prefix * layout.inner
+    return sums
 
 
 def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tensor | None) -> None:
     """Fill z's part of `sums` with `sum decay m(x) weight`; weights are `[B, T, Ho]`, None for ones."""
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.sums
+    # Products of degree 2 are so few that one launch takes all.
+    width, prefixes = (problem.K, (problem.K,)) if problem.p == 2 else (layout.inner, layout.prefixes)
     base = 0
-    for inner, prefix in enumerate(layout.prefixes):
+    for inner, prefix in enumerate(prefixes):
         outers = min(64, max(16, triton.next_power_of_2(prefix)))
         wrap_triton(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), chunks.slots, heads.state)](
             x.plain, x.decayed, x.plain if weights is None else weights, sums, problem.tables[0], layout.channels,
             chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
             x.plain.shape[1], heads.state, x.decayed.shape[1] // heads.state,
-            K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=outers, BLOCK=launch.block,
+            K=problem.K, V=problem.V, P=problem.p, INNER=width, TILED=layout.inner, OUTERS=outers, BLOCK=launch.block,
             WEIGHTED=weights is not None, PACKED=problem.packed, PRECISION=problem.precision,
             num_warps=4, num_stages=2,
         )  # fmt: skip
@@ -69,9 +78,11 @@ def scan(
     wrap_triton(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
         states, problem.gates, problem.gates if initial is None else initial, problem.gates if final is None else final,
         states if others is None else others, problem.gates if products is None else products,
+        problem.gates if others is None else problem.layout.row_weights,
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
-        REVERSE=reverse, WANTS_PRODUCTS=products is not None, PACKED=problem.packed, num_warps=4,
+        REVERSE=reverse, WANTS_PRODUCTS=products is not None,
+        WEIGHTED=products is not None and not problem.layout.whole, V=problem.V, PACKED=problem.packed, num_warps=4,
     )  # fmt: skip
     return final, None if products is None else products.sum(-1)
 
@@ -80,9 +91,8 @@ def states_before(
     problem: Problem, initial: Tensor | None, *, wants_normaliser: bool, wants_final: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The state before each chunk `[slots, Hs, rows (V + 1)]`, and the final one where it is wanted."""
-    states = problem.states()
     keys = problem.keys_to_end()
-    add_up(problem, states, keys, problem.v)
+    states = add_up(problem, keys, problem.v)
     if wants_normaliser or wants_final:
         add_up_normalisers(problem, states, keys, None)
     else:
@@ -111,15 +121,21 @@ def forward(problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: 
     has_states = problem.has_states(initial)
     if has_states or return_state:
         states, final = states_before(problem, initial, wants_normaliser=normalize, wants_final=return_state)
+    given = (
+        problem.outputs_from_states(problem.q, problem.queries, states, heads.output, initial is not None)
+        if has_states
+        else None
+    )
     blocks = problem.blocks(launch.block)
     wrap_triton(output_kernel)[(blocks * heads.output * chunks.slots,)](
-        problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low, states, o, denominator,
-        problem.tables[0], layout.channels, layout.weights,
+        problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low, states,
+        problem.gates if given is None else given, o, denominator, problem.tables[0], layout.channels, layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
         KEYS=launch.other, NORMALIZE=normalize, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=has_states, HAS_INITIAL=initial is not None, PACKED=problem.packed, PRECISION=problem.precision,
+        HAS_STATES=has_states, GIVEN=given is not None,
+        HAS_INITIAL=initial is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     S_out, z_out = (None, None) if final is None else problem.to_packed(final)

@@ -8,7 +8,7 @@ would otherwise hold up every trip.
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars
+from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, pair_rows
 
 __all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
 
@@ -17,6 +17,13 @@ __all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"
 def _pass_on(later, now, trip):
     """`later`, in a way that Triton's pipeliner takes: it leaves loops alone that hand on a value unchanged."""
     return tl.where(trip < 0, now, later)
+
+
+@triton.jit
+def _square(K: tl.constexpr, INNER: tl.constexpr):
+    """The row of each pair of channels `[K, K]` in a state of degree 2."""
+    rows, _ = pair_rows(tl.arange(0, K)[:, None], tl.arange(0, K)[None, :], INNER)
+    return rows
 
 
 @triton.jit
@@ -57,9 +64,9 @@ def normalisers(
 ):  # fmt: skip
     """`z . (c * m(x)) [BLOCK]`."""
     inners = tl.arange(0, INNER)
-    if P == 2:  # x^T z x; a tile of z is whole
-        tile = tl.load(x + at[:, None] + inners[None, :]).to(DTYPE)
-        block = tl.load(z + inners[None, :] * INNER + inners[:, None])
+    if P == 2:  # x^T z x
+        tile = tl.load(x + at[:, None] + tl.arange(0, K)[None, :]).to(DTYPE)
+        block = tl.load(z + _square(K, INNER))
         products = tl.dot(tile, block, input_precision=PRECISION) * tile.to(tl.float32)
         total = tl.sum(products, 1) * count
     else:
@@ -83,7 +90,7 @@ def normalisers(
 @triton.jit
 def add_gradients(
     dx, y, x_columns, here, C, states, channels, symmetric, weights, outers, count,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`dx_j [BLOCK, K] += sum_r c_r m_r(x) (S_(r, j) . y)` for y `[BLOCK, V]`: p times less than the gradient."""
     channel, value = tl.arange(0, K), tl.arange(0, V)
@@ -93,7 +100,7 @@ def add_gradients(
     second = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(1, end), outers, P)
     third = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(2, end), outers, P)
     for outer in range(0, all_outers * count):
-        rows = outer * K + channel if WHOLE else tl.load(symmetric + outer * K + channel)
+        rows = outer * K + channel if INNER == K else tl.load(symmetric + outer * K + channel)
         tile = tl.load(states + rows[:, None] * V + value[None, :])
         scaled = y if P == 1 else y * first[:, None]
         first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
@@ -105,14 +112,14 @@ def add_gradients(
 @triton.jit
 def normaliser_gradients(
     x, at, weight, z, channels, symmetric, weights, outers, count, DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr, K: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`sum_r c_r m_r(x) z_(r, j) weight [BLOCK, K]`: p times less than the gradient."""
     channel = tl.arange(0, K)
     if P == 2:
         tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * count)[:, None]
-        block = tl.load(z + channel[:, None] * K + channel[None, :])
+        block = tl.load(z + _square(K, INNER))
         dx = tl.dot(tile.to(DTYPE), block, input_precision=PRECISION)
     else:
         dx = tl.zeros((BLOCK, K), tl.float32)
@@ -121,7 +128,7 @@ def normaliser_gradients(
             outer = start + tl.arange(0, OUTERS)
             exists = outer < all_outers
             rows = outer[:, None] * K + channel[None, :]
-            if not WHOLE:
+            if INNER < K:
                 rows = tl.load(symmetric + rows, exists[:, None], 0)
             block = tl.load(z + rows, exists[:, None], 0)
             mask = exists[None, :] & (at >= 0)[:, None]

@@ -13,12 +13,12 @@ __all__ = ["key_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def key_gradient_kernel(
-    q, k, k_columns, v, do, delta, inverse, gates, gates_low, dstates, dk, along, bounds,
+    q, k, k_columns, v, do, delta, inverse, gates, gates_low, dstates, given, dk, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
-    GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, PACKED: tl.constexpr,
+    GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk `[B T, Hs, K]`, and along `[slots, Hs, C]`, its product with k divided by p.
@@ -26,6 +26,7 @@ def key_gradient_kernel(
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
     HAS_NORMALISER; the rest as in `query_gradient_kernel`.
     """
+    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     state = program // BLOCKS % STATES
@@ -57,12 +58,17 @@ def key_gradient_kernel(
         if HAS_NORMALISER:
             result = normaliser_gradients(
                 k, at, tl.full((BLOCK,), 1.0, tl.float32), dstates + rows * V, channels, symmetric, gradient_weights,
-                outers, 1, dtype, BLOCK, K, P, OUTERS, WHOLE, PRECISION,
+                outers, 1, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION,
             )  # fmt: skip
-        result = add_gradients(
-            result, values, k_columns, here, C, dstates, channels, symmetric, gradient_weights, outers, 1,
-            K, V, P, WHOLE, PRECISION,
-        )  # fmt: skip
+        if GIVEN:
+            given += (start * STATES + state) * K
+            exist = (here < tokens)[:, None]
+            result += tl.load(given + here[:, None] * STATES * K + channel[None, :], exist, 0)
+        else:
+            result = add_gradients(
+                result, values, k_columns, here, C, dstates, channels, symmetric, gradient_weights, outers, 1,
+                K, V, P, INNER, PRECISION,
+            )  # fmt: skip
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 

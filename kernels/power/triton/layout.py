@@ -78,12 +78,17 @@ class Layout:
     @property
     def weights(self) -> Tensor:
         """Weight of each tile `[K / inner, outers]`; anything for p <= 2, where it is 1."""
-        return self._tables[4][: -self.outers] if self.p > 2 else self.like
+        return self._tables[4][: self.outers * (self.K // self.inner)] if self.p > 2 else self.like
+
+    @property
+    def row_weights(self) -> Tensor:
+        """How often a tiled row counts in the inner product of states `[rows]`; anything where tiles are whole."""
+        return self.like if self.whole else self._tables[4][-self.rows :]
 
     @property
     def gradient_weights(self) -> Tensor:
         """Coefficients of the outer monomials `[outers]`; anything for p <= 2, where they are 1."""
-        return self._tables[4][-self.outers :] if self.p > 2 else self.like
+        return self._tables[4][-self.rows - self.outers : -self.rows] if self.p > 2 else self.like
 
 
 def _colexicographic(K: int, degree: int) -> np.ndarray:
@@ -113,12 +118,13 @@ def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
     if p > 1:
         lower = lower[_ranks(outers, np.array(list(combinations_with_replacement(range(K), p - 1))), K)]
     last = outers[:, -1] if p > 1 else np.zeros(1, np.int64)
-    starts, weights, parts = [], [], []
+    starts, weights, row_weights, parts = [], [], [], []
     rows = 0
     for block in range(K // inner):
         prefix = int((last < (block + 1) * inner).sum())
         inside = 1 + (outers // inner == block).sum(1)
         weights.append(np.where(np.arange(len(outers)) < prefix, lower * p / inside, 0))
+        row_weights.append(np.repeat(weights[-1][:prefix], inner))
         channels = np.arange(block * inner, (block + 1) * inner)
         parts.append(np.concatenate([np.repeat(outers[:prefix], inner, 0), np.tile(channels, prefix)[:, None]], 1))
         starts.append(rows)
@@ -138,10 +144,14 @@ def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
         "channels": outers.T.astype(np.int32),
         "weights": np.stack(weights).astype(np.float32),
         "gradient_weights": lower.astype(np.float32),
+        "row_weights": np.concatenate(row_weights).astype(np.float32),
         "symmetric": symmetric.reshape(len(outers), K).astype(np.int32),
         "packed": packed,
         "unpacked": unpacked,
     }
+
+
+_FLOATS = ("weights", "gradient_weights", "row_weights")
 
 
 def _integers(K: int, p: int, inner: int) -> list[np.ndarray]:
@@ -153,7 +163,7 @@ def _integers(K: int, p: int, inner: int) -> list[np.ndarray]:
 def _on_device(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
     arrays = _arrays(K, p, inner)
     integers = np.concatenate([part.ravel().astype(np.int32) for part in _integers(K, p, inner)])
-    weights = np.concatenate([arrays[name].ravel() for name in ("weights", "gradient_weights")])
+    weights = np.concatenate([arrays[name].ravel() for name in _FLOATS])
     return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
 
 
@@ -170,5 +180,5 @@ def power_tables(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tens
 def _(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tensor]:
     arrays = _arrays(K, p, inner)
     integers = sum(part.size for part in _integers(K, p, inner))
-    weights = arrays["weights"].size + arrays["gradient_weights"].size
+    weights = sum(arrays[name].size for name in _FLOATS)
     return like.new_empty(integers, dtype=torch.int32), like.new_empty(weights, dtype=torch.float32)

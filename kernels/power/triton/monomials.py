@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["outer_columns", "outer_count", "outer_scalars", "power"]
+__all__ = ["outer_columns", "outer_count", "outer_scalars", "pair_rows", "power"]
 
 
 @triton.jit
@@ -16,6 +16,15 @@ def outer_count(K: tl.constexpr, P: tl.constexpr):
     if P == 3:
         return K * (K + 1) // 2
     return K * (K + 1) * (K + 2) // 6
+
+
+@triton.jit
+def pair_rows(one, other, INNER: tl.constexpr):
+    """The row of a pair of channels in a state of degree 2, and whether it stands there as (other, one)."""
+    swapped = one // INNER > other // INNER
+    outer, inner = tl.where(swapped, other, one), tl.where(swapped, one, other)
+    block = inner // INNER
+    return INNER * INNER * (block * (block + 1) // 2) + outer * INNER + inner % INNER, swapped
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from zoo.kernels.power.triton.backward import backward
 from zoo.kernels.power.triton.chunks import count_slots
 from zoo.kernels.power.triton.configs import config
 from zoo.kernels.power.triton.forward import forward
+from zoo.kernels.power.triton.hopper.op import supports_hopper
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
 
@@ -21,7 +22,7 @@ def saved_states_shape(
 ) -> tuple[Sequence[int], torch.dtype]:
     """Shape and dtype of the states that `triton_forward` saves."""
     K, V = k.shape[-1], v.shape[-1]
-    blocks, dtype = config(q.dtype, K, V, p), product_dtype(q.dtype)
+    blocks, dtype = config(q.dtype, K, V, p, hopper=supports_hopper(q, K, V, p)), product_dtype(q.dtype)
     slots = count_slots(q, blocks, chunk_size, cu_seqlens)
     if S is None and cu_seqlens is None and slots == q.shape[0]:
         return (0,), dtype

@@ -16,19 +16,22 @@ VANISHING = tl.constexpr(2.0**-103)
 
 @triton.jit(do_not_specialize=["T"])
 def output_kernel(
-    q, q_columns, k_columns, v, gates, gates_low, states, o, denominator, bounds, channels, weights,
+    q, q_columns, k_columns, v, gates, gates_low, states, given, o, denominator, bounds, channels, weights,
     T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o `[B T, Ho, V]` and denominator `[B T, Ho]`.
 
     q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
-    `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`. A program takes BLOCK queries of one
+    `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`; what they give to the queries may be
+    GIVEN `[B T, Ho, V]`, but for the normaliser. A program takes BLOCK queries of one
     output head, KEYS keys at a time.
     """
+    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     head = program // BLOCKS % OUTPUTS
@@ -60,9 +63,14 @@ def output_kernel(
             total = normalisers(
                 q, at, z, channels, weights, outers, count, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION
             )
-        y = add_outputs(
-            y, q, at, q_columns, here, C, states, channels, weights, outers, count, dtype, K, V, P, INNER, PRECISION
-        )
+        if GIVEN:
+            given += (start * OUTPUTS + head) * V
+            exist = ((here < tokens) & (count > 0))[:, None]
+            y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist, 0)
+        else:
+            y = add_outputs(
+                y, q, at, q_columns, here, C, states, channels, weights, outers, count, dtype, K, V, P, INNER, PRECISION
+            )
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             y *= from_start

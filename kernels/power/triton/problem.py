@@ -4,18 +4,23 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+from torch.library import wrap_triton
 
 from zoo.kernels.power.expansion import coefficients
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
+from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
+from zoo.kernels.power.triton.hopper.op import gradients_from_states, outputs_from_states, supports_hopper
 from zoo.kernels.power.triton.layout import Layout
 
 __all__ = ["LOWEST_GATE", "Columns", "Problem", "product_dtype"]
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_GATE = -128.0
+COLUMNS_BLOCK = 64
 _LOG2_E = 1.4426950408889634
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
 
@@ -50,7 +55,8 @@ class Problem:
         self.dtype = product_dtype(q.dtype)
         self.precision = _PRECISIONS[q.dtype]
         self.exact_gates = log_g is not None and q.dtype == torch.float32
-        self.config: Config = config(q.dtype, self.K, self.V, p)
+        self.hopper = supports_hopper(q, self.K, self.V, p)
+        self.config: Config = config(q.dtype, self.K, self.V, p, hopper=self.hopper)
         self.chunks: Chunks = cut(q, self.config, chunk_size, cu_seqlens)
         self.layout = Layout(self.K, p, self.config.inner, self.q)
         if self.log_g is None:
@@ -68,37 +74,58 @@ class Problem:
     @cached_property
     def keys(self) -> Tensor:
         """Keys with tokens last `[slots, Hk, K, C]`."""
-        return self.chunks.columns(self.k, self.dtype)
+        return self._columns(self.k, None).plain
 
     @cached_property
     def queries(self) -> Tensor:
         """Queries with tokens last `[slots, Hq, K, C]`."""
-        return self.chunks.columns(self.q, self.dtype)
+        return self._columns(self.q, None).plain
+
+    @cached_property
+    def _existing(self) -> Tensor:
+        """Which places of a chunk hold tokens `[slots, 1, C]`."""
+        return self.chunks.exists(self.q.device)
 
     def keys_to_end(self) -> Columns:
         """Keys, and what is left of them at their chunk's end."""
-        if self.log_g is None:
-            left = self.chunks.exists(self.q.device)
-        else:
-            left = torch.where(self.chunks.exists(self.q.device), (self.total[..., -1:] - self.total).exp2().float(), 0)
-        return Columns(self.keys, self._decayed(self.keys, left, self.heads.state))
+        left = self._existing.float()
+        if self.log_g is not None:
+            left = torch.where(self._existing, (self.total[..., -1:] - self.total).exp2().float(), 0)
+        columns = self._columns(self.k, left.expand(-1, self.heads.state, -1))
+        self.keys = columns.plain
+        return columns
 
     def queries_from_start(self, inverse: Tensor | None) -> Columns:
         """Queries, and the same times what is left at them of their chunk's start, and scale^p.
 
         With the inverse of the denominators `[B, T, Ho]`, if there is one.
         """
-        exists = self.chunks.exists(self.q.device)
-        left = torch.where(exists, self.scale if self.log_g is None else self.gates.exp2() * self.scale, 0)
+        left = torch.where(self._existing, self.scale if self.log_g is None else self.gates.exp2() * self.scale, 0)
+        if left.shape[1] > 1:
+            left = spread_heads(left, self.heads.output, 1)
         if inverse is not None:
-            left = spread_heads(left, self.heads.output, 1) if left.shape[1] > 1 else left
             left = left * self.chunks.columns(inverse[..., None], torch.float32)[:, :, 0]
-        return Columns(self.queries, self._decayed(self.queries, left, self.heads.output))
+        columns = self._columns(self.q, left.expand(-1, self.heads.output, -1))
+        self.queries = columns.plain
+        return columns
 
-    def _decayed(self, columns: Tensor, left: Tensor, heads: int) -> Tensor:
-        """Columns `[slots, H, K, C]` times what is left `[slots or 1, Hs or 1, C]`, for each of `heads` heads."""
-        left = spread_heads(left, heads, 1) if left.shape[1] > 1 else left
-        return (spread_heads(columns, heads, 1) * left[:, :, None]).to(self.dtype).contiguous()
+    def _columns(self, x: Tensor, factors: Tensor | None) -> Columns:
+        """x `[B, T, H, K]` with tokens last, and times factors `[slots, Hs or Ho, C]`, if there are any.
+
+        A kernel, because the compiler would transpose once more for each kernel that reads them.
+        """
+        chunks, heads = self.chunks, x.shape[2]
+        plain = x.new_empty(chunks.slots, heads, self.K, chunks.size, dtype=self.dtype)
+        scaled = plain
+        if factors is not None:
+            factors = factors.contiguous()
+            scaled = x.new_empty(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=self.dtype)
+        wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, heads)](
+            x, x if factors is None else factors, plain, scaled, self.tables[0],
+            chunks.tokens, chunks.size, heads, scaled.shape[1] // heads,
+            K=self.K, BLOCK=COLUMNS_BLOCK, SCALED=factors is not None, PACKED=self.packed,
+        )  # fmt: skip
+        return Columns(plain, scaled)
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
@@ -122,6 +149,24 @@ class Problem:
     def states(self) -> Tensor:
         """Room for one state a chunk."""
         return self.q.new_empty(self.chunks.slots, self.heads.state, self.layout.rows * (self.V + 1), dtype=self.dtype)
+
+    def outputs_from_states(self, x: Tensor, columns: Tensor, states: Tensor, heads: int, first: bool) -> Tensor | None:
+        """What states give to tokens `[B, T, heads, V]`, where a kernel of its own does that; first: to all chunks."""
+        if not self.hopper:
+            return None
+        return outputs_from_states(
+            x, columns, states, self.tables[0], heads, self.V, self.layout.rows, self.layout.whole, first, self.packed
+        )
+
+    def gradients_from_states(
+        self, y: Tensor, columns: Tensor, states: Tensor, heads: int, first: bool
+    ) -> Tensor | None:
+        """The gradient through states `[B, T, heads, K]`, without the factor p; as `outputs_from_states`."""
+        if not self.hopper:
+            return None
+        return gradients_from_states(
+            y, columns, states, self.tables[0], heads, self.layout.rows, self.layout.whole, first, self.packed
+        )
 
     def from_packed(self, S: Tensor, z: Tensor, *, gradient: bool = False) -> Tensor:
         """A packed state, or its gradient, in the tiled layout `[rows, Hs, rows (V + 1)]`, float32."""

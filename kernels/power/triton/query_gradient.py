@@ -13,18 +13,21 @@ __all__ = ["query_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def query_gradient_kernel(
-    q, q_columns, k_columns, v, do, delta, inverse, gates, gates_low, states, dq, along, bounds,
+    q, q_columns, k_columns, v, do, delta, inverse, gates, gates_low, states, given, dq, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, OUTERS: tl.constexpr, WHOLE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq `[B T, Ho, K]`, and along `[slots, Ho, C]`, its product with q divided by p.
 
     The gradients of numerator and denominator are do `[B T, Ho, V]` and -delta `[B T, Ho]` times the inverse
-    `[B T, Ho]` of the denominator; the rest as in `output_kernel`.
+    `[B T, Ho]` of the denominator; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by
+    the states among it.
     """
+    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     head = program // BLOCKS % OUTPUTS
@@ -58,12 +61,17 @@ def query_gradient_kernel(
         if NORMALIZE:
             result = normaliser_gradients(
                 q, at, -delta_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
-                BLOCK, K, P, OUTERS, WHOLE, PRECISION,
+                BLOCK, K, P, INNER, OUTERS, PRECISION,
             )  # fmt: skip
-        result = add_gradients(
-            result, do_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
-            K, V, P, WHOLE, PRECISION,
-        )  # fmt: skip
+        if GIVEN:
+            given += (start * OUTPUTS + head) * K
+            exist = ((here < tokens) & (count > 0))[:, None]
+            result += tl.load(given + here[:, None] * OUTPUTS * K + channel[None, :], exist, 0)
+        else:
+            result = add_gradients(
+                result, do_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
+                K, V, P, INNER, PRECISION,
+            )  # fmt: skip
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
 

@@ -28,30 +28,30 @@ def _load(
 
 @triton.jit
 def _pass(
-    carry, sums, decay, other, states, products, blocks, first, last, step, STATES, state, size, at, mask,
+    carry, sums, decay, other, weight, states, products, blocks, first, last, step, STATES, state, size, at, mask,
     REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """Write what has been carried to a chunk, and carry it on through it."""
     slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
     tl.store(states + slot * size + at, carry.to(states.dtype.element_ty), mask & exists)
     if WANTS_PRODUCTS:
-        product = tl.sum(carry * other.to(tl.float32), 0)
+        product = tl.sum(carry * other.to(tl.float32) * weight, 0)
         tl.store(products + slot * blocks + tl.program_id(0), product, exists)
     return carry * decay + sums.to(tl.float32)
 
 
 @triton.jit
 def scan_kernel(
-    states, gates, initial, final, others, products, sequence_slots, slots_per_row, C, size, STATES, blocks,
+    states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, STATES, blocks,
     BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
-    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, PACKED: tl.constexpr,
+    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """`states [slots, Hs, size]` in place: sums become what stands before them.
 
     initial and final are `[rows, Hs, size]`, float32.
 
     Backwards in time, `products [slots, Hs, blocks]` can be had: of the states `others` and their gradients at the
-    chunks' ends, but for the last, by blocks.
+    chunks' ends, but for the last, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED.
     """
     block, row, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     if PACKED:
@@ -63,6 +63,10 @@ def scan_kernel(
     carry = tl.zeros((BLOCK,), tl.float32)
     if HAS_INITIAL:
         carry = tl.load(initial + (row * STATES + state) * size + at, mask, 0)
+    weight = 1.0
+    if WEIGHTED:
+        rows = size // (V + 1)
+        weight = tl.load(weights + tl.where(at < rows * V, at // V, at - rows * V), mask, 0)
     # Four chunks at a time: their loads are under way together, before any store that might be to the same place.
     chunks = last - first
     for step in range(0, chunks, 4):
@@ -83,20 +87,20 @@ def scan_kernel(
             GATED, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
         carry = _pass(
-            carry, sums0, decay0, other0, states, products, blocks, first, last, step + 0, STATES, state, size, at,
-            mask, REVERSE, WANTS_PRODUCTS,
+            carry, sums0, decay0, other0, weight, states, products, blocks, first, last, step + 0, STATES, state,
+            size, at, mask, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
         carry = _pass(
-            carry, sums1, decay1, other1, states, products, blocks, first, last, step + 1, STATES, state, size, at,
-            mask, REVERSE, WANTS_PRODUCTS,
+            carry, sums1, decay1, other1, weight, states, products, blocks, first, last, step + 1, STATES, state,
+            size, at, mask, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
         carry = _pass(
-            carry, sums2, decay2, other2, states, products, blocks, first, last, step + 2, STATES, state, size, at,
-            mask, REVERSE, WANTS_PRODUCTS,
+            carry, sums2, decay2, other2, weight, states, products, blocks, first, last, step + 2, STATES, state,
+            size, at, mask, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
         carry = _pass(
-            carry, sums3, decay3, other3, states, products, blocks, first, last, step + 3, STATES, state, size, at,
-            mask, REVERSE, WANTS_PRODUCTS,
+            carry, sums3, decay3, other3, weight, states, products, blocks, first, last, step + 3, STATES, state,
+            size, at, mask, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
     if WANTS_FINAL:
         tl.store(final + (row * STATES + state) * size + at, carry, mask)

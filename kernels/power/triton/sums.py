@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
-from zoo.kernels.power.triton.monomials import outer_columns
+from zoo.kernels.power.triton.monomials import outer_columns, pair_rows
 
 __all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
 
@@ -83,12 +83,13 @@ def state_sums_kernel(
 def normaliser_sums_kernel(
     x_columns, x_decayed, weights, sums, bounds, channels, T, C, outers, rows, base, inner, prefix,
     X_HEADS, STATES, REPEATS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
-    WEIGHTED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, TILED: tl.constexpr, OUTERS: tl.constexpr,
+    BLOCK: tl.constexpr, WEIGHTED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """z's part of `sums`, which stands behind S's, for one inner block; weights `[B T, Hs REPEATS]` if WEIGHTED.
 
-    A program takes OUTERS outer monomials: one product of them with the inner channels.
+    A program takes OUTERS outer monomials: one product of them with the inner channels. At P = 2 one launch takes all
+    channels as inner ones, and leaves out what a layout of TILED inner channels does not hold.
     """
     group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
@@ -108,5 +109,10 @@ def normaliser_sums_kernel(
                 scaled *= tl.load(weights + (start + tl.minimum(at, tokens - 1)) * STATES * REPEATS + head)[None, :]
             result = tl.dot(scaled.to(tile.dtype), tile, result, input_precision=PRECISION)
     out = sums + (slot * STATES + state) * rows * (V + 1) + rows * V + base
-    at = outer[:, None] * INNER + inners[None, :]
-    tl.store(out + at, result.to(sums.dtype.element_ty), mask=(outer < prefix)[:, None])
+    mask = (outer < prefix)[:, None]
+    if P == 2:
+        at, twice = pair_rows(outer[:, None], inners[None, :], TILED)
+        mask = mask & (twice == 0)
+    else:
+        at = outer[:, None] * INNER + inners[None, :]
+    tl.store(out + at, result.to(sums.dtype.element_ty), mask=mask)

@@ -13,13 +13,15 @@ __all__ = ["value_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def value_gradient_kernel(
-    q, k, k_columns, do, inverse, gates, gates_low, dstates, dv, bounds, channels, weights, T, C, outers, rows, scale,
+    q, k, k_columns, do, inverse, gates, gates_low, dstates, given, dv, bounds, channels, weights,
+    T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
+    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     state = program // BLOCKS % STATES
@@ -44,9 +46,15 @@ def value_gradient_kernel(
     result = tl.zeros((BLOCK, V), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
-        result = add_outputs(
-            result, k, at, k_columns, here, C, dstates, channels, weights, outers, 1, dtype, K, V, P, INNER, PRECISION
-        )
+        if GIVEN:
+            given += (start * STATES + state) * V
+            exist = (here < tokens)[:, None]
+            result = tl.load(given + here[:, None] * STATES * V + value[None, :], exist, 0)
+        else:
+            result = add_outputs(
+                result, k, at, k_columns, here, C, dstates, channels, weights, outers, 1, dtype,
+                K, V, P, INNER, PRECISION,
+            )  # fmt: skip
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 

@@ -13,9 +13,12 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from zoo.kernels.power.triton import backward as backward_module
 from zoo.kernels.power.triton import forward as forward_module
+from zoo.kernels.power.triton import problem as problem_module
+from zoo.kernels.power.triton.hopper import gradients, outputs, sums
 from zoo.kernels.power.triton.problem import Problem
 
 _POINTERS = {
@@ -42,9 +45,20 @@ class Usage(NamedTuple):
 
 
 def launches(
-    K: int, V: int, p: int, dtype: torch.dtype, *, T: int, heads: tuple[int, int, int] = (2, 2, 2), gated: bool = True
+    K: int,
+    V: int,
+    p: int,
+    dtype: torch.dtype,
+    *,
+    T: int,
+    heads: tuple[int, int, int] = (2, 2, 2),
+    gated: bool = True,
+    hopper: bool = False,
 ) -> dict[str, Launch]:
-    """The kernels of one forward and backward pass by name, with the arguments of the last launch of each."""
+    """The kernels of one forward and backward pass by name, with the arguments of the last launch of each.
+
+    hopper: as on a GPU that has kernels of its own.
+    """
     found: dict[str, Launch] = {}
 
     class Recorder:
@@ -66,8 +80,13 @@ def launches(
     )  # fmt: skip
     log_g = torch.zeros(1, T, heads[2]) if gated else None
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (forward_module, backward_module):
+        for module in (forward_module, backward_module, problem_module):
             monkeypatch.setattr(module, "wrap_triton", Recorder)
+        if hopper:
+            monkeypatch.setattr(problem_module, "supports_hopper", lambda *_: True)
+            for module in (gradients, outputs, sums):
+                name = f"{module.__name__.rpartition('.')[2]}_kernel"
+                monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
         problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
         output = forward_module.forward(problem, None, None, normalize=normalize, return_state=False)
         backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
@@ -93,7 +112,8 @@ def build(launch: Launch, target: GPUTarget) -> CompiledKernel:
             signature[parameter.name] = "i32"
             if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    kind = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = kind(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=launch.options)
 
 
@@ -107,3 +127,14 @@ def usage(kernel: CompiledKernel) -> Usage:
     match = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert match is not None, report
     return Usage(int(match[1]), int(match[2]), kernel.metadata.shared)
+
+
+def complaints(kernel: CompiledKernel) -> str:
+    """What the assembler says of an NVIDIA kernel's speed."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"].encode())
+        file.flush()
+        command = [tool, "-v", "--gpu-name", "sm_90a", file.name, "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return "\n".join(line for line in report.splitlines() if "Performance Loss" in line)

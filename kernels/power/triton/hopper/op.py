@@ -1,0 +1,120 @@
+"""The Hopper kernels as ops: opaque to the compiler, which does not know Gluon; what prepares their inputs is not."""
+
+import torch
+import triton
+from torch import Tensor
+
+__all__ = ["chunk_sums", "gradients_from_states", "outputs_from_states", "supports_hopper"]
+
+WARPS, STAGES = 4, 2
+BLOCK = 32 * WARPS  # tokens a program
+
+
+def supports_hopper(x: Tensor, K: int, V: int, p: int) -> bool:
+    """Whether these kernels take inputs like x."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or p != 2 or not {K, V} <= {64, 128}:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
+
+
+def _trips(K: int) -> int:
+    """Tiles that a loop's trip takes: more leave the tensor cores idle less often, and take more shared memory."""
+    return 4 if K == 64 else 2
+
+
+@torch.library.custom_op("zoo::power_outputs_from_states", mutates_args=())
+def outputs_from_states(
+    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int, whole: bool,
+    first: bool, packed: bool,
+) -> Tensor:  # fmt: skip
+    """`S (c * m(x))` `[B, T, heads, V]` in float32, with neither decay nor scale; see `outputs_kernel`.
+
+    Args:
+        x: `[B, T, Hx, K]`.
+        x_columns: `[slots, Hx, K, C]`.
+        states: `[slots, Hs, rows (V + 1)]`.
+        bounds: of packed chunks; anything else where there are none.
+        heads: of the output.
+        V: values.
+        rows: of the tiled layout.
+        whole: whether one inner block of the layout holds all channels; else it has 16.
+        first: whether sequences' first chunks have states; otherwise what is returned for them is undefined.
+        packed: whether sequences are packed.
+    """
+    from zoo.kernels.power.triton.hopper.outputs import outputs_kernel
+
+    (B, T, x_heads, K), (slots, states_count), C = x.shape, states.shape[:2], x_columns.shape[-1]
+    y = x.new_empty(B, T, heads, V, dtype=torch.float32)
+    blocks = triton.cdiv(min(C, T), BLOCK)
+    outputs_kernel[(blocks * (V // 64) * heads * slots,)](
+        x, x_columns, states, y, bounds, T, C, rows, x_heads, heads, states_count, blocks,
+        K=K, V=V, WHOLE=whole, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
+        num_warps=WARPS,
+    )  # fmt: skip
+    return y
+
+
+@outputs_from_states.register_fake
+def _(
+    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int, whole: bool,
+    first: bool, packed: bool,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(*x.shape[:2], heads, V, dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::power_gradients_from_states", mutates_args=())
+def gradients_from_states(
+    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, whole: bool, first: bool,
+    packed: bool,
+) -> Tensor:  # fmt: skip
+    """`sum_i x_i (S_i y)` `[B, T, heads, K]` in float32 for y `[B, T, Hy, V]`; the rest as in `outputs_from_states`."""
+    from zoo.kernels.power.triton.hopper.gradients import gradients_kernel
+
+    (B, T, y_heads, V), (slots, states_count) = y.shape, states.shape[:2]
+    _, x_heads, K, C = x_columns.shape
+    dx = y.new_empty(B, T, heads, K, dtype=torch.float32)
+    blocks = triton.cdiv(min(C, T), BLOCK)
+    gradients_kernel[(blocks * (K // 64) * heads * slots,)](
+        y, x_columns, states, dx, bounds, T, C, rows, y_heads, x_heads, heads, states_count, blocks,
+        K=K, V=V, WHOLE=whole, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
+        num_warps=WARPS,
+    )  # fmt: skip
+    return dx
+
+
+@gradients_from_states.register_fake
+def _(
+    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, whole: bool, first: bool,
+    packed: bool,
+) -> Tensor:  # fmt: skip
+    return y.new_empty(*y.shape[:2], heads, x_columns.shape[2], dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::power_chunk_sums", mutates_args=())
+def chunk_sums(
+    x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool
+) -> Tensor:
+    """S's part of `sums [slots, Hs, rows (V + 1)]`; z's is undefined. See `sums_kernel`.
+
+    Args:
+        x_columns: `[slots, Hx, K, C]`.
+        x_decayed: the same times what is left of each token `[slots, Ho or Hs, K, C]`.
+        y: `[B, T, Hy, V]`.
+        bounds: as in `outputs_from_states`, like the rest.
+        states: Hs.
+    """
+    from zoo.kernels.power.triton.hopper.sums import sums_kernel
+
+    (_, T, y_heads, V), (slots, x_heads, K, C) = y.shape, x_columns.shape
+    sums = y.new_empty(slots, states, rows * (V + 1))
+    pairs, tiles = (K // 16) * (K // 16 + 1) // 2, 5 if K == 64 else 4
+    sums_kernel[(2 * pairs // tiles * (V // 64) * states * slots,)](
+        x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, y_heads, states, x_decayed.shape[1] // states,
+        K=K, V=V, TILES=tiles, STAGES=3, PACKED=packed, num_warps=8,
+    )  # fmt: skip
+    return sums
+
+
+@chunk_sums.register_fake
+def _(x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool) -> Tensor:
+    return y.new_empty(x_columns.shape[0], states, rows * (y.shape[-1] + 1))
