@@ -18,14 +18,23 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.kernels.power import power_attention
 
-__all__ = ["AttentionCase", "Measurement", "measure_attention", "measure_memory", "write_csv"]
+__all__ = [
+    "Attend",
+    "AttentionCase",
+    "Measurement",
+    "compile_power",
+    "make_inputs",
+    "measure_attention",
+    "measure_memory",
+    "write_csv",
+]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """What is measured: batch, heads, head width K = V, power, and whether there are gates; float32 inputs."""
+    """What is measured: batch, heads, head width K = V, power, whether there are gates, and the inputs' dtype."""
 
     batch_size: int = 1
     heads: int = 8
@@ -33,6 +42,7 @@ class AttentionCase:
     p: int = 2
     gated: bool = False
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -46,25 +56,31 @@ class Measurement:
     ratio: float | None  # softmax over power: above 1, power attention is faster
 
 
-def _power(case: AttentionCase) -> Attend:
+def compile_power(case: AttentionCase, *, dynamic: bool | None = True) -> Attend:
+    """Power attention, compiled whole; dynamic: as in `torch.compile`."""
+
     def attend(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
         return power_attention(q, k, v, log_g, p=case.p).o
 
-    return torch.compile(attend, fullgraph=True, dynamic=True)
+    return torch.compile(attend, fullgraph=True, dynamic=dynamic)
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def _inputs(case: AttentionCase, tokens: int, *, heads_first: bool) -> list[Tensor]:
-    """q, k, v and log_g in the layout that the contestant likes best, requiring gradients."""
+def make_inputs(case: AttentionCase, tokens: int, *, heads_first: bool) -> list[Tensor]:
+    """Random q, k, v and log_g in the layout that the contestant likes best, requiring gradients.
+
+    q, k and v are `[B, T, H, K]`, or `[B, H, T, K]` where heads come first; log_g is `[B, T, H]` in float32.
+    """
     generator = torch.Generator(case.device).manual_seed(tokens)
     B, H, K = case.batch_size, case.heads, case.head_width
     shape = (B, H, tokens, K) if heads_first else (B, tokens, H, K)
-    inputs = [torch.randn(shape, generator=generator, device=case.device) for _ in range(3)]
-    # Retention from 0.9 to 0.9999 a token, spread over heads, as gated mixers start out.
-    log_g = torch.linspace(math.log(0.9), math.log(0.9999), H, device=case.device).expand(B, tokens, H).contiguous()
+    inputs = [torch.randn(shape, generator=generator, device=case.device, dtype=case.dtype) for _ in range(3)]
+    # Retention around 0.9 to 0.9999 a token, spread over heads, as gated mixers start out.
+    logits = torch.linspace(math.log(9), math.log(9999), H, device=case.device)
+    log_g = F.logsigmoid(logits + torch.randn(B, tokens, H, generator=generator, device=case.device))
     return [x.requires_grad_() for x in (*inputs, log_g)]
 
 
@@ -103,13 +119,13 @@ def measure_attention(
     """
     if repeats < 1 or not lengths or min(lengths) < 1:
         raise InputError(f"lengths, repeats: expected whole numbers from 1 on, was {list(lengths)}, {repeats}")
-    power = _power(case)
+    power = compile_power(case)
     seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         for tokens in lengths:
-            elapsed = {"power": _time(power, _inputs(case, tokens, heads_first=False), case.gated, case.device)}
+            elapsed = {"power": _time(power, make_inputs(case, tokens, heads_first=False), case.gated, case.device)}
             if tokens <= softmax_limit:
-                inputs = _inputs(case, tokens, heads_first=True)
+                inputs = make_inputs(case, tokens, heads_first=True)
                 elapsed["softmax"] = _time(_softmax, inputs, gated=False, device=case.device)
             if repeat > 0:
                 for name, value in elapsed.items():
@@ -142,10 +158,10 @@ def _peak_bytes(case: AttentionCase, tokens: int, sender: Connection) -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
         return power_attention(q, k, v, log_g, p=case.p).o
 
-    _time(attend, _inputs(case, 64, heads_first=False), case.gated, case.device)
+    _time(attend, make_inputs(case, 64, heads_first=False), case.gated, case.device)
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak afresh
-    _time(attend, _inputs(case, tokens, heads_first=False), case.gated, case.device)
+    _time(attend, make_inputs(case, tokens, heads_first=False), case.gated, case.device)
     sender.send(_resident_bytes("VmHWM") - before)
 
 

@@ -18,7 +18,18 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLoc
 from zoo.study.numbers import size
 from zoo.study.summary import StudySummary, VariantSummary
 
-__all__ = ["DARK", "LIGHT", "PLOTS", "Plot", "Theme", "color_of", "render"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "PLOTS",
+    "Plot",
+    "Theme",
+    "color_labels",
+    "color_of",
+    "encode",
+    "prepare_axes",
+    "render",
+]
 
 
 @dataclass(frozen=True)
@@ -72,26 +83,43 @@ def render(plot: Plot, summary: StudySummary, theme: Theme, format: Literal["png
 
     A PNG is about 1,120 by 780 pixels; the text of an SVG is drawn, so that it looks the same everywhere.
     """
+    return encode(partial(_draw, plot, summary, theme), format)
+
+
+def encode(draw: Callable[[], Figure], format: Literal["png", "svg"]) -> bytes:
+    """Return a figure as a file, the same bytes each time.
+
+    It is drawn within, where no style file of the user's own fights with the theme.
+    """
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
     buffer = io.BytesIO()
-    # A style file of the user's own would fight with the theme.
     with style.context(["default", {"svg.hashsalt": "zoo", "svg.fonttype": "path"}]):
-        _draw(plot, summary, theme).savefig(buffer, format=format, metadata=metadata)
+        draw().savefig(buffer, format=format, metadata=metadata)
     return buffer.getvalue()
 
 
-def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:
-    figure = Figure(figsize=(5.6, 3.9), layout="constrained", dpi=200, facecolor=theme.background)
-    axes = figure.add_subplot(facecolor=theme.background)
-    axes.set_title(plot.title, loc="left", fontsize=11, fontweight="bold", color=theme.text, pad=10)
+def prepare_axes(axes: Axes, title: str, theme: Theme) -> None:
+    """Give axes a title and the theme's colours, before anything is plotted."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=theme.text, pad=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.faint)
     axes.tick_params(which="both", colors=theme.faint, labelsize=9)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    plot.fill(axes, summary, theme)
+
+
+def color_labels(axes: Axes, theme: Theme) -> None:
+    """Give the labels of both axes the theme's colour."""
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=theme.text, fontsize=9.5)
+
+
+def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:
+    figure = Figure(figsize=(5.6, 3.9), layout="constrained", dpi=200, facecolor=theme.background)
+    axes = figure.add_subplot(facecolor=theme.background)
+    prepare_axes(axes, plot.title, theme)
+    plot.fill(axes, summary, theme)
+    color_labels(axes, theme)
     return figure
 
 

@@ -1,0 +1,113 @@
+"""Timers, and what a machine can do at best: a large matrix product and a large copy."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Ceilings", "Timer", "Timing", "gpu_timer", "measure_ceilings", "wall_timer"]
+
+# In milliseconds: timed runs that would take longer are fewer, though at least so many; what clearing the cache takes.
+_LONGEST, _FEWEST, _CLEARING = 1000.0, 3, 0.1
+
+
+class Timing(NamedTuple):
+    """Seconds: the median, and the quantiles at 20% and 80%."""
+
+    median: float
+    fast: float
+    slow: float
+
+
+Run = Callable[[], object]
+Timer = Callable[[Run], Timing]
+
+
+class Ceilings(NamedTuple):
+    """What the device reached on random numbers, in the same run."""
+
+    matmul: float  # FLOP/s of a bfloat16 product
+    copy: float  # bytes/s, read and written
+
+
+def wall_timer(repeats: int) -> Timer:
+    """Time with the clock on the wall, for devices that compute while the program waits."""
+
+    def measure(run: Run) -> Timing:
+        run()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        if repeats == 1:
+            return Timing(*3 * seconds)
+        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+        return Timing(deciles[4], deciles[1], deciles[7])
+
+    return measure
+
+
+def gpu_timer(repeats: int, *, graph: bool = False) -> Timer:
+    """Time between CUDA events around a call, after a warm-up and with a cleared L2 cache.
+
+    Args:
+        repeats: about so many timed runs, fewer of long ones.
+        graph: record the call into a CUDA graph and time its replays, without what launching costs.
+    """
+    from triton.testing import do_bench
+
+    def measure(run: Run) -> Timing:
+        run = _replay(run) if graph else run
+        run()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        estimate = start.elapsed_time(end)
+        # do_bench divides this time, in milliseconds, by its own estimate, which includes clearing the cache.
+        rep = max((_FEWEST + 0.5) * estimate, min(_LONGEST, repeats * (estimate + _CLEARING)))
+        median, fast, slow = (1e-3 * value for value in do_bench(run, rep=rep, quantiles=[0.5, 0.2, 0.8]))
+        return Timing(median, fast, slow)
+
+    return measure
+
+
+def _replay(run: Run) -> Run:
+    """Record a call into a CUDA graph, after the runs on a side stream that recording asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def measure_ceilings(timer: Timer, device: str, *, width: int = 8192, elements: int = 2**31) -> Ceilings:
+    """Time a product of two bfloat16 matrices and a copy of bfloat16 numbers, all random.
+
+    Args:
+        timer: what times them.
+        device: where.
+        width: rows and columns of the matrices.
+        elements: how many numbers are copied; on a GPU at most an eighth of the memory that is free.
+    """
+    matmul = 2 * width**3 / _time_matmul(timer, device, width)
+    if device.startswith("cuda"):
+        elements = min(elements, torch.cuda.mem_get_info()[0] // 8 // 2)
+    source = torch.randn(elements, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / timer(lambda: target.copy_(source)).median
+    return Ceilings(matmul, copy)
+
+
+def _time_matmul(timer: Timer, device: str, width: int) -> float:
+    a, b, product = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(3))
+    return timer(lambda: torch.mm(a, b, out=product)).median
