@@ -23,6 +23,7 @@ from zoo.kernels.power.triton_support import TRITON, triton_op
 
 if TRITON:
     from zoo.kernels.power.triton.op import saved_states_shape, triton_backward, triton_forward
+    from zoo.kernels.power.triton.step import supports_triton_step, triton_step
 
 __all__ = ["attend", "autocast_dtype", "cast_for_autocast", "step"]
 
@@ -228,6 +229,8 @@ def step(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, p: int, scale: float, normalize: bool
 ) -> Tensor:
     """One token: o `[B, Ho, V]`, with S `[B, Hs, D, V]` and z `[B, Hs, D]` updated in place."""
+    if TRITON and supports_triton_step(q, k, v, S, z, p):
+        return triton_step(q, k, v, log_g, S, z, p=p, scale=scale, normalize=normalize)
     return step_in_place(q, k, v, log_g, S, z, p=p, scale=scale, normalize=normalize)
 
 
