@@ -10,6 +10,7 @@ from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.reference import vanishes
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
+from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
 from zoo.kernels.power.triton.problem import LOWEST_GATE, Problem
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
@@ -17,7 +18,7 @@ from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
 __all__ = ["Gradients", "backward"]
 
-GATE_BLOCK = 128
+GATE_BLOCK = 256
 
 
 class Gradients(NamedTuple):
@@ -40,14 +41,15 @@ class _OutputGradient(NamedTuple):
     do: Tensor  # [B, T, Ho, V], in the products' dtype
     delta: Tensor | None  # do . o [B, T, Ho], float32, if normalised
     inverse: Tensor | None  # of the denominator, zero where it vanishes
+    factors: Tensor  # the inverse times scale^p, tokens last [slots, Ho, C], zero beyond a chunk's end
 
 
 def _output_gradient(problem: Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> _OutputGradient:
     products = do.to(problem.dtype).contiguous()
     if denominator is None:
-        return _OutputGradient(products, None, None)
+        return _OutputGradient(products, None, None, problem.output_factors(None))
     inverse = torch.where(vanishes(denominator), 0, denominator.reciprocal())
-    return _OutputGradient(products, (do.float() * o).sum(-1), inverse)
+    return _OutputGradient(products, (do.float() * o).sum(-1), inverse, problem.output_factors(inverse))
 
 
 def backward(
@@ -56,22 +58,18 @@ def backward(
 ) -> Gradients:  # fmt: skip
     """Gradients of all inputs from those of o and of the outgoing state (or None).
 
-    States before the chunks are computed once more where they were not saved; the final state's gradient always needs
-    them again, for the product of the two.
+    States before the chunks are computed once more where they were not saved.
     """
-    chunks, heads = problem.chunks, problem.heads
     initial = None if S is None or z is None else problem.from_packed(S, z)
     final_gradient = None if dS is None or dz is None else problem.from_packed(dS, dz, gradient=True)
     gradient = _output_gradient(problem, do, o, denominator)
-    dstates = final = initial_gradient = crossing = None
+    dstates = initial_gradient = crossing = None
     has_states, has_dstates = problem.has_states(initial), problem.has_states(final_gradient)
-    wants_final = final_gradient is not None and problem.gated
-    if wants_final or (has_states and states is None):
-        states, final = states_before(
-            problem, initial, wants_normaliser=denominator is not None, wants_final=wants_final
-        )
+    if has_states and states is None:
+        wants_normaliser = denominator is not None or final_gradient is not None
+        states, _ = states_before(problem, initial, wants_normaliser=wants_normaliser, wants_final=False)
     if has_dstates or initial is not None:
-        queries = problem.queries_from_start(gradient.inverse)
+        queries = problem.queries_from_start(gradient.factors)
         dstates = add_up(problem, queries, gradient.do)
         if gradient.delta is None:
             dstates[..., problem.layout.rows * problem.V :] = 0
@@ -79,27 +77,59 @@ def backward(
             add_up_normalisers(problem, dstates, queries, -gradient.delta)
         initial_gradient, crossing = scan(
             problem, dstates, final_gradient, wants_final=initial is not None,
-            others=states if problem.gated and not chunks.single else None, reverse=True,
+            others=states if problem.gated and has_states else None, reverse=True,
         )  # fmt: skip
-    if final is not None and final_gradient is not None:
-        crossing = problem.add_at_ends(crossing, problem.inner_product(final, final_gradient))
     if not has_states:
         states = None
     if not has_dstates:
         dstates = None
-    along = problem.q.new_empty(0, dtype=torch.float32)
-    q_along, k_along = (
-        along.new_empty(chunks.slots, count, chunks.size) if problem.gated else along
-        for count in (heads.output, heads.state)
+    differentiate = _fused_gradients if problem.fused else _gradients
+    dq, dk, dv, q_along, k_along = differentiate(
+        problem, gradient, states, dstates, has_initial=initial is not None, has_final=final_gradient is not None
     )
-    dq = _query_gradient(problem, gradient, states, q_along, initial is not None)
-    dk = _key_gradient(problem, gradient, dstates, k_along, final_gradient is not None)
-    dv = _value_gradient(problem, gradient, dstates)
     dlog_g = None if problem.log_g is None else _gate_gradient(problem, q_along, k_along, crossing)
     S_gradient, z_gradient = (
         (None, None) if initial_gradient is None else problem.to_packed(initial_gradient, gradient=True)
     )
+    dq, dk, dv = (
+        gather_heads(dx, x.shape[2], 2).to(x.dtype)
+        for dx, x in ((dq, problem.q), (dk, problem.k), (dv, problem.v))
+    )  # fmt: skip
     return Gradients(dq, dk, dv, dlog_g, S_gradient, z_gradient)
+
+
+def _gradient_dtype(problem: Problem, x: Tensor, heads: int) -> torch.dtype:
+    """float32 where gradients of several heads are still to be added."""
+    return x.dtype if x.shape[2] == heads else problem.gates.dtype
+
+
+def _fused_gradients(
+    problem: Problem, gradient: _OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
+    has_initial: bool, has_final: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads, do, factors = problem.heads, gradient.do, gradient.factors
+    q_dtype, k_dtype, v_dtype = (
+        _gradient_dtype(problem, x, count)
+        for x, count in ((problem.q, heads.output), (problem.k, heads.state), (problem.v, heads.state))
+    )
+    delta = None if gradient.delta is None else problem.rows_to_columns(gradient.delta)
+    dq, q_along = passes.query_gradient(problem, do, factors, delta, states, q_dtype, has_initial=has_initial)
+    dk, k_along = passes.key_gradient(problem, do, factors, delta, dstates, k_dtype, has_final=has_final)
+    return dq, dk, passes.value_gradient(problem, do, factors, dstates, v_dtype), q_along, k_along
+
+
+def _gradients(
+    problem: Problem, gradient: _OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
+    has_initial: bool, has_final: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads, chunks = problem.heads, problem.chunks
+    q_along, k_along = (
+        problem.q.new_empty((2, chunks.slots, count, chunks.size) if problem.gated else (0,), dtype=torch.float32)
+        for count in (heads.output, heads.state)
+    )
+    dq = _query_gradient(problem, gradient, states, q_along, has_initial)
+    dk = _key_gradient(problem, gradient, dstates, k_along, has_final)
+    return dq, dk, _value_gradient(problem, gradient, dstates), q_along, k_along
 
 
 def _or_anything(gradient: _OutputGradient, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -114,11 +144,10 @@ def _query_gradient(
 ) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.query_gradient
     q = problem.q
-    dtype = q.dtype if heads.query == heads.output else problem.gates.dtype
     given = None
     if states is not None:
         given = problem.gradients_from_states(gradient.do, problem.queries, states, heads.output, has_initial)
-    dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=dtype)
+    dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=_gradient_dtype(problem, q, heads.output))
     blocks = problem.blocks(launch.block)
     wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
@@ -127,14 +156,14 @@ def _query_gradient(
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         q.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
-        *heads, heads.state, heads.output, blocks,
+        *heads, heads.state, heads.output, blocks, chunks.slots,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
         KEYS=launch.other, NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
         HAS_STATES=states is not None, GIVEN=given is not None,
         HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return gather_heads(dq, heads.query, 2).to(q.dtype)
+    return dq
 
 
 def _key_gradient(
@@ -142,11 +171,10 @@ def _key_gradient(
 ) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.key_gradient
     k = problem.k
-    dtype = k.dtype if heads.key == heads.state else problem.gates.dtype
     given = None
     if dstates is not None:
         given = problem.gradients_from_states(problem.v, problem.keys, dstates, heads.state, True)
-    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=dtype)
+    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=_gradient_dtype(problem, k, heads.state))
     blocks = problem.blocks(launch.block)
     wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
@@ -155,24 +183,23 @@ def _key_gradient(
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         k.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
-        *heads, heads.state, heads.output, blocks,
+        *heads, heads.state, heads.output, blocks, chunks.slots,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS,
         BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=gradient.delta is not None,
         HAS_NORMALISER=gradient.delta is not None or has_final, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
         HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return gather_heads(dk, heads.key, 2).to(k.dtype)
+    return dk
 
 
 def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor | None) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.value_gradient
     v = problem.v
-    dtype = v.dtype if heads.value == heads.state else problem.gates.dtype
     given = None
     if dstates is not None:
         given = problem.outputs_from_states(problem.k, problem.keys, dstates, heads.state, True)
-    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=dtype)
+    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=_gradient_dtype(problem, v, heads.state))
     blocks = problem.blocks(launch.block)
     wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, _or_anything(gradient, problem)[1], problem.gates,
@@ -186,17 +213,17 @@ def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor
         HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return gather_heads(dv, heads.value, 2).to(v.dtype)
+    return dv
 
 
 def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
-    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs]` is what comes from beyond the chunks' ends."""
+    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs]` is of tokens before a chunk with those after it."""
     heads, chunks, log_g = problem.heads, problem.chunks, problem.log_g
     assert log_g is not None
     dlog_g = torch.empty_like(log_g)
     wrap_triton(gate_gradient_kernel)[(chunks.slots, heads.value)](
         q_along, k_along, log_g, problem.gates if crossing is None else crossing, dlog_g, problem.tables[0],
-        chunks.tokens, chunks.size, heads.state, heads.output, heads.value,
+        chunks.tokens, chunks.size, chunks.slots, heads.state, heads.output, heads.value,
         BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_CROSSING=crossing is not None, PACKED=problem.packed,
     )  # fmt: skip
     return dlog_g

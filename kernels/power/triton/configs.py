@@ -46,6 +46,12 @@ def config(dtype: torch.dtype, K: int, V: int, p: int, *, hopper: bool) -> Confi
         # A block of as many tokens as threads keeps a token's scalar with the thread that needs it.
         state = Launch(64, 32, 4, 3) if wide else Launch(128, 32, 4, 3)
         chunk = 256 if p == 1 else 1024
+        if hopper:  # what the states give has kernels of its own
+            return Config(
+                chunk=chunk, alone=2 * chunk, inner=inner, outer=0, sums=Launch(64, 0, 4, 3),
+                output=Launch(128, 64, 8, 3) if wide else Launch(128, 64, 4, 3),
+                query_gradient=Launch(64, 32, 4, 3), key_gradient=Launch(64, 32, 4, 3), value_gradient=state,
+            )  # fmt: skip
         return Config(
             chunk=chunk, alone=2 * chunk, inner=inner, outer=1 if p == 1 or wide else 4, sums=Launch(64, 0, 4, 3),
             output=Launch(128, 64, 8, 3) if wide else state, query_gradient=state, key_gradient=state,

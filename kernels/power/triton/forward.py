@@ -6,6 +6,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
+from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.hopper.op import chunk_sums
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.problem import Columns, Problem
@@ -66,7 +67,8 @@ def scan(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Turn chunks' sums into the states before them (reverse: gradients after them), in place.
 
-    Returns the final state, and the products `[slots, Hs]` of other states and these at all chunks' ends but the last.
+    Returns the final state, and the products `[slots, Hs]` of other states, before the chunks, with these and the
+    chunks' decay.
     """
     chunks, size = problem.chunks, states.shape[-1]
     shape = (chunks.sequences, problem.heads.state, size)
@@ -82,7 +84,7 @@ def scan(
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
         REVERSE=reverse, WANTS_PRODUCTS=products is not None,
-        WEIGHTED=products is not None and not problem.layout.whole, V=problem.V, PACKED=problem.packed, num_warps=4,
+        WEIGHTED=products is not None and not problem.layout.even, V=problem.V, PACKED=problem.packed, num_warps=4,
     )  # fmt: skip
     return final, None if products is None else products.sum(-1)
 
@@ -112,31 +114,38 @@ class Output(NamedTuple):
 
 def forward(problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool) -> Output:
     """The output and, where asked for, the state after the last token."""
+    initial = None if S is None or z is None else problem.from_packed(S, z)
+    states, final = None, None
+    has_states = problem.has_states(initial)
+    if has_states or return_state:
+        states, final = states_before(problem, initial, wants_normaliser=normalize, wants_final=return_state)
+    if not has_states:
+        states = None
+    attend = passes.outputs if problem.fused else _outputs
+    o, denominator = attend(problem, states, normalize=normalize, has_initial=initial is not None)
+    S_out, z_out = (None, None) if final is None else problem.to_packed(final)
+    return Output(o, denominator if normalize else None, S_out, z_out, states)
+
+
+def _outputs(problem: Problem, states: Tensor | None, *, normalize: bool, has_initial: bool) -> tuple[Tensor, Tensor]:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.output
     B, T = problem.q.shape[:2]
     o = problem.q.new_empty(B, T, heads.output, problem.V, dtype=problem.gates.dtype)
     denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
-    initial = None if S is None or z is None else problem.from_packed(S, z)
-    states, final = problem.gates, None
-    has_states = problem.has_states(initial)
-    if has_states or return_state:
-        states, final = states_before(problem, initial, wants_normaliser=normalize, wants_final=return_state)
-    given = (
-        problem.outputs_from_states(problem.q, problem.queries, states, heads.output, initial is not None)
-        if has_states
-        else None
-    )
+    given = None
+    if states is not None:
+        given = problem.outputs_from_states(problem.q, problem.queries, states, heads.output, has_initial)
     blocks = problem.blocks(launch.block)
     wrap_triton(output_kernel)[(blocks * heads.output * chunks.slots,)](
-        problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low, states,
+        problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low,
+        problem.gates if states is None else states,
         problem.gates if given is None else given, o, denominator, problem.tables[0], layout.channels, layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
         KEYS=launch.other, NORMALIZE=normalize, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=has_states, GIVEN=given is not None,
-        HAS_INITIAL=initial is not None, PACKED=problem.packed, PRECISION=problem.precision,
+        HAS_STATES=states is not None, GIVEN=given is not None,
+        HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    S_out, z_out = (None, None) if final is None else problem.to_packed(final)
-    return Output(o, denominator if normalize else None, S_out, z_out, states if has_states else None)
+    return o, denominator

@@ -15,13 +15,13 @@ __all__ = ["key_gradient_kernel"]
 def key_gradient_kernel(
     q, k, k_columns, v, do, delta, inverse, gates, gates_low, dstates, given, dk, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
-    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
+    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
     GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk `[B T, Hs, K]`, and along `[slots, Hs, C]`, its product with k divided by p.
+    """dk `[B T, Hs, K]`, and along `[2, slots, Hs, C]`, its product with k divided by p: the chunk's part, the states'.
 
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
     HAS_NORMALISER; the rest as in `query_gradient_kernel`.
@@ -52,7 +52,9 @@ def key_gradient_kernel(
     at = existing * K_HEADS * K
     channel, value, queries = tl.arange(0, K), tl.arange(0, V), tl.arange(0, QUERIES)
     values = tl.load(v + existing[:, None] * V_HEADS * V + value[None, :]).to(dtype)
+    keys = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
+    in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
         if HAS_NORMALISER:
@@ -71,8 +73,8 @@ def key_gradient_kernel(
             )  # fmt: skip
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
+            by_states = tl.sum(result * keys.to(tl.float32), 1)
 
-    keys = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
     group = OUTPUTS // STATES
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
@@ -88,11 +90,19 @@ def key_gradient_kernel(
             if NORMALIZE:
                 dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
                 left *= tl.load(inverse + rows_there * OUTPUTS + head)
+            if P > 1 or GATED:
+                scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
             if P > 1:
-                dscores *= power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P - 1)
-            result = tl.dot((dscores * left[None, :]).to(dtype), query, result, input_precision=PRECISION)
+                dscores *= power(scores, P - 1)
+            dscores *= left[None, :]
+            if GATED:
+                in_chunk += tl.sum(dscores * scores, 1)
+            result = tl.dot(dscores.to(dtype), query, result, input_precision=PRECISION)
     if GATED:
-        result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
+        to_last = decay(gates, gates_low, last, here, EXACT_GATES)
+        result *= to_last[:, None]
+        in_chunk *= to_last
+        by_states *= to_last
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
         for first in range(token, tl.minimum(token + BLOCK, tokens), QUERIES):
@@ -104,12 +114,16 @@ def key_gradient_kernel(
             if NORMALIZE:
                 dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
                 dscores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
+            if P > 1 or GATED:
+                scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
             if P > 1:
-                dscores *= power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P - 1)
+                dscores *= power(scores, P - 1)
             if GATED:
                 dscores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
             causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
             dscores = tl.where(causal, dscores * scale, 0.0)
+            if GATED:
+                in_chunk += tl.sum(dscores * scores, 1)
             result = tl.dot(dscores.to(dtype), query, result, input_precision=PRECISION)
 
     # Weights are homogeneous of degree P in k.
@@ -118,5 +132,6 @@ def key_gradient_kernel(
     out = dk + here[:, None] * STATES * K + channel[None, :]
     tl.store(out, result.to(dk.dtype.element_ty), exists[:, None])
     if GATED:
-        product = tl.sum(result * keys.to(tl.float32), 1) / P
-        tl.store(along + (slot * STATES + state) * C + here, tl.where(exists, product, 0.0))
+        along += here
+        tl.store(along + (slot * STATES + state) * C, tl.where(exists, in_chunk, 0.0))
+        tl.store(along + ((slot + SLOTS) * STATES + state) * C, tl.where(exists, by_states, 0.0))

@@ -81,9 +81,14 @@ class Layout:
         return self._tables[4][: self.outers * (self.K // self.inner)] if self.p > 2 else self.like
 
     @property
+    def even(self) -> bool:
+        """Whether each tiled row counts once in the inner product of a state and its gradient."""
+        return self.whole and self.p <= 2
+
+    @property
     def row_weights(self) -> Tensor:
-        """How often a tiled row counts in the inner product of states `[rows]`; anything where tiles are whole."""
-        return self.like if self.whole else self._tables[4][-self.rows :]
+        """How often each tiled row counts there `[rows]`; anything where that is once."""
+        return self.like if self.even else self._tables[4][-self.rows :]
 
     @property
     def gradient_weights(self) -> Tensor:

@@ -58,10 +58,11 @@ def outer_scalars(x, at, stride, channels, weights, outer, outers, P: tl.constex
 def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr):
     """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other; float32."""
     if P == 1:
-        return tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
-    channel = outer if P == 2 else tl.load(channels + outer, mask, 0)
-    result = tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
-    for degree in tl.static_range(1, P - 1):
-        channel = tl.load(channels + degree * outers + outer, mask, 0)
-        result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
+        result = tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
+    else:
+        channel = outer if P == 2 else tl.load(channels + outer, mask, 0)
+        result = tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
+        for degree in tl.static_range(1, P - 1):
+            channel = tl.load(channels + degree * outers + outer, mask, 0)
+            result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
     return result

@@ -13,7 +13,7 @@ from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
-from zoo.kernels.power.triton.hopper.op import gradients_from_states, outputs_from_states, supports_hopper
+from zoo.kernels.power.triton.hopper.op import fuses, gradients_from_states, outputs_from_states, supports_hopper
 from zoo.kernels.power.triton.layout import Layout
 
 __all__ = ["LOWEST_GATE", "Columns", "Problem", "product_dtype"]
@@ -68,6 +68,16 @@ class Problem:
             self.gates_low = (self.total - self.gates).float() if self.exact_gates else self.gates
 
     @property
+    def fused(self) -> bool:
+        """Whether kernels take both what states give and what a chunk gives: see `hopper.passes`."""
+        return self.hopper and fuses(self.K, self.V)
+
+    @property
+    def nothing(self) -> Tensor:
+        """Stands for an absent tensor."""
+        return self.q.new_empty(0, dtype=torch.float32)
+
+    @property
     def gated(self) -> bool:
         return self.log_g is not None
 
@@ -78,7 +88,9 @@ class Problem:
 
     @cached_property
     def queries(self) -> Tensor:
-        """Queries with tokens last `[slots, Hq, K, C]`."""
+        """Queries with tokens last `[slots, Hq, K, C]`; anything at p = 1, where none scales a tile."""
+        if self.p == 1:
+            return self.q
         return self._columns(self.q, None).plain
 
     @cached_property
@@ -95,43 +107,51 @@ class Problem:
         self.keys = columns.plain
         return columns
 
-    def queries_from_start(self, inverse: Tensor | None) -> Columns:
-        """Queries, and the same times what is left at them of their chunk's start, and scale^p.
+    def output_factors(self, inverse: Tensor | None) -> Tensor:
+        """scale^p, over the denominators if there are any (inverse `[B, T, Ho]`), zero beyond: `[slots, Ho, C]`."""
+        factors = torch.where(self._existing, self.scale, 0.0)
+        if inverse is None:
+            return factors.expand(-1, self.heads.output, -1).contiguous()
+        return factors * self.rows_to_columns(inverse)
 
-        With the inverse of the denominators `[B, T, Ho]`, if there is one.
-        """
-        left = torch.where(self._existing, self.scale if self.log_g is None else self.gates.exp2() * self.scale, 0)
-        if left.shape[1] > 1:
-            left = spread_heads(left, self.heads.output, 1)
-        if inverse is not None:
-            left = left * self.chunks.columns(inverse[..., None], torch.float32)[:, :, 0]
-        columns = self._columns(self.q, left.expand(-1, self.heads.output, -1))
+    def rows_to_columns(self, x: Tensor) -> Tensor:
+        """`[B, T, Ho]` with tokens last: `[slots, Ho, C]`."""
+        return self.chunks.columns(x[..., None], torch.float32)[:, :, 0]
+
+    def queries_from_start(self, factors: Tensor) -> Columns:
+        """Queries, and the same times what is left at them of their chunk's start, and factors `[slots, Ho, C]`."""
+        if self.gated:
+            factors = spread_heads(self.gates.exp2(), self.heads.output, 1) * factors
+        columns = self._columns(self.q, factors, wants_plain=self.p > 1)
         self.queries = columns.plain
         return columns
 
-    def _columns(self, x: Tensor, factors: Tensor | None) -> Columns:
-        """x `[B, T, H, K]` with tokens last, and times factors `[slots, Hs or Ho, C]`, if there are any.
+    def _columns(self, x: Tensor, factors: Tensor | None, *, wants_plain: bool = True) -> Columns:
+        """x `[B, T, H, K]` with tokens last, if wanted, and times factors `[slots, Hs or Ho, C]`, if there are any.
 
         A kernel, because the compiler would transpose once more for each kernel that reads them.
         """
         chunks, heads = self.chunks, x.shape[2]
-        plain = x.new_empty(chunks.slots, heads, self.K, chunks.size, dtype=self.dtype)
+        plain = x.new_empty(chunks.slots, heads, self.K, chunks.size if wants_plain else 0, dtype=self.dtype)
         scaled = plain
         if factors is not None:
             factors = factors.contiguous()
             scaled = x.new_empty(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=self.dtype)
         wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, heads)](
             x, x if factors is None else factors, plain, scaled, self.tables[0],
-            chunks.tokens, chunks.size, heads, scaled.shape[1] // heads,
-            K=self.K, BLOCK=COLUMNS_BLOCK, SCALED=factors is not None, PACKED=self.packed,
+            chunks.tokens, chunks.size, heads, 1 if factors is None else factors.shape[1] // heads,
+            K=self.K, BLOCK=COLUMNS_BLOCK, PLAIN=wants_plain, SCALED=factors is not None, PACKED=self.packed,
         )  # fmt: skip
         return Columns(plain, scaled)
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Packed chunks' bounds and sequences' slots; anything where there are none."""
+        """Packed chunks' bounds and sequences' slots; empty where there are none.
+
+        Not an input that kernels do not read: the compiler takes some of these for written to, and copies them.
+        """
         if self.chunks.bounds is None or self.chunks.sequence_slots is None:
-            return self.q, self.q
+            return self.nothing, self.nothing
         return self.chunks.bounds, self.chunks.sequence_slots
 
     @property
@@ -155,7 +175,7 @@ class Problem:
         if not self.hopper:
             return None
         return outputs_from_states(
-            x, columns, states, self.tables[0], heads, self.V, self.layout.rows, self.layout.whole, first, self.packed
+            x, columns, states, self.tables[0], heads, self.V, self.layout.rows, first, self.packed
         )
 
     def gradients_from_states(
@@ -164,9 +184,7 @@ class Problem:
         """The gradient through states `[B, T, heads, K]`, without the factor p; as `outputs_from_states`."""
         if not self.hopper:
             return None
-        return gradients_from_states(
-            y, columns, states, self.tables[0], heads, self.layout.rows, self.layout.whole, first, self.packed
-        )
+        return gradients_from_states(y, columns, states, self.tables[0], heads, self.layout.rows, first, self.packed)
 
     def from_packed(self, S: Tensor, z: Tensor, *, gradient: bool = False) -> Tensor:
         """A packed state, or its gradient, in the tiled layout `[rows, Hs, rows (V + 1)]`, float32."""
@@ -185,19 +203,3 @@ class Problem:
             c = coefficients(self.K, self.p, torch.float32, S.device)
             S, z = S * c[:, None], z * c
         return S, z
-
-    def inner_product(self, state: Tensor, gradient: Tensor) -> Tensor:
-        """`<dS, S> + <dz, z>` `[rows, Hs]` float64 of a tiled state and its gradient."""
-        (S, z), (dS, dz) = self.to_packed(state), self.to_packed(gradient, gradient=True)
-        return (S * dS).sum((-2, -1), dtype=torch.float64) + (z * dz).sum(-1, dtype=torch.float64)
-
-    def add_at_ends(self, products: Tensor | None, at_end: Tensor) -> Tensor:
-        """Add `[rows, Hs]` to the last chunk of each sequence in `[slots, Hs]` (None: zeros)."""
-        chunks = self.chunks
-        if products is None:
-            products = at_end.new_zeros(chunks.slots, self.heads.state, dtype=torch.float32)
-        if chunks.sequence_slots is None:
-            last = torch.arange(1, chunks.sequences + 1, device=at_end.device) * (chunks.slots // chunks.sequences) - 1
-        else:
-            last = chunks.sequence_slots[1:] - 1
-        return products.index_add(0, last, at_end.to(products.dtype))

@@ -15,13 +15,13 @@ __all__ = ["query_gradient_kernel"]
 def query_gradient_kernel(
     q, q_columns, k_columns, v, do, delta, inverse, gates, gates_low, states, given, dq, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows, scale,
-    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
+    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq `[B T, Ho, K]`, and along `[slots, Ho, C]`, its product with q divided by p.
+    """dq `[B T, Ho, K]`, and along `[2, slots, Ho, C]`, its product with q divided by p: the chunk's part, the states'.
 
     The gradients of numerator and denominator are do `[B T, Ho, V]` and -delta `[B T, Ho]` times the inverse
     `[B T, Ho]` of the denominator; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by
@@ -54,7 +54,9 @@ def query_gradient_kernel(
     channel, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
     do_here = tl.load(do + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
     delta_here = tl.load(delta + existing * OUTPUTS) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
+    queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
+    in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
@@ -74,39 +76,51 @@ def query_gradient_kernel(
             )  # fmt: skip
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
+            by_states = tl.sum(result * queries.to(tl.float32), 1)
 
-    queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     for first in range(0, token, KEYS):
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
         block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
+        if P > 1 or GATED:
+            scores = tl.dot(queries, columns, input_precision=PRECISION)
         if P > 1:
-            dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
+            dscores *= power(scores, P - 1)
         if GATED:
             dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
+            in_chunk += tl.sum(dscores * scores, 1)
         result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
     if GATED:
-        result *= decay(gates, gates_low, here, token, EXACT_GATES)[:, None]
+        from_token = decay(gates, gates_low, here, token, EXACT_GATES)
+        result *= from_token[:, None]
+        in_chunk *= from_token
+        by_states *= from_token
     for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
         block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
+        if P > 1 or GATED:
+            scores = tl.dot(queries, columns, input_precision=PRECISION)
         if P > 1:
-            dscores *= power(tl.dot(queries, columns, input_precision=PRECISION), P - 1)
+            dscores *= power(scores, P - 1)
         if GATED:
             dscores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
         dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
+        if GATED:
+            in_chunk += tl.sum(dscores * scores, 1)
         result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
 
-    # Weights are homogeneous of degree P in q.
-    result *= P * scale
+    factor = tl.full((BLOCK,), 1.0, tl.float32) * scale
     if NORMALIZE:
-        result *= tl.load(inverse + existing * OUTPUTS)[:, None]
+        factor *= tl.load(inverse + existing * OUTPUTS)
+    # Weights are homogeneous of degree P in q.
+    result *= P * factor[:, None]
     exists = here < tokens
     out = dq + here[:, None] * OUTPUTS * K + channel[None, :]
     tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])
     if GATED:
-        product = tl.sum(result * queries.to(tl.float32), 1) / P
-        tl.store(along + (slot * OUTPUTS + head) * C + here, tl.where(exists, product, 0.0))
+        along += here
+        tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, in_chunk * factor, 0.0))
+        tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, by_states * factor, 0.0))

@@ -16,28 +16,14 @@ def _load(
     states, gates, others, first, last, step, STATES, state, size, at, mask, C,
     GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's sums, its decay, and the other state at its end, which is the one before the next chunk."""
+    """A chunk's sums, its decay, and the other state before it."""
     slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
     sums = tl.load(states + slot * size + at, mask & exists, 0)
     decay = tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0)) if GATED else 1.0
     other = sums
     if WANTS_PRODUCTS:
-        other = tl.load(others + (slot + STATES) * size + at, mask & exists & (step > 0), 0)
+        other = tl.load(others + slot * size + at, mask & exists, 0)
     return sums, decay, other
-
-
-@triton.jit
-def _pass(
-    carry, sums, decay, other, weight, states, products, blocks, first, last, step, STATES, state, size, at, mask,
-    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
-):  # fmt: skip
-    """Write what has been carried to a chunk, and carry it on through it."""
-    slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
-    tl.store(states + slot * size + at, carry.to(states.dtype.element_ty), mask & exists)
-    if WANTS_PRODUCTS:
-        product = tl.sum(carry * other.to(tl.float32) * weight, 0)
-        tl.store(products + slot * blocks + tl.program_id(0), product, exists)
-    return carry * decay + sums.to(tl.float32)
 
 
 @triton.jit
@@ -50,8 +36,8 @@ def scan_kernel(
 
     initial and final are `[rows, Hs, size]`, float32.
 
-    Backwards in time, `products [slots, Hs, blocks]` can be had: of the states `others` and their gradients at the
-    chunks' ends, but for the last, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED.
+    Backwards in time, `products [slots, Hs, blocks]` can be had: of states `others` before chunks with the gradients
+    after them, and the chunks' decay, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED.
     """
     block, row, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     if PACKED:
@@ -67,40 +53,21 @@ def scan_kernel(
     if WEIGHTED:
         rows = size // (V + 1)
         weight = tl.load(weights + tl.where(at < rows * V, at // V, at - rows * V), mask, 0)
-    # Four chunks at a time: their loads are under way together, before any store that might be to the same place.
-    chunks = last - first
-    for step in range(0, chunks, 4):
-        sums0, decay0, other0 = _load(
-            states, gates, others, first, last, step + 0, STATES, state, size, at, mask, C,
-            GATED, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        sums1, decay1, other1 = _load(
+    # A chunk's loads are under way before the stores to the one before: the compiler must assume that those are to the
+    # same place, and would wait for them.
+    ahead, ahead_decay, ahead_other = _load(
+        states, gates, others, first, last, 0, STATES, state, size, at, mask, C, GATED, REVERSE, WANTS_PRODUCTS
+    )
+    for step in range(0, last - first):
+        sums, decay, other = ahead, ahead_decay, ahead_other
+        ahead, ahead_decay, ahead_other = _load(
             states, gates, others, first, last, step + 1, STATES, state, size, at, mask, C,
             GATED, REVERSE, WANTS_PRODUCTS,
         )  # fmt: skip
-        sums2, decay2, other2 = _load(
-            states, gates, others, first, last, step + 2, STATES, state, size, at, mask, C,
-            GATED, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        sums3, decay3, other3 = _load(
-            states, gates, others, first, last, step + 3, STATES, state, size, at, mask, C,
-            GATED, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        carry = _pass(
-            carry, sums0, decay0, other0, weight, states, products, blocks, first, last, step + 0, STATES, state,
-            size, at, mask, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        carry = _pass(
-            carry, sums1, decay1, other1, weight, states, products, blocks, first, last, step + 1, STATES, state,
-            size, at, mask, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        carry = _pass(
-            carry, sums2, decay2, other2, weight, states, products, blocks, first, last, step + 2, STATES, state,
-            size, at, mask, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
-        carry = _pass(
-            carry, sums3, decay3, other3, weight, states, products, blocks, first, last, step + 3, STATES, state,
-            size, at, mask, REVERSE, WANTS_PRODUCTS,
-        )  # fmt: skip
+        slot = _slot(first, last, step, STATES, state, REVERSE)
+        tl.store(states + slot * size + at, carry.to(states.dtype.element_ty), mask)
+        if WANTS_PRODUCTS:
+            tl.store(products + slot * blocks + block, tl.sum(carry * other.to(tl.float32) * weight, 0) * decay)
+        carry = carry * decay + sums.to(tl.float32)
     if WANTS_FINAL:
         tl.store(final + (row * STATES + state) * size + at, carry, mask)

@@ -4,7 +4,15 @@ import torch
 import triton
 from torch import Tensor
 
-__all__ = ["chunk_sums", "gradients_from_states", "outputs_from_states", "supports_hopper"]
+__all__ = [
+    "attend_chunks",
+    "chunk_sums",
+    "differentiate_chunks",
+    "fuses",
+    "gradients_from_states",
+    "outputs_from_states",
+    "supports_hopper",
+]
 
 WARPS, STAGES = 4, 2
 BLOCK = 32 * WARPS  # tokens a program
@@ -24,7 +32,7 @@ def _trips(K: int) -> int:
 
 @torch.library.custom_op("zoo::power_outputs_from_states", mutates_args=())
 def outputs_from_states(
-    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int, whole: bool,
+    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
     first: bool, packed: bool,
 ) -> Tensor:  # fmt: skip
     """`S (c * m(x))` `[B, T, heads, V]` in float32, with neither decay nor scale; see `outputs_kernel`.
@@ -37,7 +45,6 @@ def outputs_from_states(
         heads: of the output.
         V: values.
         rows: of the tiled layout.
-        whole: whether one inner block of the layout holds all channels; else it has 16.
         first: whether sequences' first chunks have states; otherwise what is returned for them is undefined.
         packed: whether sequences are packed.
     """
@@ -48,7 +55,7 @@ def outputs_from_states(
     blocks = triton.cdiv(min(C, T), BLOCK)
     outputs_kernel[(blocks * (V // 64) * heads * slots,)](
         x, x_columns, states, y, bounds, T, C, rows, x_heads, heads, states_count, blocks,
-        K=K, V=V, WHOLE=whole, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
+        K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
         num_warps=WARPS,
     )  # fmt: skip
     return y
@@ -56,7 +63,7 @@ def outputs_from_states(
 
 @outputs_from_states.register_fake
 def _(
-    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int, whole: bool,
+    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
     first: bool, packed: bool,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(*x.shape[:2], heads, V, dtype=torch.float32)
@@ -64,7 +71,7 @@ def _(
 
 @torch.library.custom_op("zoo::power_gradients_from_states", mutates_args=())
 def gradients_from_states(
-    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, whole: bool, first: bool,
+    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
     packed: bool,
 ) -> Tensor:  # fmt: skip
     """`sum_i x_i (S_i y)` `[B, T, heads, K]` in float32 for y `[B, T, Hy, V]`; the rest as in `outputs_from_states`."""
@@ -76,7 +83,7 @@ def gradients_from_states(
     blocks = triton.cdiv(min(C, T), BLOCK)
     gradients_kernel[(blocks * (K // 64) * heads * slots,)](
         y, x_columns, states, dx, bounds, T, C, rows, y_heads, x_heads, heads, states_count, blocks,
-        K=K, V=V, WHOLE=whole, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
+        K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
         num_warps=WARPS,
     )  # fmt: skip
     return dx
@@ -84,7 +91,7 @@ def gradients_from_states(
 
 @gradients_from_states.register_fake
 def _(
-    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, whole: bool, first: bool,
+    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
     packed: bool,
 ) -> Tensor:  # fmt: skip
     return y.new_empty(*y.shape[:2], heads, x_columns.shape[2], dtype=torch.float32)
@@ -107,10 +114,10 @@ def chunk_sums(
 
     (_, T, y_heads, V), (slots, x_heads, K, C) = y.shape, x_columns.shape
     sums = y.new_empty(slots, states, rows * (V + 1))
-    pairs, tiles = (K // 16) * (K // 16 + 1) // 2, 5 if K == 64 else 4
+    pairs, tiles, per_trip = (10, 5, 2) if K == 64 else (36, 4, 1)
     sums_kernel[(2 * pairs // tiles * (V // 64) * states * slots,)](
         x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, y_heads, states, x_decayed.shape[1] // states,
-        K=K, V=V, TILES=tiles, STAGES=3, PACKED=packed, num_warps=8,
+        K=K, V=V, TILES=tiles, PER_TRIP=per_trip, PACKED=packed, num_warps=8,
     )  # fmt: skip
     return sums
 
@@ -118,3 +125,77 @@ def chunk_sums(
 @chunk_sums.register_fake
 def _(x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool) -> Tensor:
     return y.new_empty(x_columns.shape[0], states, rows * (y.shape[-1] + 1))
+
+
+def fuses(K: int, V: int) -> bool:
+    """Whether one kernel takes both what states give and what the chunk gives: not where it lacks shared memory."""
+    return K == V == 64
+
+
+@torch.library.custom_op("zoo::power_attend_chunks", mutates_args=())
+def attend_chunks(
+    x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
+    bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
+    state_heads: int, rows: int, first: bool, normalize: bool, reverse: bool, packed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Outputs `[B, T, heads, V]` and denominators, or gradients of values; see `attend_kernel`.
+
+    Absent states (with their columns), gates and weights are empty, as are the denominators if not normalised.
+    """
+    from zoo.kernels.power.triton.hopper.attend import attend_kernel
+
+    (B, T, x_heads, K), V = x.shape, values.shape[3]
+    y = x.new_empty(B, T, heads, V, dtype=dtype)
+    denominator = x.new_empty((B, T, heads) if normalize else (0,), dtype=torch.float32)
+    blocks = triton.cdiv(min(size, T), BLOCK)
+    attend_kernel[(blocks * heads * slots,)](
+        x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, size, rows, scale,
+        x_heads, other.shape[2], values.shape[2], heads, partners, state_heads, blocks,
+        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=normalize, GATED=gates.numel() > 0,
+        REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS, num_warps=WARPS,
+    )  # fmt: skip
+    return y, denominator
+
+
+@attend_chunks.register_fake
+def _(
+    x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
+    bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
+    state_heads: int, rows: int, first: bool, normalize: bool, reverse: bool, packed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y = x.new_empty(*x.shape[:2], heads, values.shape[3], dtype=dtype)
+    return y, x.new_empty((*x.shape[:2], heads) if normalize else (0,), dtype=torch.float32)
+
+
+@torch.library.custom_op("zoo::power_differentiate_chunks", mutates_args=())
+def differentiate_chunks(
+    x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
+    weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,
+    partners: int, state_heads: int, rows: int, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of queries or keys `[B, T, heads, K]`, and their product with them; see `differentiate_kernel`."""
+    from zoo.kernels.power.triton.hopper.differentiate import differentiate_kernel
+
+    (B, T, x_heads, K), (own_heads, V) = x.shape, own.shape[2:]
+    gated = gates.numel() > 0
+    dx = x.new_empty(B, T, heads, K, dtype=dtype)
+    along = x.new_empty((2, slots, heads, size) if gated else (0,), dtype=torch.float32)
+    blocks = triton.cdiv(min(size, T), BLOCK)
+    differentiate_kernel[(blocks * heads * slots,)](
+        x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, size, rows,
+        x_heads, own_heads, other.shape[2], values.shape[2], heads, partners, state_heads, blocks, slots,
+        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=delta.numel() > 0,
+        HAS_NORMALISER=has_normaliser, GATED=gated, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS,
+        num_warps=WARPS,
+    )  # fmt: skip
+    return dx, along
+
+
+@differentiate_chunks.register_fake
+def _(
+    x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
+    weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,
+    partners: int, state_heads: int, rows: int, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dx = x.new_empty(*x.shape[:2], heads, x.shape[3], dtype=dtype)
+    return dx, x.new_empty((2, slots, heads, size) if gates.numel() > 0 else (0,), dtype=torch.float32)

@@ -14,11 +14,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
-from zoo.kernels.power.triton import chunks
+from zoo.kernels.power.triton import chunks, monomials
 
-__all__ = ["add_scaled", "barrier", "chunk_bounds", "copy_scalars", "load_rows"]
+__all__ = ["add_scaled", "barrier", "chunk_bounds", "copy_scalars", "load_rows", "load_symmetric"]
 
 chunk_bounds = gluon.jit(chunks.chunk_bounds.fn)
+pair_rows = gluon.jit(monomials.pair_rows.fn)
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # renamed after Triton 3.6
 
 
@@ -66,3 +67,11 @@ def add_scaled(
             free1 = warpgroup_mma_wait(0, deps=[product1])
             sum1 += free1 * scalar1[:, None]
     return sum0, sum1, free0, free1
+
+
+@gluon.jit
+def load_symmetric(tile, z, K: gl.constexpr, layout: gl.constexpr):
+    """Bring a state's normaliser to shared memory as a symmetric matrix `[K, K]`."""
+    one, other = gl.arange(0, K, gl.SliceLayout(1, layout)), gl.arange(0, K, gl.SliceLayout(0, layout))
+    row, _ = pair_rows(one[:, None], other[None, :], 16)
+    tile.store(gl.load(z + row))

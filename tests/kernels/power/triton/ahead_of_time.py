@@ -15,10 +15,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from zoo.kernels.power import init_power_state
 from zoo.kernels.power.triton import backward as backward_module
 from zoo.kernels.power.triton import forward as forward_module
 from zoo.kernels.power.triton import problem as problem_module
-from zoo.kernels.power.triton.hopper import gradients, outputs, sums
+from zoo.kernels.power.triton import step as step_module
+from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
 from zoo.kernels.power.triton.problem import Problem
 
 _POINTERS = {
@@ -55,7 +57,7 @@ def launches(
     gated: bool = True,
     hopper: bool = False,
 ) -> dict[str, Launch]:
-    """The kernels of one forward and backward pass by name, with the arguments of the last launch of each.
+    """The kernels of one forward and backward pass, and of one decode step, by name: the last launch of each.
 
     hopper: as on a GPU that has kernels of its own.
     """
@@ -84,12 +86,17 @@ def launches(
             monkeypatch.setattr(module, "wrap_triton", Recorder)
         if hopper:
             monkeypatch.setattr(problem_module, "supports_hopper", lambda *_: True)
-            for module in (gradients, outputs, sums):
+            for module in (attend, differentiate, gradients, outputs, sums):
                 name = f"{module.__name__.rpartition('.')[2]}_kernel"
                 monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
+        for name in ("step_kernel", "finish_kernel"):
+            monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
         problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
         output = forward_module.forward(problem, None, None, normalize=normalize, return_state=False)
         backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
+        token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
+        state = init_power_state(1, max(heads[1:]), K, V, p)
+        step_module.triton_step(*token, *state, p=p, scale=1.0, normalize=normalize)
     return found
 
 

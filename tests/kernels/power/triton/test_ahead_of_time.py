@@ -50,6 +50,17 @@ def test_registers_and_spills_stay_within_budget(case: str) -> None:
         assert found.shared <= CHIPS["sm_90"][1], (name, found)
 
 
+@pytest.mark.parametrize(("K", "V", "p"), [(16, 16, 2), (64, 64, 1), (64, 64, 2), (128, 128, 2), (64, 32, 3)])
+def test_a_step_takes_its_state_through_registers(K: int, V: int, p: int) -> None:
+    """A trip is four loads of 16 bytes a thread and four stores; z takes one more of each, where its layout changes."""
+    kernel = build(launches(K, V, p, torch.bfloat16, T=5)["step_kernel"], HOPPER)
+    for access in ("ld.global.v4.b32", "st.global.v4.b32"):
+        assert kernel.asm["ptx"].count(access) == 5, access
+    trip = kernel.asm["ttgir"].partition("scf.for")[2].partition("scf.yield")[0]
+    assert trip.count("tt.store") == 4
+    assert "convert_layout" not in trip
+
+
 @pytest.mark.parametrize(("K", "V"), [(64, 64), (128, 128), (64, 128), (128, 64)])
 def test_products_for_hopper_stay_asynchronous(K: int, V: int) -> None:
     # A small change can make the assembler wait for each product, at twice the time, and it only says so.

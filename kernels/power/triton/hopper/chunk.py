@@ -1,0 +1,80 @@
+"""What tokens of one chunk give to each other: the part of the fused kernels that needs no state.
+
+Tokens `here` of a program meet blocks of 64 `there`, earlier ones or, REVERSE, later ones, which stream through shared
+memory in tiles of 64 tokens by 64 channels. A full block lies beyond all of the program's tokens; its decay to the
+program's nearest token is a factor of its own, so that pairs need no exponential. The blocks of the program's own
+tokens come last, and take the decay of each pair.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+
+from zoo.kernels.power.triton.hopper.products import barrier
+
+__all__ = ["SIZE", "between", "decay", "fetch_block", "fetch_rows", "next_block", "place_of"]
+
+SIZE = gl.constexpr(64)  # tokens of a block, and channels of a tile
+
+
+@gluon.jit
+def decay(later, earlier):
+    """What is left, from summed log gates; 1 where `later` is in fact earlier, which callers mask."""
+    return gl.exp2(gl.minimum(later - earlier, 0.0))
+
+
+@gluon.jit
+def fetch_rows(tile, x, row, stride, copied: gl.constexpr):
+    """Start to copy 64 channels of rows of x to a tile."""
+    channel = gl.arange(0, SIZE, gl.SliceLayout(0, copied))
+    async_copy.async_copy_global_to_shared(tile, x + row[:, None] * stride + channel[None, :])
+
+
+@gluon.jit
+def place_of(step, full, partners, token, BLOCK: gl.constexpr, REVERSE: gl.constexpr):
+    """The partner and the first token of a step: `full` blocks of all partners, then the program's own of each."""
+    OWN: gl.constexpr = BLOCK // SIZE
+    blocks = full // partners
+    own = step - full
+    partner = gl.where(own < 0, step // blocks, own // OWN)
+    first = token + BLOCK if REVERSE else 0
+    return partner, gl.where(own < 0, first + step % blocks * SIZE, token + own % OWN * SIZE)
+
+
+@gluon.jit
+def fetch_block(
+    pool, stage, other, values, partner, first, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
+    K: gl.constexpr, V: gl.constexpr, copied: gl.constexpr,
+):  # fmt: skip
+    """Start to copy a block's tile of `other [tokens, OTHER_HEADS, K]` and one of `values [tokens, VALUE_HEADS, V]`."""
+    row = gl.minimum(first + gl.arange(0, SIZE, gl.SliceLayout(1, copied)), tokens - 1)
+    fetch_rows(pool.index(stage * 2), other + partner * OTHER_HEADS // PARTNERS * K, row, OTHER_HEADS * K, copied)
+    fetch_rows(pool.index(stage * 2 + 1), values + partner * VALUE_HEADS // PARTNERS * V, row, VALUE_HEADS * V, copied)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def next_block(
+    pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
+    K: gl.constexpr, V: gl.constexpr, BLOCK: gl.constexpr, RING: gl.constexpr, REVERSE: gl.constexpr,
+    copied: gl.constexpr,
+):  # fmt: skip
+    """Wait for this step's block, and start to copy the one two steps ahead."""
+    async_copy.wait_group(1)
+    fence_async_shared()
+    barrier()
+    # All warps are done with the products of two steps ago, whose block this one replaces.
+    gl.static_assert(RING >= 4)
+    partner, first = place_of(gl.minimum(step + 2, steps - 1), full, partners, token, BLOCK, REVERSE)
+    fetch_block(
+        pool, (step + 2) % RING, other, values, first_partner + partner, first, tokens, OTHER_HEADS, VALUE_HEADS,
+        PARTNERS, K, V, copied,
+    )  # fmt: skip
+
+
+@gluon.jit
+def between(here, there, factor, REVERSE: gl.constexpr):
+    """The factor of tokens `there` in each pair with one `here`: zero where not causal."""
+    causal = here[:, None] <= there[None, :] if REVERSE else here[:, None] >= there[None, :]
+    return gl.where(causal, factor[None, :], 0.0)
