@@ -3,19 +3,27 @@
 import triton
 import triton.language as tl
 
-__all__ = ["outer_columns", "outer_count", "outer_scalars", "pair_rows", "power"]
+__all__ = ["count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "power"]
+
+
+@triton.jit
+def count_monomials(K, DEGREE: tl.constexpr):
+    """Monomials of this degree in K channels."""
+    if DEGREE == 0:
+        return 1
+    if DEGREE == 1:
+        return K
+    if DEGREE == 2:
+        return K * (K + 1) // 2
+    if DEGREE == 3:
+        return K * (K + 1) * (K + 2) // 6
+    return K * (K + 1) * (K + 2) * (K + 3) // 24
 
 
 @triton.jit
 def outer_count(K: tl.constexpr, P: tl.constexpr):
     """Monomials of degree P - 1 in K channels."""
-    if P == 1:
-        return 1
-    if P == 2:
-        return K
-    if P == 3:
-        return K * (K + 1) // 2
-    return K * (K + 1) * (K + 2) // 6
+    return count_monomials(K, P - 1)
 
 
 @triton.jit

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.cuda import device_of
 
 from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.triton.monomials import count_monomials
+from zoo.kernels.power.triton.output import VANISHING
 from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, POWERS, WIDTHS
 
 __all__ = ["StepBlocks", "finish_kernel", "step_blocks", "step_kernel", "supports_triton_step", "triton_step"]
@@ -28,20 +30,6 @@ MOST_SPLITS = 256
 MOST_QUERIES = 32  # a state: each keeps what it has read in registers
 LANES = 64 if torch.version.hip else 32
 FINISH_BLOCK = 32
-_LIMITS = torch.finfo(torch.float32)
-VANISHING = tl.constexpr(_LIMITS.tiny / _LIMITS.eps)  # as in `zoo.kernels.power.reference.vanishes`
-
-
-@triton.jit
-def _monomials(n, DEGREE: tl.constexpr):
-    """How many monomials of this degree n channels have."""
-    if DEGREE == 1:
-        return n
-    if DEGREE == 2:
-        return n * (n + 1) // 2
-    if DEGREE == 3:
-        return n * (n + 1) * (n + 2) // 6
-    return n * (n + 1) * (n + 2) * (n + 3) // 24
 
 
 @triton.jit
@@ -57,7 +45,7 @@ def _most_channels(count, DEGREE: tl.constexpr):
     else:
         root = tl.sqrt(tl.sqrt(24 * x + 1) + 1.25) - 1.5
     n = (root - 0.1).to(tl.int32)  # right or one too low, however the root was rounded
-    return n + (_monomials(n + 1, DEGREE) <= count).to(tl.int32)
+    return n + (count_monomials(n + 1, DEGREE) <= count).to(tl.int32)
 
 
 @triton.jit
@@ -74,7 +62,7 @@ def row_channels(row, K: tl.constexpr, P: tl.constexpr, D: tl.constexpr):
     coefficient = tl.full(later.shape, 1, tl.float32)
     times = tl.full(later.shape, 1, tl.int32)
     for place in tl.static_range(1, P):
-        after -= _monomials(later, P - place + 1)
+        after -= count_monomials(later, P - place + 1)
         later = _most_channels(after, P - place)
         channels += (K - 1 - later,)
         times = tl.where(channels[place] == channels[place - 1], times + 1, 1)

@@ -10,7 +10,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from zoo.kernels.power.triton.hopper.chunk import SIZE, between, decay, fetch_block, fetch_rows, next_block, place_of
+from zoo.kernels.power.triton.hopper.chunk import (
+    SIZE,
+    between,
+    beyond,
+    decay,
+    fetch_block,
+    fetch_rows,
+    load_values,
+    next_block,
+    pair_decay,
+    place_of,
+    times_normaliser,
+    toward,
+)
 from zoo.kernels.power.triton.hopper.outputs import add_outputs
 from zoo.kernels.power.triton.hopper.products import barrier, chunk_bounds, copy_scalars, load_symmetric
 from zoo.kernels.power.triton.output import VANISHING
@@ -21,16 +34,6 @@ __all__ = ["attend_kernel"]
 @gluon.jit
 def _scores(x_tile, tile, free):
     return warpgroup_mma(x_tile, tile.permute((1, 0)), warpgroup_mma_init(free), use_acc=False, is_async=True)
-
-
-@gluon.jit
-def _through_normaliser(x_tile, z, free, x, here, tokens, stride, K: gl.constexpr, sums: gl.constexpr):
-    """`x^T z x` of each token."""
-    product = warpgroup_mma(x_tile, z, warpgroup_mma_init(free), use_acc=False, is_async=True)
-    product = warpgroup_mma_wait(0, deps=[product])
-    channel = gl.arange(0, K, gl.SliceLayout(0, sums))
-    own = gl.load(x + gl.minimum(here, tokens - 1)[:, None] * stride + channel[None, :])
-    return gl.sum(product * own.to(gl.float32), 1), product
 
 
 @gluon.jit
@@ -141,8 +144,10 @@ def attend_kernel(
             async_copy.wait_group(0)
             fence_async_shared()
             barrier()
-            total0, free0 = _through_normaliser(x_tile.index(0), z, free0, x, here0, tokens, X_HEADS * K, K, sums)
-            total1, free1 = _through_normaliser(x_tile.index(1), z, free1, x, here1, tokens, X_HEADS * K, K, sums)
+            free0 = times_normaliser(x_tile.index(0), z, free0)
+            total0 = gl.sum(free0 * load_values(x, here0, tokens, X_HEADS * K, K, sums), 1)
+            free1 = times_normaliser(x_tile.index(1), z, free1)
+            total1 = gl.sum(free1 * load_values(x, here1, tokens, X_HEADS * K, K, sums), 1)
         if FIRST or place > 0:
             copy_scalars(scalars, x_columns, C, K, BLOCK, WARPS)
             sum0, sum1, free0, free1 = add_outputs(
@@ -178,7 +183,7 @@ def attend_kernel(
             factor *= gl.load(weights + partner * C + gl.minimum(there, C - 1))
         if GATED:
             gates_there = gl.load(gates + gl.minimum(there, C - 1))
-            factor *= decay(gates_there, nearest) if REVERSE else decay(nearest, gates_there)
+            factor *= beyond(nearest, gates_there, REVERSE)
         next_block(
             pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
             PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
@@ -190,8 +195,7 @@ def attend_kernel(
     sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
     if GATED:
         gates0, gates1 = gl.load(gates + here0), gl.load(gates + here1)
-        left0 = decay(nearest, gates0) if REVERSE else decay(gates0, nearest)
-        left1 = decay(nearest, gates1) if REVERSE else decay(gates1, nearest)
+        left0, left1 = toward(nearest, gates0, REVERSE), toward(nearest, gates1, REVERSE)
         sum0, total0 = sum0 * left0[:, None], total0 * left0
         sum1, total1 = sum1 * left1[:, None], total1 * left1
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
@@ -205,12 +209,8 @@ def attend_kernel(
         factor1 = between(here1, there, factor, REVERSE)
         if GATED:
             gates_there = gl.load(gates + there)
-            if REVERSE:
-                factor0 *= decay(gates_there[None, :], gates0[:, None])
-                factor1 *= decay(gates_there[None, :], gates1[:, None])
-            else:
-                factor0 *= decay(gates0[:, None], gates_there[None, :])
-                factor1 *= decay(gates1[:, None], gates_there[None, :])
+            factor0 *= pair_decay(gates0, gates_there, REVERSE)
+            factor1 *= pair_decay(gates1, gates_there, REVERSE)
         next_block(
             pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
             PARTNERS, K, V, BLOCK, RING, REVERSE, copied,

@@ -9,11 +9,29 @@ tokens come last, and take the decay of each pair.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
 
 from zoo.kernels.power.triton.hopper.products import barrier
 
-__all__ = ["SIZE", "between", "decay", "fetch_block", "fetch_rows", "next_block", "place_of"]
+__all__ = [
+    "SIZE",
+    "between",
+    "beyond",
+    "decay",
+    "fetch_block",
+    "fetch_rows",
+    "load_values",
+    "next_block",
+    "pair_decay",
+    "place_of",
+    "times_normaliser",
+    "toward",
+]
 
 SIZE = gl.constexpr(64)  # tokens of a block, and channels of a tile
 
@@ -74,7 +92,40 @@ def next_block(
 
 
 @gluon.jit
+def load_values(x, here, tokens, stride, K: gl.constexpr, sums: gl.constexpr):
+    """K channels of some tokens' rows in float32, laid out as sums are."""
+    channel = gl.arange(0, K, gl.SliceLayout(0, sums))
+    return gl.load(x + gl.minimum(here, tokens - 1)[:, None] * stride + channel[None, :]).to(gl.float32)
+
+
+@gluon.jit
+def times_normaliser(x_tile, z, free):
+    """`x z` of each token, z symmetric; `free` is the accumulator that it takes."""
+    product = warpgroup_mma(x_tile, z, warpgroup_mma_init(free), use_acc=False, is_async=True)
+    return warpgroup_mma_wait(0, deps=[product])
+
+
+@gluon.jit
+def toward(nearest, gates, REVERSE: gl.constexpr):
+    """The decay between a program's tokens, by their summed gates, and the one nearest to full blocks."""
+    return decay(nearest, gates) if REVERSE else decay(gates, nearest)
+
+
+@gluon.jit
+def beyond(nearest, gates, REVERSE: gl.constexpr):
+    """The decay between that nearest token and those of full blocks."""
+    return decay(gates, nearest) if REVERSE else decay(nearest, gates)
+
+
+@gluon.jit
 def between(here, there, factor, REVERSE: gl.constexpr):
     """The factor of tokens `there` in each pair with one `here`: zero where not causal."""
     causal = here[:, None] <= there[None, :] if REVERSE else here[:, None] >= there[None, :]
     return gl.where(causal, factor[None, :], 0.0)
+
+
+@gluon.jit
+def pair_decay(gates_here, gates_there, REVERSE: gl.constexpr):
+    """The decay between each pair of tokens, by their summed gates."""
+    here, there = gates_here[:, None], gates_there[None, :]
+    return decay(there, here) if REVERSE else decay(here, there)

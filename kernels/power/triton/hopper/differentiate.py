@@ -10,7 +10,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from zoo.kernels.power.triton.hopper.chunk import SIZE, between, decay, fetch_block, fetch_rows, next_block, place_of
+from zoo.kernels.power.triton.hopper.chunk import (
+    SIZE,
+    between,
+    beyond,
+    decay,
+    fetch_block,
+    fetch_rows,
+    load_values,
+    next_block,
+    pair_decay,
+    place_of,
+    times_normaliser,
+    toward,
+)
 from zoo.kernels.power.triton.hopper.gradients import add_gradients
 from zoo.kernels.power.triton.hopper.products import (
     barrier,
@@ -21,12 +34,6 @@ from zoo.kernels.power.triton.hopper.products import (
 )
 
 __all__ = ["differentiate_kernel"]
-
-
-@gluon.jit
-def _times_normaliser(x_tile, z, free):
-    product = warpgroup_mma(x_tile, z, warpgroup_mma_init(free), use_acc=False, is_async=True)
-    return warpgroup_mma_wait(0, deps=[product])
 
 
 @gluon.jit
@@ -45,12 +52,6 @@ def _add(
         free, other_free, along = warpgroup_mma_wait(0, deps=[free, other_free, along])
     result = warpgroup_mma(gl.convert_layout(gradient.to(gl.bfloat16), operand), tile, result, is_async=True)
     return result, along, free, other_free
-
-
-@gluon.jit
-def _load_own(x, here, tokens, stride, K: gl.constexpr, sums: gl.constexpr):
-    channel = gl.arange(0, K, gl.SliceLayout(0, sums))
-    return gl.load(x + gl.minimum(here, tokens - 1)[:, None] * stride + channel[None, :]).to(gl.float32)
 
 
 @gluon.jit
@@ -158,8 +159,8 @@ def differentiate_kernel(
             async_copy.wait_group(0)
             fence_async_shared()
             barrier()
-            free0 = _times_normaliser(x_tile.index(0), z, free0)
-            free1 = _times_normaliser(x_tile.index(1), z, free1)
+            free0 = times_normaliser(x_tile.index(0), z, free0)
+            free1 = times_normaliser(x_tile.index(1), z, free1)
             sum0 = free0 if REVERSE else free0 * -delta0[:, None]
             sum1 = free1 if REVERSE else free1 * -delta1[:, None]
         if FIRST or place > 0:
@@ -175,8 +176,8 @@ def differentiate_kernel(
             left = decay(gl.load(gates + C - 1), nearest) if REVERSE else gl.exp2(nearest)
             sum0 *= left
             sum1 *= left
-            by_states0 = gl.sum(sum0 * _load_own(x, here0, tokens, X_HEADS * K, K, sums), 1)
-            by_states1 = gl.sum(sum1 * _load_own(x, here1, tokens, X_HEADS * K, K, sums), 1)
+            by_states0 = gl.sum(sum0 * load_values(x, here0, tokens, X_HEADS * K, K, sums), 1)
+            by_states1 = gl.sum(sum1 * load_values(x, here1, tokens, X_HEADS * K, K, sums), 1)
 
     pool = tiles._reinterpret(gl.bfloat16, [2 * RING, SIZE, SIZE], swizzled)
     partners = gl.maximum(PARTNERS // HEADS, 1) if REVERSE else 1
@@ -200,7 +201,7 @@ def differentiate_kernel(
         taken0, taken1 = _taken(delta0, delta1, delta, at, NORMALIZE, REVERSE)
         if GATED:
             gates_there = gl.load(gates + gl.minimum(there, C - 1))
-            factor *= decay(gates_there, nearest) if REVERSE else decay(nearest, gates_there)
+            factor *= beyond(nearest, gates_there, REVERSE)
         next_block(
             pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
             PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
@@ -215,8 +216,7 @@ def differentiate_kernel(
     sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
     if GATED:
         gates0, gates1 = gl.load(gates + here0), gl.load(gates + here1)
-        left0 = decay(nearest, gates0) if REVERSE else decay(gates0, nearest)
-        left1 = decay(nearest, gates1) if REVERSE else decay(gates1, nearest)
+        left0, left1 = toward(nearest, gates0, REVERSE), toward(nearest, gates1, REVERSE)
         sum0, in_chunk0, by_states0 = sum0 * left0[:, None], in_chunk0 * left0, by_states0 * left0
         sum1, in_chunk1, by_states1 = sum1 * left1[:, None], in_chunk1 * left1, by_states1 * left1
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
@@ -232,12 +232,8 @@ def differentiate_kernel(
         factor1 = between(here1, there, factor, REVERSE)
         if GATED:
             gates_there = gl.load(gates + there)
-            if REVERSE:
-                factor0 *= decay(gates_there[None, :], gates0[:, None])
-                factor1 *= decay(gates_there[None, :], gates1[:, None])
-            else:
-                factor0 *= decay(gates0[:, None], gates_there[None, :])
-                factor1 *= decay(gates1[:, None], gates_there[None, :])
+            factor0 *= pair_decay(gates0, gates_there, REVERSE)
+            factor1 *= pair_decay(gates1, gates_there, REVERSE)
         next_block(
             pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
             PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
