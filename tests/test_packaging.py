@@ -54,7 +54,8 @@ def test_a_wheel_holds_kernels_and_recipes(installed: Path, tmp_path: Path) -> N
     assert (recipe, study) == ("tiny", "four-mixers")
     assert int(parameters) > 0
     assert not (installed / "kernels").exists()
-    assert (installed / "zoo" / "py.typed").exists()
+    for data in ("py.typed", "kernels/power/triton/blocks.csv"):
+        assert (installed / "zoo" / data).exists()
     assert (installed / "zoo" / "study" / "page.html").exists()
 
 

@@ -112,7 +112,7 @@ def power_attention(
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, S, z))
     o, _, S, z, _ = op.attend(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,
-        save_states and wants_gradient, use_triton,
+        save_states and wants_gradient, not (normalize and wants_gradient), use_triton,
     )  # fmt: skip
     return PowerAttentionOutput(o.to(op.autocast_dtype(v)), PowerState(S, z) if return_state else None)
 

@@ -224,9 +224,11 @@ def forward(
 def backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor | None, *, p: int, scale: float, chunk_size: int,
+    o: Tensor | None, denominator: Tensor | None, *, p: int, scale: float, chunk_size: int,
 ) -> Gradients:  # fmt: skip
     """Gradients of q, k, v, log_g and of the incoming state, from those of o and of the outgoing state (or None).
+
+    o and its denominator are None where it is not normalised.
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
     `(q . dq - k . dk) / p`.
@@ -261,7 +263,7 @@ def backward(
 class _Backward:
     """The two scans of the backward pass, and the gradients that they fill."""
 
-    def __init__(self, problem: _Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> None:
+    def __init__(self, problem: _Problem, do: Tensor, o: Tensor | None, denominator: Tensor | None) -> None:
         self.problem = problem
         self.dq = torch.empty_like(problem.q)
         self.dk, self.dv = (torch.empty_like(x, dtype=problem.dtype) for x in (problem.k, problem.v))
@@ -274,7 +276,7 @@ class _Backward:
         """Gradient of the numerator and, as one more channel, of the denominator `[n, V + 1, R C]`."""
         at = (block, tokens)
         do = self.do[at].to(self.problem.dtype)
-        if self.denominator is None:
+        if self.o is None or self.denominator is None:
             return self.problem.fold_outputs(F.pad(do, (0, 1)))
         along = -(do * self.o[at]).sum(-1, keepdim=True)
         dy = torch.cat((do, along), -1).mul_(_reciprocal(self.denominator[at])[..., None])

@@ -88,33 +88,34 @@ def _fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, use_triton: bool,
+    save_states: bool, round_output: bool, use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for.
 
-    All in the accumulation dtype: o is rounded outside, because its gradient needs all digits. Last come the states
-    between chunks, if they are to be saved for the backward pass: empty where it has to compute them again.
+    All in the accumulation dtype, but o in that of v with round_output; the gradient of a normalised o needs all
+    digits. Last come the states between chunks, if they are to be saved for the backward pass: empty where it has to
+    compute them again.
     """
     if use_triton:
         return triton_forward(
-            q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states
+            q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, round_output
         )
-    return *_chunked(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state), _or_empty(
-        None, q
-    )
+    o, *rest = _chunked(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    return o.to(v.dtype) if round_output else o, *rest, _or_empty(None, q)
 
 
 @attend.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, use_triton: bool,
+    save_states: bool, round_output: bool, use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    outputs = _fake(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    o, *rest = _fake(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
+    o = o.to(v.dtype) if round_output else o
     if not (use_triton and save_states):
-        return *outputs, _or_empty(None, q)
+        return o, *rest, _or_empty(None, q)
     shape, dtype = saved_states_shape(q, k, v, S, cu_seqlens, p, chunk_size)
-    return *outputs, q.new_empty(shape, dtype=dtype)
+    return o, *rest, q.new_empty(shape, dtype=dtype)
 
 
 @torch.library.custom_op("zoo::power_attention_chunked_backward", mutates_args=())
@@ -125,13 +126,13 @@ def _chunked_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_g, S and z; the last three empty where there is no such input."""
     options: dict[str, Any] = {"p": p, "scale": scale, "chunk_size": chunk_size}
-    totals = denominator if normalize else None
+    outputs, totals = (o, denominator) if normalize else (None, None)
     if cu_seqlens is None:
-        parts = [chunked.backward(do, dS, dz, q, k, v, log_g, S, z, o, totals, **options)]
+        parts = [chunked.backward(do, dS, dz, q, k, v, log_g, S, z, outputs, totals, **options)]
     else:
         parts = []
         for row, at in _sequences(cu_seqlens):
-            do_at, q_at, k_at, v_at, g_at, o_at, totals_at = _tokens(at, do, q, k, v, log_g, o, totals)
+            do_at, q_at, k_at, v_at, g_at, o_at, totals_at = _tokens(at, do, q, k, v, log_g, outputs, totals)
             dS_at, dz_at, S_at, z_at = _rows(row, dS, dz, S, z)
             parts.append(
                 chunked.backward(do_at, dS_at, dz_at, q_at, k_at, v_at, g_at, S_at, z_at, o_at, totals_at, **options)
@@ -193,9 +194,9 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, p, scale, normalize, chunk_size, _return_state, _save_states, use_triton = inputs
+    *tensors, p, scale, normalize, chunk_size, _return_state, _save_states, _round_output, use_triton = inputs
     o, denominator, _S, _z, states = output
-    ctx.save_for_backward(*tensors, o, denominator, states)
+    ctx.save_for_backward(*tensors, o if normalize else _or_empty(None, o), denominator, states)
     ctx.options = (p, scale, normalize, chunk_size, use_triton)
     ctx.mark_non_differentiable(denominator, states)
     ctx.set_materialize_grads(False)
@@ -212,13 +213,14 @@ def _differentiate(
         dS = dz.new_zeros(*dz.shape, v.shape[-1])
     if dS is not None and dS.numel() == 0:
         dS = dz = None
-    do = torch.zeros_like(o) if do is None else do
+    if do is None:
+        do = v.new_zeros(*v.shape[:2], Heads(q.shape[2], k.shape[2], v.shape[2]).output, v.shape[3])
     dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
         do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, *ctx.options
     )
     gates = None if log_g is None else dlog_g
     incoming = (None, None) if S is None else (dS_in, dz_in)
-    return dq, dk, dv, gates, *incoming, *(None,) * 8
+    return dq, dk, dv, gates, *incoming, *(None,) * 9
 
 
 attend.register_autograd(_differentiate, setup_context=_save)
@@ -279,8 +281,8 @@ def _shapes(q: Any, k: Any, v: Any) -> tuple[Heads, int, int]:
 @register_flop_formula(torch.ops.zoo.power_attention)
 def _(
     q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, cu_seqlens: Any,
-    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, save_states: bool, use_triton: bool,
-    *, out_shape: Any = None, **_: Any,
+    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, save_states: bool, round_output: bool,
+    use_triton: bool, *, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
     heads, K, V = _shapes(q, k, v)
     return forward_flops(q[0], q[1], heads, K, V, p, chunk_size, with_state=return_state or S is not None)

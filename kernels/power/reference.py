@@ -109,7 +109,8 @@ def quadratic(
     """All pairs of tokens at once: `w_tj = exp(G_t - G_j) (scale q_t . k_j)^p`, then `w v`. Quadratic in T.
 
     Scores and sums are float32 (float64 for float64 inputs); weights are rounded to the dtype of v before they meet
-    it, as a plain implementation in that dtype does, which makes this the baseline of the error law.
+    it, and vectors are expanded in their own dtype, as in a plain implementation in that dtype, which makes this the
+    baseline of the error law.
     Returns o `[B, T, Ho, V]` in the dtype of v, and the state after the last token.
     """
     heads, dtype = _heads(q, k, v), accumulation_dtype(q.dtype)
@@ -133,12 +134,14 @@ def quadratic(
 
     if S is not None and z is not None:
         c = coefficients(q.shape[-1], p, dtype, q.device)
-        phi = c * expand(queries.to(dtype) * scale, p) * spread_heads(from_start, heads.output, 1)[..., None]
+        factors = c * scale**p * spread_heads(from_start, heads.output, 1)[..., None]
+        phi = (expand(queries, p) * factors).to(v.dtype).to(dtype)
         numerator = numerator + phi @ spread_heads(S.to(dtype), heads.output, 1)
         denominator = denominator + (phi @ spread_heads(z.to(dtype), heads.output, 1)[..., None])[..., 0]
 
     o = _ratio(numerator, denominator[..., None]) if normalize else numerator
-    phi = expand(spread_heads(k, heads.state, 2).transpose(1, 2).to(dtype), p) * to_end[..., None]
+    phi = expand(spread_heads(k, heads.state, 2).transpose(1, 2), p) * to_end[..., None]
+    phi = phi.to(v.dtype).to(dtype)
     S_out = phi.mT @ spread_heads(v, heads.state, 2).transpose(1, 2).to(dtype)
     z_out = phi.sum(2)
     if S is not None and z is not None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-__all__ = ["bench"]
+__all__ = ["bench", "whole_numbers"]
 
 
-def _whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
     try:
         numbers = [int(part) for part in value.split(",")]
     except ValueError:
@@ -27,7 +27,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--lengths", default="1024,2048,4096,8192,16384,32768,65536", show_default=True, callback=_whole_numbers)
+@click.option("--lengths", default="1024,2048,4096,8192,16384,32768,65536", show_default=True, callback=whole_numbers)
 @click.option("--heads", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--head-width", default=32, show_default=True, type=click.IntRange(1), help="K, and V as well.")
 @click.option("--power", "p", default=2, show_default=True, type=click.IntRange(1, 4))
@@ -93,9 +93,9 @@ def attention(
 
 
 @bench.command()
-@click.option("--lengths", default="1024,4096,16384,65536,262144,1048576", show_default=True, callback=_whole_numbers)
-@click.option("--head-width", default="64,128", show_default=True, callback=_whole_numbers, help="K, and V as well.")
-@click.option("--power", "powers", default="1,2", show_default=True, callback=_whole_numbers)
+@click.option("--lengths", default="1024,4096,16384,65536,262144,1048576", show_default=True, callback=whole_numbers)
+@click.option("--head-width", default="64,128", show_default=True, callback=whole_numbers, help="K, and V as well.")
+@click.option("--power", "powers", default="1,2", show_default=True, callback=whole_numbers)
 @click.option("--heads", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--gated/--ungated", default=True, show_default=True)

@@ -1,4 +1,4 @@
-"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate`, `tokenizer` and `bench`."""
+"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate`, `tokenizer`, `bench` and `tune`."""
 
 import click
 
@@ -18,6 +18,7 @@ __all__ = ["main"]
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
         "bench": ("zoo.bench.cli:bench", "Measure speed and memory."),
+        "tune": ("zoo.cli.tune:tune", "Measure block sizes of the kernels for this GPU."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -70,13 +70,13 @@ def backward(
         states, _ = states_before(problem, initial, wants_normaliser=wants_normaliser, wants_final=False)
     if has_dstates or initial is not None:
         queries = problem.queries_from_start(gradient.factors)
-        dstates = add_up(problem, queries, gradient.do)
+        sums = add_up(problem, queries, gradient.do, exact=initial is not None)
         if gradient.delta is None:
-            dstates[..., problem.layout.rows * problem.V :] = 0
+            sums[..., problem.layout.rows * problem.V :] = 0
         else:
-            add_up_normalisers(problem, dstates, queries, -gradient.delta)
-        initial_gradient, crossing = scan(
-            problem, dstates, final_gradient, wants_final=initial is not None,
+            add_up_normalisers(problem, sums, queries, -gradient.delta)
+        dstates, initial_gradient, crossing = scan(
+            problem, sums, final_gradient, wants_final=initial is not None,
             others=states if problem.gated and has_states else None, reverse=True,
         )  # fmt: skip
     if not has_states:

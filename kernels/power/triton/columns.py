@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["columns_kernel"]
 
@@ -12,6 +13,7 @@ __all__ = ["columns_kernel"]
 def columns_kernel(
     x, factors, plain, scaled, bounds, T, C, X_HEADS, REPEATS,
     K: tl.constexpr, BLOCK: tl.constexpr, PLAIN: tl.constexpr, SCALED: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """If PLAIN, plain `[slots, Hx, K, C]` of x `[B T, Hx, K]`, zero beyond a chunk's end.
 
@@ -31,4 +33,4 @@ def columns_kernel(
             row = slot * X_HEADS * REPEATS + head * REPEATS + repeat
             factor = tl.load(factors + row * C + at, at < C, 0)
             product = tile.to(tl.float32) * factor[None, :]
-            tl.store(scaled + row * K * C + places, product.to(scaled.dtype.element_ty), inside)
+            tl.store(scaled + row * K * C + places, as_operand(product, scaled.dtype.element_ty, PRECISION), inside)

@@ -1,11 +1,26 @@
-"""Block sizes: a table by dtype, K, V and p, measured once and looked up ever after; there is no search at start-up."""
+"""Block sizes: a table by GPU, dtype, K, V and p, measured by `zoo tune` and looked up ever after.
 
+There is no search at start-up. What the table lacks takes the sizes of the row that is nearest.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
-__all__ = ["Config", "Launch", "config"]
+from zoo.kernels.errors import InputError
+
+__all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using"]
+
+TABLE = Path(__file__).with_name("blocks.csv")
 
 
 class Launch(NamedTuple):
@@ -21,42 +36,104 @@ class Config(NamedTuple):
     """All that a call needs to know before it launches."""
 
     chunk: int  # C, tokens a chunk
-    alone: int  # up to so many tokens one chunk takes all
-    inner: int  # channels of a tile
+    alone: int  # up to so many tokens one chunk takes all: the quadratic form
     outer: int  # outer monomials a program of the sums takes, 1, 2 or 4
     sums: Launch
     output: Launch
     query_gradient: Launch
     key_gradient: Launch
     value_gradient: Launch
+    inner: int = 0  # channels of a tile; not tuned, as the layout of states depends on it
 
     @property
     def launches(self) -> tuple[Launch, ...]:
         return self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient
 
 
-def config(dtype: torch.dtype, K: int, V: int, p: int, *, hopper: bool) -> Config:
-    """The block sizes for inputs of this dtype and these widths; hopper: for its own kernels."""
+class Row(NamedTuple):
+    """A row of the table: what it is for, and its block sizes."""
+
+    architecture: str  # sm_90, gfx942
+    kernels: str  # "triton", or "hopper" for its own
+    dtype: str
+    K: int
+    V: int
+    p: int
+    config: Config
+
+
+def architecture(x: Tensor) -> str:
+    """The GPU that x is on; for none, the one that the kernels were made for."""
+    if x.device.type != "cuda":
+        return "sm_90"
+    properties = torch.cuda.get_device_properties(x.device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@lru_cache
+def read_table(path: Path) -> tuple[Row, ...]:
+    """The rows of a table of block sizes.
+
+    Raises:
+        InputError: names the file and the line that is no row.
+    """
+    with path.open(newline="") as file:
+        reader = csv.reader(file)
+        next(reader)
+        return tuple(_row(line, path, reader.line_num) for line in reader)
+
+
+def _row(line: list[str], path: Path, number: int) -> Row:
+    try:
+        gpu, kernels, dtype, K, V, p, chunk, alone, outer, *launches = line
+        sums, output, query, key, value = (Launch(*map(int, launch.split("x"))) for launch in launches)
+        sizes = Config(int(chunk), int(alone), int(outer), sums, output, query, key, value)
+        return Row(gpu, kernels, dtype, int(K), int(V), int(p), sizes)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}, line {number}: expected a row of block sizes, was {','.join(line)!r}") from error
+
+
+def _distance(row: Row, gpu: str, K: int, V: int, p: int) -> tuple[object, ...]:
+    """How far a row is from what is wanted, by GPU, then p, then widths; of two the wider, which takes less memory."""
+    same_maker = row.architecture.rstrip("0123456789abcdef") == gpu.rstrip("0123456789abcdef")
+    generations = abs(_generation(row.architecture) - _generation(gpu)) if same_maker else math.inf
+    widths = abs(math.log2(row.K / K)) + abs(math.log2(row.V / V))
+    return generations, abs(row.p - p), widths, -max(row.K, row.V)
+
+
+def _generation(gpu: str) -> int:
+    digits = re.search(r"[0-9a-f]+$", gpu)
+    return int(digits[0], 16) if digits else 0
+
+
+@lru_cache
+def _look_up(gpu: str, kernels: str, dtype: str, K: int, V: int, p: int) -> Config:
+    rows = [row for row in read_table(TABLE) if (row.kernels, row.dtype) == (kernels, dtype)]
+    return min(rows, key=lambda row: _distance(row, gpu, K, V, p)).config
+
+
+_wanted: Config | None = None
+
+
+@contextmanager
+def using(sizes: Config) -> Iterator[None]:
+    """Let every call take these block sizes, in all threads: for `zoo tune`."""
+    global _wanted
+    before, _wanted = _wanted, sizes
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def config(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> Config:
+    """The block sizes for inputs like x with these widths; hopper: for its own kernels."""
     inner = 16 if hopper else K if p <= 2 else max(16, K // 2)
     if triton.knobs.runtime.interpret:
         launch = Launch(16, 16, 4, 1)
-        return Config(32, 64, inner, 2, launch, launch, launch, launch, launch)
-    wide = max(K, V) > 64
-    if dtype == torch.bfloat16:
-        # A block of as many tokens as threads keeps a token's scalar with the thread that needs it.
-        state = Launch(64, 32, 4, 3) if wide else Launch(128, 32, 4, 3)
-        chunk = 256 if p == 1 else 1024
-        if hopper:  # what the states give has kernels of its own
-            return Config(
-                chunk=chunk, alone=2 * chunk, inner=inner, outer=0, sums=Launch(64, 0, 4, 3),
-                output=Launch(128, 64, 8, 3) if wide else Launch(128, 64, 4, 3),
-                query_gradient=Launch(64, 32, 4, 3), key_gradient=Launch(64, 32, 4, 3), value_gradient=state,
-            )  # fmt: skip
-        return Config(
-            chunk=chunk, alone=2 * chunk, inner=inner, outer=1 if p == 1 or wide else 4, sums=Launch(64, 0, 4, 3),
-            output=Launch(128, 64, 8, 3) if wide else state, query_gradient=state, key_gradient=state,
-            value_gradient=state,
-        )  # fmt: skip
-    chunk = 128 if p == 1 else 512
-    launch = Launch(32, 32, 4, 1) if wide else Launch(64, 32, 4, 2)
-    return Config(chunk, 2 * chunk, inner, 1, launch, launch, launch, launch, launch)
+        return Config(32, 64, 2, launch, launch, launch, launch, launch, inner)
+    dtype = str(x.dtype).removeprefix("torch.")
+    found = _wanted or _look_up(architecture(x), "hopper" if hopper else "triton", dtype, K, V, p)
+    return found._replace(inner=inner)

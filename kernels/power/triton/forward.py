@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 from torch.library import wrap_triton
@@ -19,14 +20,18 @@ SCAN_BLOCK = 1024
 OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
 
 
-def add_up(problem: Problem, x: Columns, y: Tensor) -> Tensor:
-    """Chunks' `sum decay m(x) y^T` for y `[B, T, Hy, V]`: S's part of `[slots, Hs, rows (V + 1)]`."""
+def add_up(problem: Problem, x: Columns, y: Tensor, *, exact: bool) -> Tensor:
+    """Chunks' `sum decay m(x) y^T` for y `[B, T, Hy, V]`: S's part of `[slots, Hs, rows (V + 1)]`.
+
+    exact: in float32, for a state that is returned; else in the products' dtype.
+    """
     heads, chunks, layout, config = problem.heads, problem.chunks, problem.layout, problem.config
     if problem.hopper:
         return chunk_sums(
-            x.plain, x.decayed, y.to(problem.dtype), problem.tables[0], heads.state, layout.rows, problem.packed
-        )
-    sums = problem.states()
+            x.plain, x.decayed, y.to(problem.dtype), problem.tables[0], heads.state, layout.rows, problem.packed,
+            torch.float32 if exact else problem.dtype,
+        )  # fmt: skip
+    sums = problem.states(torch.float32 if exact else problem.dtype)
     launch, base = config.sums, 0
     for inner, prefix in enumerate(layout.prefixes):
         grid = (triton.cdiv(prefix, config.outer), chunks.slots, heads.state)
@@ -61,32 +66,45 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tens
         base += prefix * layout.inner
 
 
-def scan(
-    problem: Problem, states: Tensor, initial: Tensor | None, *, wants_final: bool, others: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Turn chunks' sums into the states before them (reverse: gradients after them), in place.
+class Scan(NamedTuple):
+    """What stands between chunks."""
 
-    Returns the final state, and the products `[slots, Hs]` of other states, before the chunks, with these and the
-    chunks' decay.
+    states: Tensor  # before each chunk, or gradients after it [slots, Hs, rows (V + 1)]
+    final: Tensor | None  # [sequences, Hs, rows (V + 1)], float32
+    products: Tensor | None  # of other states with these gradients and the chunks' decay [slots, Hs]
+
+
+def scan(
+    problem: Problem, sums: Tensor, initial: Tensor | None, *, wants_final: bool, others: Tensor | None = None,
+    reverse: bool = False,
+) -> Scan:  # fmt: skip
+    """From chunks' sums the states before them, or, reverse, gradients after them; in place where the dtype allows it.
+
+    others: states before the chunks, to be multiplied with the gradients.
     """
-    chunks, size = problem.chunks, states.shape[-1]
-    shape = (chunks.sequences, problem.heads.state, size)
+    chunks, size = problem.chunks, sums.shape[-1]
     blocks = triton.cdiv(size, SCAN_BLOCK)
-    final = states.new_empty(shape, dtype=problem.gates.dtype) if wants_final else None
-    products = None
+    in_place = sums.dtype == problem.dtype
+    states = sums if in_place else problem.states(problem.dtype)
+    final = products = None
+    if wants_final:
+        final = problem.gates.new_empty(chunks.sequences, problem.heads.state, size)
     if others is not None:
         products = problem.gates.new_empty(chunks.slots, problem.heads.state, blocks)
+    # Few programs wait for memory; many are at its bandwidth.
+    ahead = 4 if blocks * problem.heads.state < 512 else 1
     wrap_triton(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
-        states, problem.gates, problem.gates if initial is None else initial, problem.gates if final is None else final,
-        states if others is None else others, problem.gates if products is None else products,
+        sums, problem.gates if in_place else states, problem.gates, problem.gates if initial is None else initial,
+        problem.gates if final is None else final, sums if others is None else others,
+        problem.gates if products is None else products,
         problem.gates if others is None else problem.layout.row_weights,
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
         REVERSE=reverse, WANTS_PRODUCTS=products is not None,
-        WEIGHTED=products is not None and not problem.layout.even, V=problem.V, PACKED=problem.packed, num_warps=4,
+        WEIGHTED=products is not None and not problem.layout.even, V=problem.V, PACKED=problem.packed,
+        IN_PLACE=in_place, AHEAD=ahead, PRECISION=problem.precision, num_warps=4,
     )  # fmt: skip
-    return final, None if products is None else products.sum(-1)
+    return Scan(states, final, None if products is None else products.sum(-1))
 
 
 def states_before(
@@ -94,26 +112,29 @@ def states_before(
 ) -> tuple[Tensor, Tensor | None]:
     """The state before each chunk `[slots, Hs, rows (V + 1)]`, and the final one where it is wanted."""
     keys = problem.keys_to_end()
-    states = add_up(problem, keys, problem.v)
+    sums = add_up(problem, keys, problem.v, exact=wants_final)
     if wants_normaliser or wants_final:
-        add_up_normalisers(problem, states, keys, None)
+        add_up_normalisers(problem, sums, keys, None)
     else:
-        states[..., problem.layout.rows * problem.V :] = 0
-    return states, scan(problem, states, initial, wants_final=wants_final)[0]
+        sums[..., problem.layout.rows * problem.V :] = 0
+    scanned = scan(problem, sums, initial, wants_final=wants_final)
+    return scanned.states, scanned.final
 
 
 class Output(NamedTuple):
     """What the forward pass gives."""
 
-    o: Tensor  # [B, T, Ho, V], float32
+    o: Tensor  # [B, T, Ho, V], in the dtype asked for
     denominator: Tensor | None  # [B, T, Ho], float32, if normalised
     S: Tensor | None  # packed, where asked for
     z: Tensor | None
     states: Tensor | None  # before each chunk, in the tiled layout, where there are several
 
 
-def forward(problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool) -> Output:
-    """The output and, where asked for, the state after the last token."""
+def forward(
+    problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool, dtype: torch.dtype
+) -> Output:
+    """The output in a dtype and, where asked for, the state after the last token."""
     initial = None if S is None or z is None else problem.from_packed(S, z)
     states, final = None, None
     has_states = problem.has_states(initial)
@@ -122,15 +143,17 @@ def forward(problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: 
     if not has_states:
         states = None
     attend = passes.outputs if problem.fused else _outputs
-    o, denominator = attend(problem, states, normalize=normalize, has_initial=initial is not None)
+    o, denominator = attend(problem, states, dtype, normalize=normalize, has_initial=initial is not None)
     S_out, z_out = (None, None) if final is None else problem.to_packed(final)
     return Output(o, denominator if normalize else None, S_out, z_out, states)
 
 
-def _outputs(problem: Problem, states: Tensor | None, *, normalize: bool, has_initial: bool) -> tuple[Tensor, Tensor]:
+def _outputs(
+    problem: Problem, states: Tensor | None, dtype: torch.dtype, *, normalize: bool, has_initial: bool
+) -> tuple[Tensor, Tensor]:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.output
     B, T = problem.q.shape[:2]
-    o = problem.q.new_empty(B, T, heads.output, problem.V, dtype=problem.gates.dtype)
+    o = problem.q.new_empty(B, T, heads.output, problem.V, dtype=dtype)
     denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
     given = None
     if states is not None:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, pair_rows
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
 
@@ -48,7 +49,7 @@ def add_outputs(
         third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(2, end), outers, P)
         for outer in range(0, prefix * count):
             state = tl.load(states + (base + outer * INNER) * V + tile_offsets)
-            scaled = tile if P == 1 else tile * first[:, None]
+            scaled = tile if P == 1 else as_operand(tile * first[:, None], DTYPE, PRECISION)
             first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
             third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(outer + 3, end), outers, P)
             y = tl.dot(scaled, state, y, input_precision=PRECISION)
@@ -102,7 +103,7 @@ def add_gradients(
     for outer in range(0, all_outers * count):
         rows = outer * K + channel if INNER == K else tl.load(symmetric + outer * K + channel)
         tile = tl.load(states + rows[:, None] * V + value[None, :])
-        scaled = y if P == 1 else y * first[:, None]
+        scaled = y if P == 1 else as_operand(y * first[:, None], y.dtype, PRECISION)
         first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
         third = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(outer + 3, end), outers, P)
         dx = tl.dot(scaled, tl.trans(tile), dx, input_precision=PRECISION)
@@ -120,7 +121,7 @@ def normaliser_gradients(
     if P == 2:
         tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * count)[:, None]
         block = tl.load(z + _square(K, INNER))
-        dx = tl.dot(tile.to(DTYPE), block, input_precision=PRECISION)
+        dx = tl.dot(as_operand(tile, DTYPE, PRECISION), block, input_precision=PRECISION)
     else:
         dx = tl.zeros((BLOCK, K), tl.float32)
         all_outers = outer_count(K, P)
@@ -136,5 +137,5 @@ def normaliser_gradients(
             monomials *= weight[:, None]
             if P > 2:
                 monomials *= tl.load(weights + outer, exists, 0)[None, :]
-            dx = tl.dot(monomials.to(DTYPE), block, dx, input_precision=PRECISION)
+            dx = tl.dot(as_operand(monomials, DTYPE, PRECISION), block, dx, input_precision=PRECISION)
     return dx

@@ -7,6 +7,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
 from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["key_gradient_kernel"]
 
@@ -97,7 +98,8 @@ def key_gradient_kernel(
             dscores *= left[None, :]
             if GATED:
                 in_chunk += tl.sum(dscores * scores, 1)
-            result = tl.dot(dscores.to(dtype), query, result, input_precision=PRECISION)
+            dscores = as_operand(dscores, dtype, PRECISION)
+            result = tl.dot(dscores, query, result, input_precision=PRECISION)
     if GATED:
         to_last = decay(gates, gates_low, last, here, EXACT_GATES)
         result *= to_last[:, None]
@@ -124,7 +126,8 @@ def key_gradient_kernel(
             dscores = tl.where(causal, dscores * scale, 0.0)
             if GATED:
                 in_chunk += tl.sum(dscores * scores, 1)
-            result = tl.dot(dscores.to(dtype), query, result, input_precision=PRECISION)
+            dscores = as_operand(dscores, dtype, PRECISION)
+            result = tl.dot(dscores, query, result, input_precision=PRECISION)
 
     # Weights are homogeneous of degree P in k.
     result *= P

@@ -21,8 +21,8 @@ def saved_states_shape(
     q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, cu_seqlens: Tensor | None, p: int, chunk_size: int
 ) -> tuple[Sequence[int], torch.dtype]:
     """Shape and dtype of the states that `triton_forward` saves."""
-    K, V = k.shape[-1], v.shape[-1]
-    blocks, dtype = config(q.dtype, K, V, p, hopper=supports_hopper(q, K, V, p)), product_dtype(q.dtype)
+    K, V = int(k.shape[-1]), int(v.shape[-1])
+    blocks, dtype = config(q, K, V, p, hopper=supports_hopper(q, K, V, p)), product_dtype(q.dtype)
     slots = count_slots(q, blocks, chunk_size, cu_seqlens)
     if S is None and cu_seqlens is None and slots == q.shape[0]:
         return (0,), dtype
@@ -37,11 +37,12 @@ def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32
 def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool,
+    save_states: bool, round_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
     problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size)
-    output = forward(problem, S, z, normalize=normalize, return_state=return_state)
+    dtype = v.dtype if round_output else torch.float32
+    output = forward(problem, S, z, normalize=normalize, return_state=return_state, dtype=dtype)
     states = _or_empty(output.states, q, problem.dtype) if save_states else _or_empty(None, q)
     return output.o, _or_empty(output.denominator, q), _or_empty(output.S, q), _or_empty(output.z, q), states
 

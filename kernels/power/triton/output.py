@@ -7,6 +7,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
 from zoo.kernels.power.triton.from_state import add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["VANISHING", "output_kernel"]
 
@@ -86,7 +87,7 @@ def output_kernel(
             scores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
         if NORMALIZE:
             total += tl.sum(scores, 1)
-        y = tl.dot(scores.to(dtype), block, y, input_precision=PRECISION)
+        y = tl.dot(as_operand(scores, dtype, PRECISION), block, y, input_precision=PRECISION)
     if GATED:
         from_token = decay(gates, gates_low, here, token, EXACT_GATES)
         y *= from_token[:, None]
@@ -101,7 +102,7 @@ def output_kernel(
         scores = tl.where(here[:, None] >= there[None, :], scores, 0.0)
         if NORMALIZE:
             total += tl.sum(scores, 1)
-        y = tl.dot(scores.to(dtype), block, y, input_precision=PRECISION)
+        y = tl.dot(as_operand(scores, dtype, PRECISION), block, y, input_precision=PRECISION)
 
     y *= scale
     exists = here < tokens

@@ -51,12 +51,13 @@ class Problem:
         self.log_g = None if log_g is None else log_g.float().contiguous()
         self.p, self.scale = p, scale**p
         self.heads = Heads(q.shape[2], k.shape[2], v.shape[2])
-        self.K, self.V = k.shape[-1], v.shape[-1]
+        self.K, self.V = int(k.shape[-1]), int(v.shape[-1])  # widths are constants, also where shapes are symbols
         self.dtype = product_dtype(q.dtype)
-        self.precision = _PRECISIONS[q.dtype]
+        # The interpreter has no tensor cores, and nothing to round for.
+        self.precision = "ieee" if triton.knobs.runtime.interpret else _PRECISIONS[q.dtype]
         self.exact_gates = log_g is not None and q.dtype == torch.float32
         self.hopper = supports_hopper(q, self.K, self.V, p)
-        self.config: Config = config(q.dtype, self.K, self.V, p, hopper=self.hopper)
+        self.config: Config = config(self.q, self.K, self.V, p, hopper=self.hopper)
         self.chunks: Chunks = cut(q, self.config, chunk_size, cu_seqlens)
         self.layout = Layout(self.K, p, self.config.inner, self.q)
         if self.log_g is None:
@@ -141,6 +142,7 @@ class Problem:
             x, x if factors is None else factors, plain, scaled, self.tables[0],
             chunks.tokens, chunks.size, heads, 1 if factors is None else factors.shape[1] // heads,
             K=self.K, BLOCK=COLUMNS_BLOCK, PLAIN=wants_plain, SCALED=factors is not None, PACKED=self.packed,
+            PRECISION=self.precision,
         )  # fmt: skip
         return Columns(plain, scaled)
 
@@ -166,9 +168,9 @@ class Problem:
         """Whether chunks have states beside them: given from outside, or because a sequence has several chunks."""
         return given is not None or not self.chunks.single
 
-    def states(self) -> Tensor:
+    def states(self, dtype: torch.dtype) -> Tensor:
         """Room for one state a chunk."""
-        return self.q.new_empty(self.chunks.slots, self.heads.state, self.layout.rows * (self.V + 1), dtype=self.dtype)
+        return self.q.new_empty(self.chunks.slots, self.heads.state, self.layout.rows * (self.V + 1), dtype=dtype)
 
     def outputs_from_states(self, x: Tensor, columns: Tensor, states: Tensor, heads: int, first: bool) -> Tensor | None:
         """What states give to tokens `[B, T, heads, V]`, where a kernel of its own does that; first: to all chunks."""

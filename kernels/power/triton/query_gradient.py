@@ -7,6 +7,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
 from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["query_gradient_kernel"]
 
@@ -90,7 +91,8 @@ def query_gradient_kernel(
         if GATED:
             dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
             in_chunk += tl.sum(dscores * scores, 1)
-        result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
+        dscores = as_operand(dscores, dtype, PRECISION)
+        result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
     if GATED:
         from_token = decay(gates, gates_low, here, token, EXACT_GATES)
         result *= from_token[:, None]
@@ -110,7 +112,8 @@ def query_gradient_kernel(
         dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
         if GATED:
             in_chunk += tl.sum(dscores * scores, 1)
-        result = tl.dot(dscores.to(dtype), tl.trans(columns), result, input_precision=PRECISION)
+        dscores = as_operand(dscores, dtype, PRECISION)
+        result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
 
     factor = tl.full((BLOCK,), 1.0, tl.float32) * scale
     if NORMALIZE:

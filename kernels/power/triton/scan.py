@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.operands import as_operand
+
 __all__ = ["scan_kernel"]
 
 
@@ -13,28 +15,31 @@ def _slot(first, last, step, STATES, state, REVERSE: tl.constexpr):
 
 @triton.jit
 def _load(
-    states, gates, others, first, last, step, STATES, state, size, at, mask, C,
-    GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
+    sums, gates, others, first, last, step, STATES, state, size, at, mask, C,
+    GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's sums, its decay, and the other state before it."""
-    slot, exists = _slot(first, last, step, STATES, state, REVERSE), step < last - first
-    sums = tl.load(states + slot * size + at, mask & exists, 0)
-    decay = tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0)) if GATED else 1.0
-    other = sums
-    if WANTS_PRODUCTS:
-        other = tl.load(others + slot * size + at, mask & exists, 0)
-    return sums, decay, other
+    """Of AHEAD chunks: their sums, their decays, and the other states before them."""
+    added, decays, other = (), (), ()
+    for i in tl.static_range(AHEAD):
+        slot, exists = _slot(first, last, step + i, STATES, state, REVERSE), step + i < last - first
+        added = added + (tl.load(sums + slot * size + at, mask & exists, 0),)
+        decays = decays + (tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0)) if GATED else 1.0,)
+        if WANTS_PRODUCTS:
+            other = other + (tl.load(others + slot * size + at, mask & exists, 0),)
+    return added, decays, other
 
 
 @triton.jit
 def scan_kernel(
-    states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, STATES, blocks,
+    sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, STATES,
+    blocks,
     BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
     REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
+    IN_PLACE: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`states [slots, Hs, size]` in place: sums become what stands before them.
+    """What stands before each chunk's sums `[slots, Hs, size]`, in states of that shape or IN_PLACE.
 
-    initial and final are `[rows, Hs, size]`, float32.
+    initial and final are `[rows, Hs, size]`, float32. AHEAD chunks are loaded at once.
 
     Backwards in time, `products [slots, Hs, blocks]` can be had: of states `others` before chunks with the gradients
     after them, and the chunks' decay, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED.
@@ -46,6 +51,7 @@ def scan_kernel(
         first, last = row * slots_per_row, (row + 1) * slots_per_row
     at = block * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    before = sums if IN_PLACE else states
     carry = tl.zeros((BLOCK,), tl.float32)
     if HAS_INITIAL:
         carry = tl.load(initial + (row * STATES + state) * size + at, mask, 0)
@@ -53,21 +59,25 @@ def scan_kernel(
     if WEIGHTED:
         rows = size // (V + 1)
         weight = tl.load(weights + tl.where(at < rows * V, at // V, at - rows * V), mask, 0)
-    # A chunk's loads are under way before the stores to the one before: the compiler must assume that those are to the
+    # Chunks' loads are under way before the stores to those before them: the compiler must assume that those are to the
     # same place, and would wait for them.
-    ahead, ahead_decay, ahead_other = _load(
-        states, gates, others, first, last, 0, STATES, state, size, at, mask, C, GATED, REVERSE, WANTS_PRODUCTS
+    added, decays, other = _load(
+        sums, gates, others, first, last, 0, STATES, state, size, at, mask, C, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
     )
-    for step in range(0, last - first):
-        sums, decay, other = ahead, ahead_decay, ahead_other
-        ahead, ahead_decay, ahead_other = _load(
-            states, gates, others, first, last, step + 1, STATES, state, size, at, mask, C,
-            GATED, REVERSE, WANTS_PRODUCTS,
+    for step in range(0, last - first, AHEAD):
+        next_added, next_decays, next_other = _load(
+            sums, gates, others, first, last, step + AHEAD, STATES, state, size, at, mask, C,
+            GATED, REVERSE, WANTS_PRODUCTS, AHEAD,
         )  # fmt: skip
-        slot = _slot(first, last, step, STATES, state, REVERSE)
-        tl.store(states + slot * size + at, carry.to(states.dtype.element_ty), mask)
-        if WANTS_PRODUCTS:
-            tl.store(products + slot * blocks + block, tl.sum(carry * other.to(tl.float32) * weight, 0) * decay)
-        carry = carry * decay + sums.to(tl.float32)
+        for i in tl.static_range(AHEAD):
+            slot, exists = _slot(first, last, step + i, STATES, state, REVERSE), step + i < last - first
+            rounded = as_operand(carry, before.dtype.element_ty, PRECISION)
+            tl.store(before + slot * size + at, rounded, mask & exists)
+            if WANTS_PRODUCTS:
+                product = tl.sum(carry * other[i].to(tl.float32) * weight, 0) * decays[i]
+                tl.store(products + slot * blocks + block, product, exists)
+            # A chunk that does not exist has no sums, and its decay is 1.
+            carry = carry * decays[i] + added[i].to(tl.float32)
+        added, decays, other = next_added, next_decays, next_other
     if WANTS_FINAL:
         tl.store(final + (row * STATES + state) * size + at, carry, mask)

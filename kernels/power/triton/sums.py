@@ -5,6 +5,7 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.monomials import outer_columns, pair_rows
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
 
@@ -20,7 +21,7 @@ def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl
             for degree in tl.static_range(1, P - 1):
                 wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
             scalars = wide.to(tile.dtype)
-        tile = tile * scalars[None, :]
+        tile = as_operand(tile * scalars[None, :], tile.dtype, PRECISION)
     return tl.dot(tile, y, total, input_precision=PRECISION)
 
 
@@ -107,7 +108,8 @@ def normaliser_sums_kernel(
             scaled = outer_columns(x, at[None, :], C, channels, outer[:, None], outers, mask, P)
             if WEIGHTED:
                 scaled *= tl.load(weights + (start + tl.minimum(at, tokens - 1)) * STATES * REPEATS + head)[None, :]
-            result = tl.dot(scaled.to(tile.dtype), tile, result, input_precision=PRECISION)
+            scaled = as_operand(scaled, tile.dtype, PRECISION)
+            result = tl.dot(scaled, tile, result, input_precision=PRECISION)
     out = sums + (slot * STATES + state) * rows * (V + 1) + rows * V + base
     mask = (outer < prefix)[:, None]
     if P == 2:

@@ -7,6 +7,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
 from zoo.kernels.power.triton.from_state import add_outputs
 from zoo.kernels.power.triton.monomials import power
+from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["value_gradient_kernel"]
 
@@ -73,7 +74,8 @@ def value_gradient_kernel(
             if NORMALIZE:
                 left *= tl.load(inverse + rows_there * OUTPUTS + head)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
-            result = tl.dot((scores * left[None, :]).to(dtype), do_there, result, input_precision=PRECISION)
+            scores = as_operand(scores * left[None, :], dtype, PRECISION)
+            result = tl.dot(scores, do_there, result, input_precision=PRECISION)
     if GATED:
         result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
     for head in range(state * group, (state + 1) * group):
@@ -90,7 +92,7 @@ def value_gradient_kernel(
                 scores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
             causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
             scores = tl.where(causal, scores * scale, 0.0)
-            result = tl.dot(scores.to(dtype), do_there, result, input_precision=PRECISION)
+            result = tl.dot(as_operand(scores, dtype, PRECISION), do_there, result, input_precision=PRECISION)
 
     out = dv + here[:, None] * STATES * V + value[None, :]
     tl.store(out, result.to(dv.dtype.element_ty), (here < tokens)[:, None])

@@ -45,22 +45,22 @@ def state(B: int, heads: Heads, p: int, *, K: int = 4, V: int = 3) -> list[Tenso
 
 Call = tuple[Any, ...]
 ATTEND_CALLS: dict[str, Callable[[], Call]] = {
-    "plain": lambda: (*inputs(SHARED_KEYS)[:3], None, None, None, None, 2, 0.5, True, 2, False, True, False),
+    "plain": lambda: (*inputs(SHARED_KEYS)[:3], None, None, None, None, 2, 0.5, True, 2, False, True, False, False),
     "gates and states": lambda: (
         *inputs(GROUPED_QUERIES),
         *(x.requires_grad_() for x in state(2, GROUPED_QUERIES, 3)),
-        None, 3, 0.5, False, 2, True, True, False,
+        None, 3, 0.5, False, 2, True, True, False, False,
     ),
     "packed": lambda: (
         *inputs(GROUPED_QUERIES, B=1),
         *state(3, GROUPED_QUERIES, 2),
-        torch.tensor([0, 2, 2, 5], dtype=torch.int32), 2, 0.5, True, 2, True, True, False,
+        torch.tensor([0, 2, 2, 5], dtype=torch.int32), 2, 0.5, True, 2, True, True, False, False,
     ),
     "bfloat16": lambda: (
-        *inputs(SHARED_KEYS, dtype=torch.bfloat16), None, None, None, 1, 0.5, False, 0, True, True, False,
+        *inputs(SHARED_KEYS, dtype=torch.bfloat16), None, None, None, 1, 0.5, False, 0, True, True, True, False,
     ),
     "no tokens": lambda: (
-        *inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2), None, 2, 0.5, True, 0, True, True, False,
+        *inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2), None, 2, 0.5, True, 0, True, True, False, False,
     ),
 }  # fmt: skip
 
@@ -72,10 +72,10 @@ def test_opcheck_attention(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["plain", "gates and states", "packed"])
 def test_opcheck_backward(call: str) -> None:
-    *tensors, p, scale, normalize, chunk_size, return_state, save_states, use_triton = ATTEND_CALLS[call]()
+    *tensors, p, scale, normalize, chunk_size, return_state, _, _, use_triton = ATTEND_CALLS[call]()
     tensors = [None if x is None else x.detach() for x in tensors]
     o, denominator, S, z, states = torch.ops.zoo.power_attention(
-        *tensors, p, scale, normalize, chunk_size, return_state, save_states, use_triton
+        *tensors, p, scale, normalize, chunk_size, return_state, True, False, use_triton
     )
     gradients = (torch.ones_like(o), S.clone() if return_state else None, z.clone() if return_state else None)
     *tensors, cu_seqlens = tensors

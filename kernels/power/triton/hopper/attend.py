@@ -76,19 +76,20 @@ def _store(
 @gluon.jit(do_not_specialize=["T"])
 def attend_kernel(
     x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, C, rows, scale,
-    X_HEADS, OTHER_HEADS, VALUE_HEADS, HEADS, PARTNERS, STATES, BLOCKS,
+    HEADS, SHARED, PARTNERS, X_SHARED, OTHER_SHARED, VALUE_SHARED, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, HAS_STATES: gl.constexpr, FIRST: gl.constexpr, NORMALIZE: gl.constexpr,
     GATED: gl.constexpr, REVERSE: gl.constexpr, PACKED: gl.constexpr, TRIPS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Outputs y `[B T, HEADS, V]` of queries x, and their denominators `[B T, HEADS]` if NORMALIZE.
 
-    x is `[B T, Hx, K]`, x_columns `[slots, Hx, K, C]`, other (the keys) `[B T, OTHER_HEADS, K]`, values
-    `[B T, VALUE_HEADS, V]`, states `[slots, Hs, rows (V + 1)]`, summed gates `[slots, Hs, C]`.
+    x is `[B T, Hx, K]`, x_columns `[slots, Hx, K, C]`, other (the keys) `[B T, Hk, K]`, values
+    `[B T, Hv, V]`, states `[slots, Hs, rows (V + 1)]`, summed gates `[slots, Hs, C]`.
 
     REVERSE: the values' gradients y of keys x; other are the queries, values the gradients of the outputs, states those
     of the states after the chunks, and weights `[slots, Ho, C]` factors of the queries, zero beyond the chunk's end.
 
-    A program takes 32 tokens a warp of one head. Its PARTNERS / HEADS partners are heads of the other side.
+    A program takes 32 tokens a warp of one head. SHARED of HEADS share a state, and PARTNERS of the other side meet it;
+    X_SHARED share an x, OTHER_SHARED and VALUE_SHARED partners the others.
     """
     HALF: gl.constexpr = 16 * WARPS
     BLOCK: gl.constexpr = 2 * HALF
@@ -107,16 +108,19 @@ def attend_kernel(
     start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
     if token >= tokens:
         return
-    state = head * STATES // HEADS
-    first_partner = head * PARTNERS // HEADS
-    x_head = head * X_HEADS // HEADS
-    x += (start * X_HEADS + x_head) * K
-    x_columns += (slot * X_HEADS + x_head) * K * C + token
+    STATES = HEADS // SHARED
+    state = head // SHARED
+    partners = state * PARTNERS
+    X_HEADS = HEADS // X_SHARED
+    OTHER_HEADS = STATES * PARTNERS // OTHER_SHARED
+    VALUE_HEADS = STATES * PARTNERS // VALUE_SHARED
+    x += (start * X_HEADS + head // X_SHARED) * K
+    x_columns += (slot * X_HEADS + head // X_SHARED) * K * C + token
     other += start * OTHER_HEADS * K
     values += start * VALUE_HEADS * V
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
-    weights += (slot * PARTNERS + first_partner) * C
+    weights += (slot * HEADS + head) * PARTNERS * C
     y += (start * HEADS + head) * V
     denominator += start * HEADS + head
 
@@ -164,18 +168,17 @@ def attend_kernel(
             total1 *= left
 
     pool = tiles._reinterpret(gl.bfloat16, [2 * RING, SIZE, SIZE], swizzled)
-    partners = gl.maximum(PARTNERS // HEADS, 1) if REVERSE else 1
-    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * partners
-    steps = full + BLOCK // SIZE * partners
+    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * PARTNERS
+    steps = full + BLOCK // SIZE * PARTNERS
     for ahead in gl.static_range(2):
-        partner, first = place_of(ahead, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(ahead, full, PARTNERS, token, BLOCK, REVERSE)
         fetch_block(
-            pool, ahead, other, values, first_partner + partner, first, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
-            K, V, copied,
+            pool, ahead, other, values, partners + partner, first, tokens, OTHER_HEADS, OTHER_SHARED,
+            VALUE_HEADS, VALUE_SHARED, K, V, copied,
         )  # fmt: skip
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
     for step in range(full):
-        partner, first = place_of(step, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
         there = first + gl.arange(0, SIZE, gl.SliceLayout(0, sums))
         # The loop runs at least once, so that products may stay in flight, though there may be no such block.
         factor = gl.where(there < (tokens if REVERSE else token), 1.0, 0.0)
@@ -185,8 +188,8 @@ def attend_kernel(
             gates_there = gl.load(gates + gl.minimum(there, C - 1))
             factor *= beyond(nearest, gates_there, REVERSE)
         next_block(
-            pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
-            PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
+            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
+            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
         )  # fmt: skip
         sum0, sum1, total0, total1, free0, free1 = _attend(
             sum0, sum1, total0, total1, free0, free1, x_tile.index(0), x_tile.index(1), pool.index(step % RING * 2),
@@ -200,7 +203,7 @@ def attend_kernel(
         sum1, total1 = sum1 * left1[:, None], total1 * left1
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
     for step in range(full, steps):
-        partner, first = place_of(step, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
         there = first + gl.arange(0, SIZE, gl.SliceLayout(0, sums))
         factor = gl.where(there < tokens, 1.0, 0.0)
         if REVERSE:
@@ -212,8 +215,8 @@ def attend_kernel(
             factor0 *= pair_decay(gates0, gates_there, REVERSE)
             factor1 *= pair_decay(gates1, gates_there, REVERSE)
         next_block(
-            pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
-            PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
+            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
+            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
         )  # fmt: skip
         sum0, sum1, total0, total1, free0, free1 = _attend(
             sum0, sum1, total0, total1, free0, free1, x_tile.index(0), x_tile.index(1), pool.index(step % RING * 2),

@@ -50,33 +50,39 @@ def fetch_rows(tile, x, row, stride, copied: gl.constexpr):
 
 
 @gluon.jit
-def place_of(step, full, partners, token, BLOCK: gl.constexpr, REVERSE: gl.constexpr):
+def place_of(step, full, PARTNERS, token, BLOCK: gl.constexpr, REVERSE: gl.constexpr):
     """The partner and the first token of a step: `full` blocks of all partners, then the program's own of each."""
     OWN: gl.constexpr = BLOCK // SIZE
-    blocks = full // partners
-    own = step - full
-    partner = gl.where(own < 0, step // blocks, own // OWN)
     first = token + BLOCK if REVERSE else 0
-    return partner, gl.where(own < 0, first + step % blocks * SIZE, token + own % OWN * SIZE)
+    own = step - full
+    if PARTNERS == 1:  # a constant, if it is 1: without divisions
+        return 0, gl.where(own < 0, first + step * SIZE, token + own * SIZE)
+    else:
+        blocks = full // PARTNERS
+        partner = gl.where(own < 0, step // blocks, own // OWN)
+        return partner, gl.where(own < 0, first + step % blocks * SIZE, token + own % OWN * SIZE)
 
 
 @gluon.jit
 def fetch_block(
-    pool, stage, other, values, partner, first, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
+    pool, stage, other, values, partner, first, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS, VALUE_SHARED,
     K: gl.constexpr, V: gl.constexpr, copied: gl.constexpr,
 ):  # fmt: skip
-    """Start to copy a block's tile of `other [tokens, OTHER_HEADS, K]` and one of `values [tokens, VALUE_HEADS, V]`."""
+    """Start to copy a block's tile of `other [tokens, OTHER_HEADS, K]` and one of `values [tokens, VALUE_HEADS, V]`.
+
+    OTHER_SHARED and VALUE_SHARED partners have one of those heads in common.
+    """
     row = gl.minimum(first + gl.arange(0, SIZE, gl.SliceLayout(1, copied)), tokens - 1)
-    fetch_rows(pool.index(stage * 2), other + partner * OTHER_HEADS // PARTNERS * K, row, OTHER_HEADS * K, copied)
-    fetch_rows(pool.index(stage * 2 + 1), values + partner * VALUE_HEADS // PARTNERS * V, row, VALUE_HEADS * V, copied)
+    fetch_rows(pool.index(stage * 2), other + partner // OTHER_SHARED * K, row, OTHER_HEADS * K, copied)
+    fetch_rows(pool.index(stage * 2 + 1), values + partner // VALUE_SHARED * V, row, VALUE_HEADS * V, copied)
     async_copy.commit_group()
 
 
 @gluon.jit
 def next_block(
-    pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
-    K: gl.constexpr, V: gl.constexpr, BLOCK: gl.constexpr, RING: gl.constexpr, REVERSE: gl.constexpr,
-    copied: gl.constexpr,
+    pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
+    VALUE_SHARED, PARTNERS, K: gl.constexpr, V: gl.constexpr, BLOCK: gl.constexpr, RING: gl.constexpr,
+    REVERSE: gl.constexpr, copied: gl.constexpr,
 ):  # fmt: skip
     """Wait for this step's block, and start to copy the one two steps ahead."""
     async_copy.wait_group(1)
@@ -84,10 +90,10 @@ def next_block(
     barrier()
     # All warps are done with the products of two steps ago, whose block this one replaces.
     gl.static_assert(RING >= 4)
-    partner, first = place_of(gl.minimum(step + 2, steps - 1), full, partners, token, BLOCK, REVERSE)
+    partner, first = place_of(gl.minimum(step + 2, steps - 1), full, PARTNERS, token, BLOCK, REVERSE)
     fetch_block(
-        pool, (step + 2) % RING, other, values, first_partner + partner, first, tokens, OTHER_HEADS, VALUE_HEADS,
-        PARTNERS, K, V, copied,
+        pool, (step + 2) % RING, other, values, partners + partner, first, tokens, OTHER_HEADS, OTHER_SHARED,
+        VALUE_HEADS, VALUE_SHARED, K, V, copied,
     )  # fmt: skip
 
 

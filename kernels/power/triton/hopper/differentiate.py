@@ -82,7 +82,7 @@ def _store(
 @gluon.jit(do_not_specialize=["T"])
 def differentiate_kernel(
     x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, C, rows,
-    X_HEADS, OWN_HEADS, OTHER_HEADS, VALUE_HEADS, HEADS, PARTNERS, STATES, BLOCKS, SLOTS,
+    HEADS, SHARED, PARTNERS, X_SHARED, OWN_SHARED, OTHER_SHARED, VALUE_SHARED, BLOCKS, SLOTS,
     K: gl.constexpr, V: gl.constexpr, HAS_STATES: gl.constexpr, FIRST: gl.constexpr, NORMALIZE: gl.constexpr,
     HAS_NORMALISER: gl.constexpr, GATED: gl.constexpr, REVERSE: gl.constexpr, PACKED: gl.constexpr,
     TRIPS: gl.constexpr, WARPS: gl.constexpr,
@@ -90,7 +90,7 @@ def differentiate_kernel(
     """Gradients dx `[B T, HEADS, K]` of queries x, and along `[2, slots, HEADS, C]`, their product with x over 2: the
     chunk's part, and the states'.
 
-    own are the outputs' gradients `[B T, OWN_HEADS, V]`; weights and, if NORMALIZE, delta `[slots, Ho, C]` factors of
+    own are the outputs' gradients `[B T, Ho, V]`; weights and, if NORMALIZE, delta `[slots, Ho, C]` factors of
     them, and what is taken from their product with each value. The rest as in `attend_kernel`.
 
     REVERSE: of keys x. own are the values, values the outputs' gradients.
@@ -113,18 +113,22 @@ def differentiate_kernel(
     start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
     if token >= tokens:
         return
-    state = head * STATES // HEADS
-    first_partner = head * PARTNERS // HEADS
-    x_head = head * X_HEADS // HEADS
-    x += (start * X_HEADS + x_head) * K
-    x_columns += (slot * X_HEADS + x_head) * K * C + token
-    own += (start * OWN_HEADS + head * OWN_HEADS // HEADS) * V
+    STATES = HEADS // SHARED
+    state = head // SHARED
+    partners = state * PARTNERS
+    X_HEADS = HEADS // X_SHARED
+    OWN_HEADS = HEADS // OWN_SHARED
+    OTHER_HEADS = STATES * PARTNERS // OTHER_SHARED
+    VALUE_HEADS = STATES * PARTNERS // VALUE_SHARED
+    x += (start * X_HEADS + head // X_SHARED) * K
+    x_columns += (slot * X_HEADS + head // X_SHARED) * K * C + token
+    own += (start * OWN_HEADS + head // OWN_SHARED) * V
     other += start * OTHER_HEADS * K
     values += start * VALUE_HEADS * V
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
-    weights += (slot * (PARTNERS if REVERSE else HEADS) + (first_partner if REVERSE else head)) * C
-    delta += (slot * (PARTNERS if REVERSE else HEADS) + (first_partner if REVERSE else head)) * C
+    weights += (slot * HEADS + head) * PARTNERS * C
+    delta += (slot * HEADS + head) * PARTNERS * C
     dx += (start * HEADS + head) * K
     state_along = along + ((slot + SLOTS) * HEADS + head) * C
     along += (slot * HEADS + head) * C
@@ -180,18 +184,17 @@ def differentiate_kernel(
             by_states1 = gl.sum(sum1 * load_values(x, here1, tokens, X_HEADS * K, K, sums), 1)
 
     pool = tiles._reinterpret(gl.bfloat16, [2 * RING, SIZE, SIZE], swizzled)
-    partners = gl.maximum(PARTNERS // HEADS, 1) if REVERSE else 1
-    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * partners
-    steps = full + BLOCK // SIZE * partners
+    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * PARTNERS
+    steps = full + BLOCK // SIZE * PARTNERS
     for ahead in gl.static_range(2):
-        partner, first = place_of(ahead, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(ahead, full, PARTNERS, token, BLOCK, REVERSE)
         fetch_block(
-            pool, ahead, other, values, first_partner + partner, first, tokens, OTHER_HEADS, VALUE_HEADS, PARTNERS,
-            K, V, copied,
+            pool, ahead, other, values, partners + partner, first, tokens, OTHER_HEADS, OTHER_SHARED,
+            VALUE_HEADS, VALUE_SHARED, K, V, copied,
         )  # fmt: skip
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
     for step in range(full):
-        partner, first = place_of(step, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
         there = first + gl.arange(0, SIZE, column_layout)
         # The loop runs at least once, so that products may stay in flight, though there may be no such block.
         factor = gl.where(there < (tokens if REVERSE else token), 1.0, 0.0)
@@ -203,8 +206,8 @@ def differentiate_kernel(
             gates_there = gl.load(gates + gl.minimum(there, C - 1))
             factor *= beyond(nearest, gates_there, REVERSE)
         next_block(
-            pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
-            PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
+            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
+            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
         )  # fmt: skip
         tile, block = pool.index(step % RING * 2), pool.index(step % RING * 2 + 1)
         sum0, in_chunk0, free0, free1 = _add(
@@ -221,7 +224,7 @@ def differentiate_kernel(
         sum1, in_chunk1, by_states1 = sum1 * left1[:, None], in_chunk1 * left1, by_states1 * left1
     sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
     for step in range(full, steps):
-        partner, first = place_of(step, full, partners, token, BLOCK, REVERSE)
+        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
         there = first + gl.arange(0, SIZE, column_layout)
         factor = gl.where(there < tokens, 1.0, 0.0)
         at = partner * C + there
@@ -235,8 +238,8 @@ def differentiate_kernel(
             factor0 *= pair_decay(gates0, gates_there, REVERSE)
             factor1 *= pair_decay(gates1, gates_there, REVERSE)
         next_block(
-            pool, step, steps, full, partners, other, values, first_partner, token, tokens, OTHER_HEADS, VALUE_HEADS,
-            PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
+            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
+            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
         )  # fmt: skip
         tile, block = pool.index(step % RING * 2), pool.index(step % RING * 2 + 1)
         sum0, in_chunk0, free0, free1 = _add(

@@ -16,11 +16,12 @@ __all__ = [
 
 WARPS, STAGES = 4, 2
 BLOCK = 32 * WARPS  # tokens a program
+SUMS_PER_TRIP = 2
 
 
 def supports_hopper(x: Tensor, K: int, V: int, p: int) -> bool:
     """Whether these kernels take inputs like x."""
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or p != 2 or not {K, V} <= {64, 128}:
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or p != 2 or K not in (64, 128) or V not in (64, 128):
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
 
@@ -99,8 +100,9 @@ def _(
 
 @torch.library.custom_op("zoo::power_chunk_sums", mutates_args=())
 def chunk_sums(
-    x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool
-) -> Tensor:
+    x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """S's part of `sums [slots, Hs, rows (V + 1)]`; z's is undefined. See `sums_kernel`.
 
     Args:
@@ -109,22 +111,27 @@ def chunk_sums(
         y: `[B, T, Hy, V]`.
         bounds: as in `outputs_from_states`, like the rest.
         states: Hs.
+        dtype: of the sums.
     """
     from zoo.kernels.power.triton.hopper.sums import sums_kernel
 
     (_, T, y_heads, V), (slots, x_heads, K, C) = y.shape, x_columns.shape
-    sums = y.new_empty(slots, states, rows * (V + 1))
-    pairs, tiles, per_trip = (10, 5, 2) if K == 64 else (36, 4, 1)
-    sums_kernel[(2 * pairs // tiles * (V // 64) * states * slots,)](
-        x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, y_heads, states, x_decayed.shape[1] // states,
-        K=K, V=V, TILES=tiles, PER_TRIP=per_trip, PACKED=packed, num_warps=8,
+    heads = x_decayed.shape[1]
+    sums = y.new_empty(slots, states, rows * (V + 1), dtype=dtype)
+    blocks = K // 16
+    sums_kernel[(blocks * (blocks + 1) // 4 * (V // 64) * states * slots,)](
+        x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, heads // x_heads, y_heads, heads // y_heads, states,
+        heads // states, K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, num_warps=8,
     )  # fmt: skip
     return sums
 
 
 @chunk_sums.register_fake
-def _(x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool) -> Tensor:
-    return y.new_empty(x_columns.shape[0], states, rows * (y.shape[-1] + 1))
+def _(
+    x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    return y.new_empty(x_columns.shape[0], states, rows * (y.shape[-1] + 1), dtype=dtype)
 
 
 def fuses(K: int, V: int) -> bool:
@@ -150,7 +157,8 @@ def attend_chunks(
     blocks = triton.cdiv(min(size, T), BLOCK)
     attend_kernel[(blocks * heads * slots,)](
         x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, size, rows, scale,
-        x_heads, other.shape[2], values.shape[2], heads, partners, state_heads, blocks,
+        heads, heads // state_heads, partners // state_heads, heads // x_heads, partners // other.shape[2],
+        partners // values.shape[2], blocks,
         K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=normalize, GATED=gates.numel() > 0,
         REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS, num_warps=WARPS,
     )  # fmt: skip
@@ -183,7 +191,8 @@ def differentiate_chunks(
     blocks = triton.cdiv(min(size, T), BLOCK)
     differentiate_kernel[(blocks * heads * slots,)](
         x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, size, rows,
-        x_heads, own_heads, other.shape[2], values.shape[2], heads, partners, state_heads, blocks, slots,
+        heads, heads // state_heads, partners // state_heads, heads // x_heads, heads // own_heads,
+        partners // other.shape[2], partners // values.shape[2], blocks, slots,
         K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=delta.numel() > 0,
         HAS_NORMALISER=has_normaliser, GATED=gated, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS,
         num_warps=WARPS,

@@ -9,14 +9,16 @@ from zoo.kernels.power.triton.problem import Problem
 __all__ = ["key_gradient", "outputs", "query_gradient", "value_gradient"]
 
 
-def outputs(problem: Problem, states: Tensor | None, *, normalize: bool, has_initial: bool) -> tuple[Tensor, Tensor]:
-    """o `[B, T, Ho, V]` and the denominators `[B, T, Ho]` (empty if not normalised), float32."""
+def outputs(
+    problem: Problem, states: Tensor | None, dtype: torch.dtype, *, normalize: bool, has_initial: bool
+) -> tuple[Tensor, Tensor]:
+    """o `[B, T, Ho, V]` in a dtype and the denominators `[B, T, Ho]` in float32 (empty if not normalised)."""
     heads, chunks = problem.heads, problem.chunks
     nothing = problem.nothing
     return attend_chunks(
         problem.q, nothing if states is None else problem.queries, problem.k, problem.v,
         nothing if states is None else states, problem.gates, nothing, problem.tables[0],
-        torch.float32, problem.scale, chunks.size, chunks.slots, heads.output, heads.state, heads.state,
+        dtype, problem.scale, chunks.size, chunks.slots, heads.output, heads.state, heads.state,
         problem.layout.rows, has_initial, normalize, False, problem.packed,
     )  # fmt: skip
 

@@ -92,7 +92,8 @@ def launches(
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
         problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
-        output = forward_module.forward(problem, None, None, normalize=normalize, return_state=False)
+        options = {"normalize": normalize, "return_state": False, "dtype": torch.float32}
+        output = forward_module.forward(problem, None, None, **options)
         backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p)

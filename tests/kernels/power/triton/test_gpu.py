@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from zoo.kernels.power import PowerState, power_attention
+from zoo.kernels.power.triton.configs import config
 
 from ..error_law import norms
 from ..problems import Problem, Tensors, make_gates, make_state, run
+from .plain import run_in_chunks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,11 +24,20 @@ NARROW = (torch.bfloat16, torch.float16)
 def make_problem(
     B: int = 1, T: int = 1025, heads: tuple[int, int, int] = (2, 1, 1), K: int = 64, V: int = 64, p: int = 2, *,
     dtype: torch.dtype = torch.bfloat16, gates: str = "mild", normalize: bool | None = None, state: bool = False,
-    zero_keys: float = 0.0,
+    zero_keys: float = 0.0, aligned: bool = False, seed: int = 0,
 ) -> Problem:  # fmt: skip
-    random = torch.Generator().manual_seed(T + K + p)
+    """A problem of normal numbers.
+
+    aligned: queries and keys have a direction in common. Otherwise a token that is nearly alone, and nearly orthogonal
+    to its own key, has gradients like 1 / s, and one such token's luck decides how large a whole tensor's error is.
+    """
+    random = torch.Generator().manual_seed(T + K + p + 1000 * seed)
     shapes = ((B, T, heads[0], K), (B, T, heads[1], K), (B, T, heads[2], V), (B, T, max(heads), V))
-    q, k, v, do = (torch.randn(shape, generator=random).to(dtype) for shape in shapes)
+    q, k, v, do = (torch.randn(shape, generator=random) for shape in shapes)
+    if aligned:
+        common = torch.randn(B, 1, 1, K, generator=random)
+        q, k = q + common, k + common
+    q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
     k = torch.where(torch.rand(*k.shape[:3], 1, generator=random) < zero_keys, 0, k)
     log_g = make_gates(gates, (B, T, heads[2]), random)
     S = z = dS = dz = None
@@ -38,20 +49,31 @@ def make_problem(
 
 
 def check_error_law(problem: Problem) -> None:
-    """Assert the error law, with `tiny` float32's last digits, against the float64 quadratic form."""
+    """Assert the error law against the float64 quadratic form, with `tiny` float32's last digits.
+
+    The baseline is the quadratic form in the inputs' dtype. For the largest single error it is that or the state form
+    in plain PyTorch, whichever errs more: just after a chunk's start, where a few tokens count that only a state
+    holds, sums of monomials cancel, and a state of narrow numbers loses digits that scores do not lose.
+    """
     exact = run(problem.double(), "quadratic")
-    baseline, ours = run(problem, "quadratic"), run(problem, "triton")
-    _compare(exact, baseline, ours)
+    size = config(problem.q, problem.q.shape[-1], problem.v.shape[-1], problem.p, hopper=False).chunk
+    baseline, in_chunks = run(problem, "quadratic"), run_in_chunks(problem, size)
+    _compare(problem, exact, baseline, in_chunks, run(problem, "triton"))
 
 
-def _compare(exact: Tensors, baseline: Tensors, ours: Tensors) -> None:
+def _compare(problem: Problem, exact: Tensors, baseline: Tensors, in_chunks: Tensors, ours: Tensors) -> None:
     broken = []
     for name, reference in exact.items():
-        error, allowed = (x[name].double() - reference for x in (ours, baseline))
-        assert error.isfinite().all(), name
-        tiny = (3e-5 if name == "dlog_g" else 3e-6) * torch.tensor(norms(reference))
-        for norm, mine, theirs, digits in zip(("L2", "max"), norms(error), norms(allowed), tiny.tolist(), strict=True):
-            if mine > 1.5 * theirs + digits:
+        error, squares, state_form = (norms(x[name].double() - reference) for x in (ours, baseline, in_chunks))
+        assert all(map(math.isfinite, error)), name
+        allowed = (squares[0], max(squares[1], state_form[1]))
+        scale, digits = norms(reference), 3e-6
+        if name == "dlog_g":  # sums of pairs' products, which add up to do . o for each token, and cancel
+            assert problem.do is not None
+            along = norms((problem.do * exact["o"]).sum(-1))
+            scale, digits = (max(scale[0], along[0]), max(scale[1], along[1])), 3e-5
+        for norm, mine, theirs, size in zip(("L2", "max"), error, allowed, scale, strict=True):
+            if mine > 1.5 * theirs + digits * size:
                 broken.append(f"{name} {norm}: {mine:.2e}, baseline {theirs:.2e} (x{mine / max(theirs, 1e-300):.2f})")
     assert not broken, "; ".join(broken)
 
@@ -59,14 +81,15 @@ def _compare(exact: Tensors, baseline: Tensors, ours: Tensors) -> None:
 @pytest.mark.parametrize("T", [1, 15, 17, 1000, 1025, 4097])
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 def test_error_law_over_lengths(T: int, dtype: torch.dtype) -> None:
-    check_error_law(make_problem(T=T, dtype=dtype))
+    check_error_law(make_problem(B=max(1, 8192 // T), T=T, dtype=dtype, aligned=T < 1000))
 
 
 @pytest.mark.parametrize("gates", ["none", "zeros", "mild", "strong", "resets", "mixed"])
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
 def test_error_law_over_gates(gates: str, state: bool, dtype: torch.dtype) -> None:
-    check_error_law(make_problem(T=2500, gates=gates, state=state, dtype=dtype))
+    aligned = gates in ("strong", "resets", "mixed")
+    check_error_law(make_problem(B=4, T=2500, gates=gates, state=state, dtype=dtype, aligned=aligned))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +100,23 @@ def test_error_law_over_gates(gates: str, state: bool, dtype: torch.dtype) -> No
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_error_law_over_widths(K: int, V: int, p: int, normalize: bool, dtype: torch.dtype) -> None:
-    check_error_law(make_problem(T=2200, K=K, V=V, p=p, normalize=normalize, dtype=dtype))
+    check_error_law(make_problem(B=4 if p <= 2 else 2, T=2200, K=K, V=V, p=p, normalize=normalize, dtype=dtype))
 
 
 @pytest.mark.parametrize("heads", [(24, 2, 2), (1, 1, 4), (4, 1, 4), (2, 4, 1), (8, 4, 2)])
 def test_error_law_over_heads(heads: tuple[int, int, int]) -> None:
-    check_error_law(make_problem(T=2100, heads=heads, K=32, V=32))
+    check_error_law(make_problem(B=4, T=2100, heads=heads, K=32, V=32))
 
 
 def test_error_law_with_zero_keys_and_a_large_batch() -> None:
-    check_error_law(make_problem(B=64, T=260, heads=(2, 1, 1), K=32, V=32, zero_keys=0.3))
+    check_error_law(make_problem(B=64, T=260, heads=(2, 1, 1), K=32, V=32, zero_keys=0.3, aligned=True))
+
+
+@pytest.mark.parametrize("gates", ["strong", "resets", "mixed"])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_lonely_tokens_have_finite_gradients(gates: str, dtype: torch.dtype) -> None:
+    problem = make_problem(B=8, T=300, gates=gates, dtype=dtype, zero_keys=0.3, state=True)
+    assert all(x.isfinite().all() for x in run(problem, "triton").values())
 
 
 def test_layouts() -> None:
@@ -141,8 +171,8 @@ def test_a_million_tokens_in_pieces() -> None:
     end = power_attention(last.q, last.k, last.v, last.log_g, state=state, return_state=True)
     assert whole.state is not None
     assert end.state is not None
-    torch.testing.assert_close(end.o, whole.o[:, half:], rtol=0.02, atol=0.02)
-    torch.testing.assert_close(end.state.S, whole.state.S, rtol=0.02, atol=0.2)
+    for x, y in ((end.o, whole.o[:, half:]), (end.state.S, whole.state.S)):
+        assert (x.double() - y).norm() < 0.01 * y.double().norm()
 
 
 def test_offsets_beyond_two_to_the_31st() -> None:

@@ -135,7 +135,7 @@ def test_compiles_whole_with_what_surrounds_it() -> None:
 def test_opcheck(packed: bool) -> None:
     q, k, v, log_g = (x.requires_grad_() for x in tensors(40, (2, 1, 1), 16, 16))
     cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
-    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, True)
+    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, False, True)
     torch.library.opcheck(torch.ops.zoo.power_attention, arguments)
 
 

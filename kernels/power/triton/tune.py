@@ -1,0 +1,108 @@
+"""Search for block sizes: kernel by kernel, then the chunk, then the length from which chunks pay."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.kernels.power.triton.configs import Config, Launch, Row, read_table
+
+__all__ = ["Case", "Measure", "tune", "write_row"]
+
+CHUNKS = {1: (128, 256, 512, 1024), 2: (512, 1024, 2048)}
+_BLOCKS = ((128, 32), (128, 64), (64, 32), (64, 64), (32, 32))
+_WARPS = (4, 8)
+
+
+class Case(NamedTuple):
+    """What is tuned."""
+
+    dtype: str
+    K: int
+    V: int
+    p: int
+    kernels: str  # "triton", or "hopper" for its own
+
+
+# Seconds of one kernel, by its name in `Config`, or of a whole forward and backward pass for "all", at so many tokens;
+# infinity where the sizes cannot run.
+Measure = Callable[[Config, str, int], float]
+
+
+def tuned_kernels(case: Case) -> tuple[str, ...]:
+    """The kernels with sizes to choose: Hopper's own have theirs built in, and leave the chunks of wide heads."""
+    if case.kernels == "triton":
+        return "sums", "output", "query_gradient", "key_gradient", "value_gradient"
+    if case.K == case.V == 64:
+        return ()
+    return "output", "query_gradient", "key_gradient", "value_gradient"
+
+
+def candidates(case: Case, kernel: str) -> Iterator[Launch]:
+    """Sizes worth trying."""
+    stages = (2, 3) if case.dtype == "bfloat16" else (1, 2)
+    for depth in stages:
+        if kernel == "sums":
+            yield from (Launch(block, 0, 4, depth) for block in (32, 64))
+        else:
+            yield from (Launch(*tokens, warps, depth) for tokens in _BLOCKS for warps in _WARPS)
+
+
+def tune(case: Case, start: Config, tokens: int, measure: Measure, say: Callable[[str], None]) -> Config:
+    """The best sizes found for sequences of so many tokens, from those to start with.
+
+    Each kernel is tuned by itself: the others' sizes do not change its time.
+    """
+    best = start
+    for kernel in tuned_kernels(case):
+        before = getattr(best, kernel)
+        trials = dict.fromkeys((before, *candidates(case, kernel)))
+        times = {launch: measure(best._replace(**{kernel: launch}), kernel, tokens) for launch in trials}
+        launch = min(times, key=times.__getitem__)
+        say(f"{kernel}: {_text(launch)} {1e3 * times[launch]:.3f} ms; {_text(before)} {1e3 * times[before]:.3f} ms")
+        best = best._replace(**{kernel: launch})
+    trials = dict.fromkeys((best.chunk, *CHUNKS[min(case.p, 2)]))
+    times = {chunk: measure(best._replace(chunk=chunk, alone=0), "all", tokens) for chunk in trials}
+    chunk = min(times, key=times.__getitem__)
+    say(f"chunk: {chunk} tokens {1e3 * times[chunk]:.3f} ms; {best.chunk} tokens {1e3 * times[best.chunk]:.3f} ms")
+    alone = _longest_alone(best, chunk, measure)
+    say(f"one chunk alone: up to {alone} tokens")
+    return best._replace(chunk=chunk, alone=alone)
+
+
+def _longest_alone(config: Config, chunk: int, measure: Measure) -> int:
+    """Up to how many tokens, in whole chunks, one chunk alone is faster than several."""
+    alone = chunk
+    for chunks in range(2, 9):
+        several, one = (
+            measure(config._replace(chunk=chunk, alone=limit), "all", chunks * chunk) for limit in (0, chunks * chunk)
+        )
+        if one > several:
+            break
+        alone = chunks * chunk
+    return alone
+
+
+def _text(launch: Launch) -> str:
+    return "x".join(map(str, launch))
+
+
+def write_row(path: Path, row: Row) -> None:
+    """Put a row into a table, in place of one for the same case; the file is whole at any time."""
+    rows = {_key(old): old for old in read_table(path)} | {_key(row): row}
+    with path.open(newline="") as file:
+        header = file.readline()
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        file.write(header)
+        writer = csv.writer(file, lineterminator="\n")
+        for key in sorted(rows):
+            sizes = rows[key].config
+            writer.writerow([*key, sizes.chunk, sizes.alone, sizes.outer, *map(_text, sizes.launches)])
+    os.replace(partial, path)
+    read_table.cache_clear()
+
+
+def _key(row: Row) -> tuple[str, str, str, int, int, int]:
+    return row.architecture, row.kernels, row.dtype, row.K, row.V, row.p
