@@ -92,11 +92,16 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     where one of them comes within 0.5%.
 
     Raises:
-        ConfigError: no width comes within 1%, for example because the mixers alone are larger.
+        ConfigError: no width comes within 1%, because the mixers alone are larger, or there are no such layers.
     """
     counted = count_parameters(recipe)
     if _difference(counted.total, target) <= 0.005:
         return recipe
+    if recipe.model.feed_forward == "none":
+        raise ConfigError(
+            f"parameters: {recipe.name} with mixer {recipe.mixer.name} has {counted.total:,}, not {target:,}, and no "
+            "feed-forward layer to make up for it"
+        )
     # Parameters grow by the same number with every unit of width, so that two counts give all.
     smallest = count_parameters(_with_width(recipe, 1)).total
     slope = count_parameters(_with_width(recipe, 2)).total - smallest

@@ -25,6 +25,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "power, not normalised": ("power", {"normalize": False, "query_key_norm": False}),
     "gated-power": ("gated-power", {"retention": (0.3, 0.99)}),
     "gated-power, p=4, no rotation": ("gated-power", {"p": 4, "rotary": False}),
+    "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),
+    "mamba2, 2 groups, p=2": ("mamba2", {"head_width": 8, "state_width": 3, "groups": 2, "p": 2, "convolution": 2}),
+    "mamba2, 4 groups": ("mamba2", {"head_width": 4, "state_width": 5, "groups": 4, "convolution": 1}),
 }
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)

@@ -207,7 +207,7 @@ def test_bad_input_is_named(name: str) -> None:
 
 
 def test_a_state_of_another_width_is_refused() -> None:
-    wide = LayerContext(width=24, heads=4, key_value_heads=2, head_width=8, rotary=False)
+    wide = LayerContext(width=48, heads=4, key_value_heads=2, head_width=8, rotary=False)
     for name in mixers:
         state = build(name, wide).init_state(2, max_len=9)
         with pytest.raises(InputError, match=r"state\.\w+: expected"):

@@ -9,7 +9,7 @@ from zoo.blocks.linear import ResidualLinear
 
 __all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "make_feed_forward"]
 
-FeedForwardName = Literal["gelu", "swiglu"]
+FeedForwardName = Literal["gelu", "swiglu", "none"]
 
 
 class GeluFeedForward(nn.Module):
@@ -37,12 +37,14 @@ class SwiGLUFeedForward(nn.Module):
         return self.contract(F.silu(self.gate(x)) * self.expand(x))
 
 
-def make_feed_forward(name: FeedForwardName, width: int, hidden: int | None, bias: bool) -> nn.Module:
-    """Return the layer called `name`.
+def make_feed_forward(name: FeedForwardName, width: int, hidden: int | None, bias: bool) -> nn.Module | None:
+    """Return the layer called `name`; None for `none`.
 
     `hidden` None is 4 x width for gelu, and for swiglu, whose three matrices share the parameters of two, 8/3 x width
     rounded up to a multiple of 64.
     """
+    if name == "none":
+        return None
     if name == "gelu":
         return GeluFeedForward(width, hidden or 4 * width, bias)
     return SwiGLUFeedForward(width, hidden or -(-8 * width // (3 * 64)) * 64, bias)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["HeadNorm", "NormName", "RMSNorm", "make_norm"]
+__all__ = ["GroupedRMSNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm"]
 
 NormName = Literal["layernorm", "rmsnorm"]
 
@@ -39,6 +39,26 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
         return (F.rms_norm(wide, x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+    def initialize(self, std: float) -> None:
+        """Start at one, whatever `std` other weights have."""
+        nn.init.ones_(self.weight)
+
+
+class GroupedRMSNorm(nn.Module):
+    """RMSNorm over each of some equal groups of channels of `[..., d]`, with one weight a channel, as in Mamba-2.
+
+    Computed in the wider of the input's and the weight's dtype; output in the input's.
+    """
+
+    def __init__(self, width: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype)).unflatten(-1, (self.groups, -1))
+        return (F.rms_norm(wide, wide.shape[-1:], eps=self.eps).flatten(-2) * self.weight).to(x.dtype)
 
     def initialize(self, std: float) -> None:
         """Start at one, whatever `std` other weights have."""

@@ -69,7 +69,8 @@ def _facts(recipe: Recipe) -> Table:
     if key_value_heads != model.heads:
         heads += f" in {key_value_heads} groups"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("model", f"{model.layers} layers, width {model.width}, {heads}, {model.norm}, {model.feed_forward}")
+    feed_forward = "no feed-forward layers" if model.feed_forward == "none" else model.feed_forward
+    table.add_row("model", f"{model.layers} layers, width {model.width}, {heads}, {model.norm}, {feed_forward}")
     table.add_row("mixers", escape(_mixer_text(recipe)))
     table.add_row("positions", _position_text(recipe))
     table.add_row("vocabulary", f"{model.vocab_size:,} tokens{', tied embeddings' if model.tie_embeddings else ''}")

@@ -10,6 +10,7 @@ from zoo.config import Config
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.linear import Linear, LinearConfig
+from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
 from zoo.mixers.sliding_window import SlidingWindow, SlidingWindowConfig
 from zoo.mixers.softmax import Softmax, SoftmaxConfig
@@ -17,7 +18,13 @@ from zoo.mixers.softmax import Softmax, SoftmaxConfig
 __all__ = ["LayerContext", "Mixer", "MixerConfig", "MixerOutput", "MixerSpec", "mixers"]
 
 MixerConfig = Annotated[
-    SoftmaxConfig | SlidingWindowConfig | LinearConfig | GatedLinearConfig | PowerConfig | GatedPowerConfig,
+    SoftmaxConfig
+    | SlidingWindowConfig
+    | LinearConfig
+    | GatedLinearConfig
+    | PowerConfig
+    | GatedPowerConfig
+    | Mamba2Config,
     Field(discriminator="name"),
 ]
 """The config of any mixer; `name` says which."""
@@ -37,4 +44,5 @@ mixers: dict[str, MixerSpec] = {
     "gated-linear": MixerSpec(GatedLinearConfig, GatedLinear),
     "power": MixerSpec(PowerConfig, Power),
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
+    "mamba2": MixerSpec(Mamba2Config, Mamba2),
 }

@@ -15,7 +15,8 @@ __all__ = ["DecoderConfig"]
 class DecoderConfig(Config):
     """Sizes and style of a pre-norm decoder; the defaults are GPT-2's style.
 
-    Llama's is `feed_forward: swiglu`, `norm: rmsnorm`, `bias: false`, `positions: rotary`.
+    Llama's is `feed_forward: swiglu`, `norm: rmsnorm`, `bias: false`, `positions: rotary`, Mamba-2's
+    `feed_forward: none`, `norm: rmsnorm`, `bias: false`, `positions: none`.
     """
 
     vocab_size: int = Field(ge=1)
@@ -37,7 +38,7 @@ class DecoderConfig(Config):
     """Width of a head; None: width / heads."""
 
     feed_forward: FeedForwardName = "gelu"
-    """`gelu` with two matrices, or `swiglu` with three."""
+    """`gelu` with two matrices, `swiglu` with three, or `none`: blocks of a mixer alone, as in Mamba-2."""
 
     feed_forward_width: int | None = Field(None, ge=1)
     """Hidden width; None: 4 x width for gelu, 8/3 x width rounded up to a multiple of 64 for swiglu."""

@@ -35,7 +35,7 @@ class DecoderOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """`x + mixer(norm(x))`, then `x + feed_forward(norm(x))`."""
+    """`x + mixer(norm(x))`, then `x + feed_forward(norm(x))` where there is a feed-forward layer."""
 
     mixer: Mixer
 
@@ -43,19 +43,21 @@ class Block(nn.Module):
         super().__init__()
         self.mixer_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.mixer = mixers[mixer.name].build(mixer, config.layer_context(layer))
-        self.feed_forward_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.feed_forward = make_feed_forward(config.feed_forward, config.width, config.feed_forward_width, config.bias)
+        if self.feed_forward is not None:
+            self.feed_forward_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
 
     def forward(
         self, x: Tensor, state: Any, return_state: bool, lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, Any]:
         y, state = self.mixer(self.mixer_norm(x), state, return_state, lengths=lengths, resets=resets)
-        x = x + y
-        return x + self.feed_forward(self.feed_forward_norm(x)), state
+        return self._mix_channels(x + y), state
 
     def step(self, x: Tensor, state: Any) -> Tensor:
-        x = x + self.mixer.step(self.mixer_norm(x), state)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return self._mix_channels(x + self.mixer.step(self.mixer_norm(x), state))
+
+    def _mix_channels(self, x: Tensor) -> Tensor:
+        return x if self.feed_forward is None else x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Decoder(nn.Module):
@@ -85,7 +87,8 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew (see `zoo.models.initialization`), for example after a build on the meta device."""
-        initialize(self, self.config.initializer_range, self.config.layers)
+        writes = self.config.layers * (1 if self.config.feed_forward == "none" else 2)
+        initialize(self, self.config.initializer_range, writes)
 
     def forward(
         self,

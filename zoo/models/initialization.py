@@ -3,12 +3,13 @@
 | parameter                                                              | start                                     |
 |------------------------------------------------------------------------|-------------------------------------------|
 | embeddings; weights of linear layers                                   | N(0, range)                               |
-| weights that write to the residual stream (`ResidualLinear`)           | N(0, range / sqrt(2 L)), as in GPT-2      |
+| weights that write to the residual stream (`ResidualLinear`)           | N(0, range / sqrt(writes)), as in GPT-2   |
 | biases                                                                 | 0                                         |
 | norms                                                                  | weight 1, bias 0                          |
 | what a layer with a method `initialize(std)` owns (`RetentionGate`, …) | its own choice, after what it is made of  |
 
-There are two writes to the residual stream a block, so its variance at the output stays that of one block at any depth.
+There are two writes to the residual stream a block, or one without a feed-forward layer, so its variance at the output
+stays that of one block at any depth.
 """
 
 import math
@@ -20,12 +21,12 @@ from zoo.blocks.linear import ResidualLinear
 __all__ = ["initialize"]
 
 
-def initialize(model: nn.Module, initializer_range: float, layers: int) -> None:
-    """Draw all parameters of `model`, which has `layers` blocks, from torch's default generator."""
+def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
+    """Draw all parameters of `model`, with so many writes to its residual stream, from torch's default generator."""
 
     def draw(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            shrink = math.sqrt(2 * layers) if isinstance(module, ResidualLinear) else 1.0
+            shrink = math.sqrt(writes) if isinstance(module, ResidualLinear) else 1.0
             nn.init.normal_(module.weight, std=initializer_range / shrink)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

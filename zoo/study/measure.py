@@ -103,9 +103,11 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
 
 
 def _feed_forward_width(model: DecoderConfig) -> int:
-    """Return the hidden width, which a recipe may leave to the model."""
+    """Return the hidden width, which a recipe may leave to the model; 0 without feed-forward layers."""
     with torch.device("meta"):
         layer = make_feed_forward(model.feed_forward, model.width, model.feed_forward_width, model.bias)
+    if layer is None:
+        return 0
     return next(part.in_features for part in layer.children() if isinstance(part, ResidualLinear))
 
 

@@ -1,0 +1,91 @@
+"""A short convolution along time, every channel by itself."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from zoo.blocks.checks import describe
+from zoo.errors import InputError
+
+__all__ = ["CausalConvolution"]
+
+
+class CausalConvolution(nn.Module):
+    """`y_t = b + sum_j w_j x_{t - W + 1 + j}` per channel, over the last W tokens; no token sees one after it.
+
+    What came before the first token is zero, or a tail `[B, W - 1, channels]`: the inputs that the next tokens still
+    see. Products are sums of shifted inputs, which the compiler fuses with what surrounds them.
+
+    Args:
+        channels: of the input.
+        width: W, tokens that an output sees.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.empty(channels, width))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.initialize(std=0.02)
+
+    def initialize(self, std: float) -> None:
+        """Draw as torch's own convolutions do, from U(-1 / sqrt(W), 1 / sqrt(W)), whatever `std` other weights have."""
+        bound = 1 / math.sqrt(self.width)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(
+        self, x: Tensor, tail: Tensor | None, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outputs `[B, T, channels]` of x, and the tail after it.
+
+        Args:
+            lengths: `[B]` integers: tokens of each row that are real; the others do not enter the tail.
+            resets: `[B, T]` bool: a token marked True sees nothing before it.
+        """
+        B, T, channels = x.shape
+        before = self.width - 1
+        tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
+        seen = torch.cat((tail, x), 1)
+        document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
+        if resets is not None:
+            document = torch.cat((resets.new_zeros(B, before, dtype=torch.int64), resets.long().cumsum(1)), 1)
+        y = self.bias.to(x.dtype).expand_as(x)
+        for j in range(self.width):
+            shifted = seen[:, j : j + T]
+            if document is not None:
+                same = document[:, j : j + T] == document[:, before:]
+                shifted = torch.where(same[..., None], shifted, 0)
+            y = y + self.weight[:, j].to(x.dtype) * shifted
+        return y, self._tail(seen, document, lengths)
+
+    def check_tail(self, tail: Tensor, batch_size: int) -> None:
+        """Check the tail of a state.
+
+        Raises:
+            InputError: it is of another width, or another number of tokens or rows.
+        """
+        expected = (batch_size, self.width - 1, self.weight.shape[0])
+        if tail.shape != expected:
+            raise InputError(f"state.convolution: expected {list(expected)}, was {describe(tail)}")
+
+    def step(self, x: Tensor, tail: Tensor) -> Tensor:
+        """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""
+        seen = torch.cat((tail.to(x.dtype), x[:, None]), 1)
+        tail.copy_(seen[:, 1:])
+        return self.bias.to(x.dtype) + torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
+
+    def _tail(self, seen: Tensor, document: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The last W - 1 real inputs, zero where they are of an earlier document than the last of them."""
+        before = self.width - 1
+        if lengths is None:
+            tail = seen[:, seen.shape[1] - before :]
+            documents = None if document is None else document[:, seen.shape[1] - before :]
+        else:
+            at = lengths[:, None] + torch.arange(before, device=seen.device)
+            tail = seen.gather(1, at[..., None].expand(-1, -1, seen.shape[2]))
+            documents = None if document is None else document.gather(1, at)
+        if documents is None:
+            return tail
+        return torch.where((documents == documents[:, -1:])[..., None], tail, 0)

@@ -1,0 +1,227 @@
+"""Mamba-2's time mixing: a short convolution, linear attention with gates that depend on the token, a gated norm."""
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.gate import with_resets
+from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
+from zoo.blocks.norms import GroupedRMSNorm
+from zoo.blocks.positions import advance
+from zoo.config import Config
+from zoo.errors import ConfigError
+from zoo.kernels.power import (
+    Heads,
+    PowerState,
+    forward_flops,
+    init_power_state,
+    power_attention,
+    power_attention_step,
+)
+
+__all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
+
+_WIDEST_HEAD = 64
+_LEAST_STEP = 1e-4
+
+
+def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= limits[0] <= limits[1]:
+        raise ValueError("must be two numbers in order, from 0 on")
+    return limits
+
+
+_Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
+
+
+class Mamba2Config(Config):
+    """Options of Mamba-2."""
+
+    name: Literal["mamba2"] = "mamba2"
+
+    expand: int = Field(2, ge=1)
+    """Inner width over the model's."""
+
+    head_width: int | None = Field(None, ge=1)
+    """Inner channels of a head; None: 64, or the next number below it that divides the inner width."""
+
+    groups: int = Field(1, ge=1)
+    """Groups of heads that share keys and queries (there B and C)."""
+
+    state_width: int = Field(128, ge=1)
+    """Width of keys and queries; at p = 1 the rows of a head's state."""
+
+    convolution: int = Field(4, ge=1)
+    """Tokens that the convolution sees."""
+
+    p: int = Field(1, ge=1, le=4)
+    """The power of the scores; 1 is Mamba-2, and 2 takes C(state_width + 1, 2) rows a head, so fewer channels do."""
+
+    decay: _Range = (1.0, 16.0)
+    """Range of -A at the start, from which it is drawn evenly."""
+
+    step: _Range = (1e-3, 0.1)
+    """Range of the step sizes at the start, drawn evenly in their logarithm."""
+
+    step_limit: _Range | None = None
+    """What step sizes are kept to; None: any."""
+
+
+class Mamba2State(NamedTuple):
+    """What the past left.
+
+    `convolution [B, W - 1, d + 2 G N]`, the last inputs of the convolution; `S [B, H, D, P]` and `z [B, H, D]` as in
+    `zoo.PowerState`; `position [B]` int64, the tokens seen.
+    """
+
+    convolution: Tensor
+    S: Tensor
+    z: Tensor
+    position: Tensor
+
+
+class Mamba2(Mixer):
+    """`S_t = exp(delta_t A) S_{t-1} + B_t (delta_t x_t)^T`, `y_t = S_t^T C_t + D x_t` per head, then a gated norm.
+
+    x, B and C are projections of the input behind a convolution and SiLU, `delta_t = softplus(dt_t + b)` a step size a
+    head, and the output is `W_o RMSNorm(y_t * SiLU(z_t))`. It is power attention with queries C, keys B, values
+    `delta x` and log gates `delta A`; with p > 1 the state is that of `m(B)`.
+
+    Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
+
+    Raises:
+        ConfigError: head_width does not divide the inner width, or groups do not divide the heads.
+    """
+
+    def __init__(self, config: Mamba2Config, context: LayerContext) -> None:
+        super().__init__()
+        self.config = config
+        self.inner = config.expand * context.width
+        self.width = config.head_width or _head_width(self.inner)
+        if self.inner % self.width:
+            raise ConfigError(f"head_width: must divide the inner width {self.inner}, got {self.width}")
+        self.heads = self.inner // self.width
+        if self.heads % config.groups:
+            raise ConfigError(f"groups: must divide the {self.heads} heads, got {config.groups}")
+        self.shared = config.groups * config.state_width  # channels of all keys, and of all queries
+        channels = self.inner + 2 * self.shared
+        self.input = nn.Linear(context.width, self.inner + channels + self.heads, context.bias)
+        self.convolution = CausalConvolution(channels, config.convolution)
+        self.log_decay = nn.Parameter(torch.empty(self.heads))  # log(-A)
+        self.step_bias = nn.Parameter(torch.empty(self.heads))
+        self.skip = nn.Parameter(torch.empty(self.heads))  # D
+        self.norm = GroupedRMSNorm(self.inner, config.groups, context.norm_eps)
+        self.output = ResidualLinear(self.inner, context.width, context.bias)
+        self.initialize(std=0.02)
+
+    def initialize(self, std: float) -> None:
+        """Draw decays and step sizes from their ranges, whatever `std` other weights have."""
+        nn.init.uniform_(self.log_decay, *self.config.decay)
+        low, high = self.config.step
+        nn.init.uniform_(self.step_bias, math.log(low), math.log(high))
+        with torch.no_grad():
+            self.log_decay.log_()
+            steps = self.step_bias.exp().clamp_(min=_LEAST_STEP)
+            self.step_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        nn.init.ones_(self.skip)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Mamba2State | None = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> MixerOutput:
+        check_sequence(x, lengths, resets)
+        tail, past, position = (None, None, None) if state is None else self._split(state, x)
+        z, mixed, steps = self._project(x)
+        mixed, tail = self.convolution(mixed, tail, lengths=lengths, resets=resets)
+        values, k, q = self._heads(mixed)
+        steps, log_g = self._gates(steps)
+        o, past = power_attention(
+            q, k, values * steps[..., None].to(values.dtype), with_resets(log_g, resets, self.heads),
+            p=self.config.p, scale=1.0, normalize=False, state=past, return_state=return_state, lengths=lengths,
+        )  # fmt: skip
+        after = None if past is None else Mamba2State(tail, *past, advance(position, x, lengths))
+        return MixerOutput(self._output(o, values, z), after)
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Mamba2State:
+        weight = self.input.weight
+        device, cached = device or weight.device, dtype or weight.dtype
+        tail = torch.zeros(
+            batch_size, self.config.convolution - 1, self.inner + 2 * self.shared, device=device, dtype=cached
+        )
+        past = init_power_state(
+            batch_size, self.heads, self.config.state_width, self.width, self.config.p,
+            device=device, dtype=torch.promote_types(weight.dtype, torch.float32),
+        )  # fmt: skip
+        return Mamba2State(tail, *past, torch.zeros(batch_size, device=device, dtype=torch.int64))
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: Mamba2State) -> Tensor:
+        tail, past, position = self._split(state, x)
+        z, mixed, steps = self._project(x)
+        values, k, q = self._heads(self.convolution.step(mixed, tail))
+        steps, log_g = self._gates(steps)
+        o = power_attention_step(
+            q, k, values * steps[..., None].to(values.dtype), log_g, state=past, p=self.config.p, scale=1.0,
+            normalize=False,
+        )  # fmt: skip
+        position.add_(1)
+        return self._output(o, values, z)
+
+    def flops(self, tokens: int) -> int:
+        groups, convolved = self.config.groups, self.inner + 2 * self.shared
+        core = forward_flops(
+            1, tokens, Heads(groups, groups, self.heads), self.config.state_width, self.width, self.config.p
+        )
+        return core + 2 * self.config.convolution * convolved * tokens
+
+    def _split(self, state: Mamba2State, x: Tensor) -> tuple[Tensor, PowerState, Tensor]:
+        """The convolution's tail, the op's own state, whose sizes the op checks, and the position."""
+        check_state(state, Mamba2State, x.shape[0])
+        self.convolution.check_tail(state.convolution, x.shape[0])
+        return state.convolution, PowerState(state.S, state.z), state.position
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gate z `[..., d]`, the convolution's input `[..., d + 2 G N]`, step sizes before softplus `[..., H]`."""
+        z, mixed, steps = self.input(x).split((self.inner, self.inner + 2 * self.shared, self.heads), -1)
+        return z, mixed, steps
+
+    def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values `[..., H, P]`, keys and queries `[..., G, N]`."""
+        values, k, q = F.silu(mixed).split((self.inner, self.shared, self.shared), -1)
+        groups = (self.config.groups, self.config.state_width)
+        return values.unflatten(-1, (self.heads, self.width)), k.unflatten(-1, groups), q.unflatten(-1, groups)
+
+    def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Step sizes and log gates `[..., H]`, at least float32: their sums over a long context need the digits."""
+        dtype = torch.promote_types(steps.dtype, torch.float32)
+        steps = F.softplus(steps.to(dtype) + self.step_bias.to(dtype))
+        if self.config.step_limit is not None:
+            steps = steps.clamp(*self.config.step_limit)
+        return steps, -self.log_decay.to(dtype).exp() * steps
+
+    def _output(self, o: Tensor, values: Tensor, z: Tensor) -> Tensor:
+        y = o + self.skip.to(o.dtype)[:, None] * values
+        return self.output(self.norm(y.flatten(-2) * F.silu(z)))
+
+
+def _head_width(inner: int) -> int:
+    return max(width for width in range(1, min(_WIDEST_HEAD, inner) + 1) if inner % width == 0)
