@@ -1,0 +1,105 @@
+"""RWKV-7's time mixing for users: checks, padding and resets, and the choice of implementation.
+
+The shape legend: `B` batch, `T` tokens, `H` heads, `N` channels of a head, which are keys' and values' width alike.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.rwkv7 import op, reference
+from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
+
+__all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
+
+Implementation = Literal["chunked", "recurrent"]
+
+
+class Rwkv7Output(NamedTuple):
+    """o `[B, T, H, N]` in the dtype of v, and the state after the last token where it was asked for."""
+
+    o: Tensor
+    state: Tensor | None
+
+
+def rwkv7(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kappa: Tensor,
+    a: Tensor,
+    *,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    chunk_size: int | None = None,
+    impl: Implementation | None = None,
+) -> Rwkv7Output:
+    """Read a state that forgets by channel, unlearns what it holds for `kappa`, and learns `k -> v`; linear cost in T.
+
+    `S_t = diag(w_t) S_{t-1} - (kappa_t * a_t) (kappa_t^T S_{t-1}) + k_t v_t^T` and `o_t = S_t^T r_t`, a head at a time.
+    Splitting a sequence anywhere and passing the state on changes nothing.
+
+    Args:
+        r: receptance `[B, T, H, N]`, what is read; float16, bfloat16, float32 or float64, as k, v, kappa and a.
+        log_w: log decays `[B, T, H, N]`, float32, at most 0; RWKV-7's own lie in (-0.607, 0).
+        k: keys `[B, T, H, N]`.
+        v: values `[B, T, H, N]`.
+        kappa: removal keys `[B, T, H, N]`, of length 1 (or 0: nothing is removed); the caller normalises them.
+        a: removal rates `[B, T, H, N]`, in (0, 1).
+        state: S that the past left `[B, H, N, N]`, key channel first, float32 (float64 for float64); None: nothing.
+        return_state: also return the state after the last token.
+        lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and leaves the state alone.
+        resets: bool `[B, T]`: a marked token forgets all before it.
+        chunk_size: tokens a chunk, rounded up to a power of two; None: chosen for speed. It changes speed and rounding
+            only.
+        impl: `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest, which is chunked.
+
+    Returns:
+        `(o, state)`; state is None unless `return_state`.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be. Values of decays and lengths are checked on the
+            CPU outside the compiler.
+
+    Source: Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", arXiv 2503.14456.
+    """
+    check_arguments(r, log_w, k, v, kappa, a, state, tokens=True)
+    check_options(r, lengths, resets, chunk_size, impl)
+    check_values(None, lengths, r.shape[1])
+    if resets is not None:
+        # A token without decay or removal key has nothing to read the past with; products with zero stay exact.
+        marked = resets[..., None, None]
+        log_w, kappa = log_w.masked_fill(marked, -torch.inf), kappa.masked_fill(marked, 0)
+    if lengths is not None:
+        # Last, so that a reset in the padding does not count.
+        past_end = (torch.arange(r.shape[1], device=r.device) >= lengths.to(r.device)[:, None])[..., None, None]
+        r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
+    check_values(log_w, None, r.shape[1])
+    if impl == "recurrent":
+        with op.without_autocast(r):
+            o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
+    else:
+        o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size or 0)
+    return Rwkv7Output(o, after if return_state else None)
+
+
+def rwkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, *, state: Tensor) -> Tensor:
+    """One token of `rwkv7`, in place on the state, so that it can run inside a CUDA graph.
+
+    Args:
+        r, log_w, k, v, kappa, a: one token each `[B, H, N]`, as in `rwkv7`.
+        state: S `[B, H, N, N]`, float32 (float64 for float64 inputs); overwritten.
+
+    Returns:
+        o `[B, H, N]` in the dtype of v. There is no gradient through a step.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be.
+    """
+    check_arguments(r, log_w, k, v, kappa, a, state, tokens=False)
+    check_values(log_w, None, 1)
+    return op.step(r, log_w, k, v, kappa, a, state)

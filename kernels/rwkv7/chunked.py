@@ -1,0 +1,258 @@
+"""RWKV-7's time mixing in chunks: linear cost, plain PyTorch, forward and backward.
+
+A token writes two rank-one terms into the state: `k_t v_t^T`, and `b_t u_t^T` with `b_t = -kappa_t * a_t` and what is
+removed, `u_t = S_{t-1}^T kappa_t`. Inside a chunk of C tokens that starts from the state S,
+
+    u_t = S^T (kappa_t * d_{t-1}) + sum_{j < t} (kappa_t . b_j) u_j + (kappa_t . k_j) v_j
+    o_t = S^T (r_t * d_t) + sum_{j <= t} (r_t . b_j) u_j + (r_t . k_j) v_j
+    S  <- diag(d_C) S + sum_j (b_j * e_j) u_j^T + (k_j * e_j) v_j^T
+
+where each product `x . y` has a decay for each channel in it (see `pairs.py`), `d` decays from the chunk's start and
+`e` to its end. The first line is a unit lower triangular system for the u of a chunk; solved once for its part without
+S and once for the factor of S, it leaves for the loop over chunks two small products each:
+
+    U = U_0 + W S ;  S <- diag(d_C) S + V_0 + (b * e)^T U
+
+Everything else is done for a whole segment of chunks at once. The forward pass saves the state at every segment's
+start, and the backward pass computes each segment again from there, so memory is linear in T with a small constant.
+
+Shapes: `g` chunks in a segment, `n` heads of all sequences in a block of the batch, `m = g n`; `C` tokens in a chunk,
+`N` channels. Loops run over segments and chunks, which is why this stands inside an opaque op.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels.rwkv7.pairs import differentiate_pairs, meet
+from zoo.kernels.rwkv7.reference import accumulation_dtype
+
+__all__ = ["Gradients", "backward", "forward", "resolve_chunk_size", "saved_states"]
+
+_CHUNK = 16
+
+
+class _Working(NamedTuple):
+    """How much is worked on at once."""
+
+    tokens: int  # of a segment
+    elements: int  # of one tensor with those tokens and a block of the batch
+
+
+# A CPU works from its cache; a GPU wants to be filled.
+_ON_CPU, _ON_GPU = _Working(256, 2**18), _Working(1024, 2**24)
+
+
+class Gradients(NamedTuple):
+    """Gradients of `forward`'s inputs; S is None where there was no state."""
+
+    r: Tensor
+    log_w: Tensor
+    k: Tensor
+    v: Tensor
+    kappa: Tensor
+    a: Tensor
+    S: Tensor | None
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def resolve_chunk_size(chunk_size: int, T: int) -> int:
+    """The chunk length C to use, a power of two no longer than it takes; 0 chooses."""
+    return min(_power_of_two(chunk_size or _CHUNK), _power_of_two(T))
+
+
+def _working(chunk_size: int, device: torch.device) -> _Working:
+    tokens, elements = _ON_CPU if device.type == "cpu" else _ON_GPU
+    return _Working(max(_power_of_two(chunk_size), tokens), elements)
+
+
+def saved_states(T: int, chunk_size: int, device: torch.device) -> int:
+    """How many states the forward pass saves: those at segments' starts, and the last; T may be symbolic.
+
+    The last only serves to have more than one, as the compiler would otherwise compile again for more than one segment.
+    """
+    length = _working(chunk_size, device).tokens
+    return (T + 2 * length - 1) // length
+
+
+def _segments(T: int, chunk_size: int, device: torch.device) -> list[slice]:
+    length = _working(chunk_size, device).tokens
+    return [slice(start, min(start + length, T)) for start in range(0, T, length)]
+
+
+def _blocks(r: Tensor, chunk_size: int) -> Iterator[slice]:
+    """Blocks of the batch."""
+    B, T, H, N = r.shape
+    tokens, elements = _working(chunk_size, r.device)
+    size = max(1, elements // max(1, min(tokens, T) * H * N))
+    return (slice(start, min(start + size, B)) for start in range(0, B, size))
+
+
+def _fold(x: Tensor, C: int) -> Tensor:
+    """Tokens `[b, t, H, N]` as chunks `[g, b, H, C, N]`, padded with zeros, which neither write nor decay."""
+    padding = -x.shape[1] % C
+    x = F.pad(x, (0, 0, 0, 0, 0, padding)) if padding else x
+    return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4)
+
+
+def _unfold(x: Tensor, b: int, t: int) -> Tensor:
+    """The inverse of `_fold`: chunks `[g, n, C, N]` as tokens `[b, t, H, N]`."""
+    return x.unflatten(1, (b, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :t]
+
+
+class _Segment:
+    """One segment of a block of the batch: its inputs as chunks, the states before them, and what they write."""
+
+    def __init__(self, inputs: tuple[Tensor, ...], S: Tensor, C: int) -> None:
+        """Prepare and scan. `inputs` are r, log_w, k, v, kappa and a `[b, t, H, N]`; S is `[n, N, N]`."""
+        r, log_w, k, v, kappa, a = (_fold(x, C) for x in inputs)
+        g, N, n = r.shape[0], r.shape[-1], S.shape[0]
+        self.sizes = (g, n, C, N)
+        m = g * n
+        self.readers, self.writers, self.written = (S.new_empty(m, C, 2, N) for _ in range(3))
+        self.kappa, self.r = self._parts(self.readers)
+        self.b, self.k = self._parts(self.writers)
+        self.u, self.v = self._parts(self.written)
+        for part, x in ((self.kappa, kappa), (self.r, r), (self.k, k), (self.v, v)):
+            part.view(x.shape).copy_(x)
+        self.a = a.to(S.dtype).reshape(g, n, C, N)
+        torch.mul(self.kappa, self.a, out=self.b).neg_()
+        w = log_w.to(S.dtype).exp().reshape(m, C, N)
+        self.pairs = meet(self.readers, self.writers, w)
+        scores = self.pairs.scores.view(m, C, 2, C, 2)
+        self.system = -scores[:, :, 0, :, 0]  # strictly lower; the solver supplies the ones on the diagonal
+        self.reads = self.readers * self.pairs.since_start
+        self.writes = self.writers * self.pairs.to_end
+        self.whole = self.pairs.since_start[:, -1, 1].view(g, n, N, 1)
+        from_values = scores[:, :, 0, :, 1] @ self.v.view(m, C, N)
+        right_sides = torch.cat((self.reads[:, :, 0], from_values), -1)
+        solved = torch.linalg.solve_triangular(self.system, right_sides, upper=False, unitriangular=True)
+        W, U_0 = solved.view(g, n, C, 2 * N).split(N, -1)
+        self.u.copy_(U_0)
+        # What the scans over chunks take of each.
+        self.steps = list(zip(W, self._parts(self.writes)[0], self.whole, strict=True))
+        self.states = self._scan(S)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two readers or writers of each token, views `[g, n, C, N]` of `x [m, C, 2, N]`."""
+        first, second = x.view(*self.sizes[:3], 2, self.sizes[3]).unbind(3)
+        return first, second
+
+    def _scan(self, S: Tensor) -> Tensor:
+        """States before each chunk and after the last `[g + 1, n, N, N]`; completes `u` on the way."""
+        g, n, _, N = self.sizes
+        states = S.new_empty(g + 1, n, N, N)
+        states[0] = S
+        _, keys = self._parts(self.writes)
+        torch.matmul(keys.mT, self.v, out=states[1:])
+        for (W, b, whole), u, before, after in zip(self.steps, self.u, states[:-1], states[1:], strict=True):
+            u.baddbmm_(W, before)
+            after.addcmul_(whole, before).baddbmm_(b.mT, u)
+        return states
+
+    def outputs(self) -> Tensor:
+        """o `[g, n, C, N]`."""
+        g, n, C, N = self.sizes
+        scores = self.pairs.scores.view(-1, C, 2, 2 * C)[:, :, 1]
+        o = torch.bmm(self.reads[:, :, 1], self.states[:-1].view(-1, N, N))
+        return o.baddbmm_(scores, self.written.view(-1, 2 * C, N)).view(g, n, C, N)
+
+    def gradients(self, do: Tensor, dS: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of r, log_w, k, v, kappa and a `[g, n, C, N]`, and of the first state.
+
+        do is `[g, b, H, C, N]`, and dS `[n, N, N]` is the gradient of the last state.
+        """
+        g, n, C, N = self.sizes
+        m = g * n
+        scores = self.pairs.scores.view(m, C, 2, C, 2)
+        dread = torch.empty_like(self.readers)  # of what kappa reads, and of what r reads
+        dheld, do_chunks = self._parts(dread)
+        do_chunks.view(do.shape).copy_(do)
+        do = dread[:, :, 1]
+        du = (scores[:, :, 1, :, 0].mT @ do).view(g, n, C, N)
+        dstates = self._scan_back(du, do, dS)
+        dafter = dstates[1:].reshape(m, N, N)
+        before = self.states[:-1].reshape(m, N, N)
+        solved = torch.linalg.solve_triangular(self.system.mT, du.view(m, C, N), upper=True, unitriangular=True)
+        dheld.copy_(solved.view(g, n, C, N))
+        dread, written = dread.view(m, 2 * C, N), self.written.view(m, 2 * C, N)
+        dv = torch.bmm(self.writes[:, :, 1], dafter).baddbmm_(scores[..., 1].reshape(m, 2 * C, C).mT, dread)
+        dreaders, dwriters, dlog_w = differentiate_pairs(
+            dread @ written.mT,
+            (dread @ before.mT).view(m, C, 2, N),
+            (written @ dafter.mT).view(m, C, 2, N),
+            (before * dafter).sum(-1) * self.whole.view(m, N),
+            self.readers,
+            self.writers,
+            self.pairs,
+        )
+        (dkappa, dr), (db, dk) = self._parts(dreaders), self._parts(dwriters)
+        by_token = (dr, dlog_w.view(g, n, C, N), dk, dv.view(g, n, C, N), dkappa - db * self.a, -db * self.kappa)
+        return *by_token, dstates[0]
+
+    def _scan_back(self, du: Tensor, do: Tensor, dS: Tensor) -> Tensor:
+        """Gradients of the states before each chunk and after the last; completes `du [g, n, C, N]` on the way."""
+        g, _, _, N = self.sizes
+        dstates = torch.empty_like(self.states)
+        dstates[g] = dS
+        torch.bmm(self.reads[:, :, 1].mT, do, out=dstates[:-1].view(-1, N, N))
+        for i, (W, b, whole) in reversed(list(enumerate(self.steps))):
+            du[i].baddbmm_(b, dstates[i + 1])
+            dstates[i].addcmul_(whole, dstates[i + 1]).baddbmm_(W.mT, du[i])
+        return dstates
+
+
+def forward(
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, S: Tensor | None, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output o `[B, T, H, N]` in the dtype of v; the last state `[B, H, N, N]`; states for the backward pass.
+
+    Those are `[segments + 1, B, H, N, N]`: at segments' starts, and at the end.
+    """
+    B, T, H, N = r.shape
+    dtype, C = accumulation_dtype(r.dtype), resolve_chunk_size(chunk_size, T)
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    segments = _segments(T, chunk_size, r.device)
+    states = r.new_empty(saved_states(T, chunk_size, r.device), B, H, N, N, dtype=dtype)
+    states[0] = 0 if S is None else S
+    for rows in _blocks(r, chunk_size):
+        for index, tokens in enumerate(segments):
+            at = (rows, tokens)
+            inputs = (r[at], log_w[at], k[at], v[at], kappa[at], a[at])
+            segment = _Segment(inputs, states[index, rows].flatten(0, 1), C)
+            o[at] = _unfold(segment.outputs(), *inputs[0].shape[:2])
+            states[index + 1, rows] = segment.states[-1].unflatten(0, (-1, H))
+    return o, states[-1].clone(), states
+
+
+def backward(
+    do: Tensor, dS: Tensor | None,
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, states: Tensor, chunk_size: int, *,
+    has_state: bool,
+) -> Gradients:  # fmt: skip
+    """Gradients from those of o and of the last state (or None); `states` are those that `forward` saved."""
+    B, T, H, N = r.shape
+    C = resolve_chunk_size(chunk_size, T)
+    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r, log_w, k, v, kappa, a)]
+    dstate = r.new_zeros(B, H, N, N, dtype=accumulation_dtype(r.dtype))
+    if dS is not None:
+        dstate.copy_(dS)
+    segments = _segments(T, chunk_size, r.device)
+    for rows in _blocks(r, chunk_size):
+        for index in reversed(range(len(segments))):
+            at = (rows, segments[index])
+            inputs = (r[at], log_w[at], k[at], v[at], kappa[at], a[at])
+            segment = _Segment(inputs, states[index, rows].flatten(0, 1), C)
+            *by_token, dstart = segment.gradients(_fold(do[at], C), dstate[rows].flatten(0, 1))
+            for gradient, part in zip(gradients, by_token, strict=True):
+                gradient[at] = _unfold(part, *inputs[0].shape[:2])
+            dstate[rows] = dstart.unflatten(0, (-1, H))
+    dr, dlog_w, dk, dv, dkappa, da = gradients
+    return Gradients(dr, dlog_w, dk, dv, dkappa, da, dstate if has_state else None)

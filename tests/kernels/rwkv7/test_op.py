@@ -1,0 +1,165 @@
+"""What `torch.library` is told about the ops: schema, fakes, autograd, FLOPs; and memory linear in T."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.kernels.rwkv7 import chunked, init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+from zoo.kernels.rwkv7.flops import backward_flops, step_flops
+
+from .problems import IMPLEMENTATIONS, TOKENS, Problem, problems, random_problem, run
+
+CASES = {"plain": (5, torch.float32), "bfloat16": (5, torch.bfloat16), "no tokens": (0, torch.float32)}
+
+
+def inputs(
+    T: int = 5, *, B: int = 2, H: int = 2, N: int = 4, dtype: torch.dtype = torch.float32, gradients: bool = True
+) -> list[Tensor]:
+    """r, log_w, k, v, kappa and a."""
+    problem = random_problem(B, T, H, N, dtype=dtype)
+    return [getattr(problem, name).requires_grad_(gradients) for name in TOKENS]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("with_state", [True, False])
+def test_opcheck(case: str, with_state: bool) -> None:
+    T, dtype = CASES[case]
+    state = torch.ones(2, 2, 4, 4, requires_grad=True) if with_state else None
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, 2))
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_opcheck_backward(with_state: bool) -> None:
+    tokens, state = inputs(gradients=False), torch.ones(2, 2, 4, 4)
+    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, 2)
+    arguments = (torch.ones_like(o), after.clone() if with_state else None, *tokens, states, 2, with_state)
+    torch.library.opcheck(torch.ops.zoo.rwkv7_backward, arguments)
+
+
+def test_opcheck_step() -> None:
+    tokens = [x[:, 0] for x in inputs(gradients=False)]
+    torch.library.opcheck(torch.ops.zoo.rwkv7_step, (*tokens, torch.ones(2, 2, 4, 4)))
+
+
+@given(problems(dtypes=[torch.float32, torch.bfloat16, torch.float64], lengths=False, resets=False))
+def test_fake_and_meta_tensors_have_the_shapes_of_real_ones(problem: Problem) -> None:
+    real, meta = run(problem), run(problem.map(lambda x: x.to("meta")))
+    with FakeTensorMode() as mode:
+        fake = run(problem.map(mode.from_tensor))
+    for name, x in real.items():
+        assert (fake[name].shape, fake[name].dtype, fake[name].stride()) == (x.shape, x.dtype, x.stride()), name
+        assert (meta[name].shape, meta[name].dtype) == (x.shape, x.dtype), name
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_autocast_changes_nothing(impl: str) -> None:
+    tokens = inputs()
+    expected = rwkv7(*tokens, return_state=True, impl=impl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = rwkv7(*tokens, return_state=True, impl=impl)
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, y)
+    gradients = [torch.autograd.grad(o.sum() + state.sum(), tokens) for o, state in (found, expected)]
+    for x, y in zip(*gradients, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_autocast_changes_no_step() -> None:
+    tokens = [x[:, 0] for x in inputs(gradients=False)]
+    ours, theirs = (torch.ones(2, 2, 4, 4) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o = rwkv7_step(*tokens, state=ours)
+    assert torch.equal(o, rwkv7_step(*tokens, state=theirs))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("T", "chunk_size"), [(64, 16), (16, 16), (40, None), (1, 4), (0, None)])
+def test_flop_counter_counts_the_formula(T: int, chunk_size: int | None) -> None:
+    with FlopCounterMode(display=False) as counter:
+        o, _ = rwkv7(*inputs(T), chunk_size=chunk_size)
+    assert counter.get_total_flops() == rwkv7_flops(2, T, 2, 4, chunk_size)
+    with FlopCounterMode(display=False) as counter:
+        o.sum().backward()
+    assert counter.get_total_flops() == backward_flops(2, T, 2, 4, chunk_size)
+
+
+def test_flop_counter_counts_the_step() -> None:
+    with FlopCounterMode(display=False) as counter:
+        rwkv7_step(*(x[:, 0] for x in inputs(gradients=False)), state=init_rwkv7_state(2, 2, 4))
+    assert counter.get_total_flops() == step_flops(2, 2, 4)
+
+
+def test_flops_by_hand() -> None:
+    """N = 4: two reads of the state and two updates, 32 each; alone in a chunk, r meets two vectors and two values."""
+    assert step_flops(1, 1, 4) == 4 * 32
+    assert rwkv7_flops(1, 1, 1, 4) == 4 * 32 + 4 * 8
+    # In chunks of 4 there are in the mean 1.5 earlier tokens (two scores, one value, two columns of the solve each)
+    # and 2.5 that the output sees.
+    assert rwkv7_flops(1, 8, 1, 4, 4) == 8 * (4 * 32 + 1.5 * 5 * 8 + 2.5 * 4 * 8)
+
+
+@contextlib.contextmanager
+def saved_elements() -> Iterator[list[int]]:
+    """Elements of every tensor saved for backward."""
+    found: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        found.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield found
+
+
+def test_saved_memory_is_the_inputs_and_a_few_states() -> None:
+    tokens = inputs(1024, N=16)
+    with saved_elements() as found:
+        rwkv7(*tokens)
+    assert sum(found) <= sum(x.numel() for x in tokens) + (1024 // 256 + 1) * 2 * 2 * 16 * 16
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.itemsize)
+        return result
+
+
+def test_working_memory_does_not_grow_with_tokens() -> None:
+    """No tensor, forwards or backwards, is larger than an input but for a segment's."""
+    largest = []
+    for T in (1024, 2048):
+        tokens = inputs(T, B=1, gradients=False)
+        with _LargestTensor() as mode:
+            o, _, states = chunked.forward(*tokens, None, 0)
+            chunked.backward(o, None, *tokens, states, 0, has_state=False)
+        largest.append(mode.largest)
+    assert largest[0] <= 256 * 2 * 64  # two scores by two of 16 tokens, for each token and head
+    assert largest[1] == largest[0]
+
+
+def test_only_needed_gradients_are_returned() -> None:
+    """Gradients through the final state alone, and for one input alone."""
+    tokens = inputs(gradients=False)
+    tokens[2].requires_grad_()
+    _, after = rwkv7(*tokens, return_state=True)
+    _, expected = rwkv7(*tokens, return_state=True, impl="recurrent")
+    assert after is not None
+    assert expected is not None
+    found = [torch.autograd.grad(x.sum(), tokens[2])[0] for x in (after, expected)]
+    torch.testing.assert_close(*found)
