@@ -21,7 +21,15 @@ def line(name: str | Path, *overrides: str) -> str:
 
 
 def test_the_recipes_that_come_with_the_package() -> None:
-    assert available_recipes() == ["gpt2-124m", "gpt2-124m-rotary", "hybrid-124m", "llama-360m", "mamba2-130m", "tiny"]
+    assert available_recipes() == [
+        "gpt2-124m",
+        "gpt2-124m-rotary",
+        "hybrid-124m",
+        "llama-360m",
+        "mamba2-130m",
+        "rwkv7-124m",
+        "tiny",
+    ]
 
 
 @pytest.mark.parametrize("name", available_recipes())

@@ -136,6 +136,7 @@ def _owner(name: str) -> str:
     part = parts[2] if parts[0] == "blocks" else parts[0]
     return {
         "token_embedding": "embedding",
+        "embedding_norm": "norms",
         "position_embedding": "positions",
         "mixer": "mixers",
         "feed_forward": "feed_forward",

@@ -23,6 +23,16 @@ def test_list_names_everything(zoo: Callable[..., Result]) -> None:
     assert "124,439,808" in words["gpt2-124m"]
 
 
+def test_the_matrix_has_every_recipe_and_mixer(zoo: Callable[..., Result]) -> None:
+    result = zoo("list", "--matrix")
+    assert result.exit_code == 0
+    rows = {cells[0]: cells[1:] for line in result.stdout.splitlines() if (cells := line.split())}
+    assert rows.keys() >= set(mixers)
+    assert {len(rows[name]) for name in mixers} == {len(available_recipes())}
+    assert rows["softmax"][available_recipes().index("gpt2-124m")] == "124.4"
+    assert rows["rwkv7"][available_recipes().index("rwkv7-124m")] == "124.3"
+
+
 def test_show_says_positions_and_exact_parameters(zoo: Callable[..., Result]) -> None:
     learned, rotary = zoo("show", "gpt2-124m").stdout, zoo("show", "gpt2-124m-rotary").stdout
     assert "learned, 1,024" in learned

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from zoo.blocks.around import put_around
 from zoo.mixers import LayerContext, Mixer, mixers
 from zoo.states import map_state, reorder_state, state_bytes
 
@@ -25,6 +26,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "power, not normalised": ("power", {"normalize": False, "query_key_norm": False}),
     "gated-power": ("gated-power", {"retention": (0.3, 0.99)}),
     "gated-power, p=4, no rotation": ("gated-power", {"p": 4, "rotary": False}),
+    "power behind a convolution": ("power", {"around": "mamba2"}),
+    "window behind a token shift": ("sliding-window", {"window": 3, "around": "rwkv7"}),
+    "rwkv7": ("rwkv7", {}),
+    "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),
     "mamba2, 2 groups, p=2": ("mamba2", {"head_width": 8, "state_width": 3, "groups": 2, "p": 2, "convolution": 2}),
     "mamba2, 4 groups": ("mamba2", {"head_width": 4, "state_width": 5, "groups": 4, "convolution": 1}),
@@ -43,11 +48,13 @@ def build(variant: str, seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
     """Return a mixer with random parameters, large enough that every one of them shows."""
     torch.manual_seed(seed)
     name, options = VARIANTS[variant]
+    around = options.get("around", "none")
+    options = {key: value for key, value in options.items() if key != "around"}
     spec = mixers[name]
     context = LayerContext(
         width=WIDTH, heads=4, key_value_heads=(1, 2, 4)[seed % 3], head_width=4, bias=True, rotary=bool(seed % 2)
     )
-    mixer = spec.build(spec.config(**options), context).to(dtype)
+    mixer = put_around(around, False, spec.build(spec.config(**options), context), context).to(dtype)
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return mixer
@@ -57,9 +64,17 @@ def inputs(B: int, T: int) -> Tensor:
     return torch.randn(B, T, WIDTH, dtype=torch.float64)
 
 
+def parts(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """A state's tensors by name, those of a state inside it too."""
+    found: dict[str, Tensor] = {}
+    for name, part in zip(state._fields, state, strict=True):
+        found |= {prefix + name: part} if isinstance(part, Tensor) else parts(part, f"{prefix}{name}.")
+    return found
+
+
 def same_state(one: Any, other: Any) -> None:
     """Compare what two states remember; slots beyond the position hold nothing."""
-    for name, a, b in zip(one._fields, one, other, strict=True):
+    for (name, a), b in zip(parts(one).items(), parts(other).values(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"state.{name}: {text}")
 
 
@@ -107,12 +122,12 @@ def test_a_step_is_a_forward_of_one_token_in_place(variant: str, prompt: int, st
     whole, last = mixer(x, mixer.init_state(2, max_len=T), True, resets=resets)
 
     _, state = mixer(x[:, :prompt], mixer.init_state(2, max_len=T), True, resets=resets[:, :prompt])
-    addresses, size = [part.data_ptr() for part in state], state_bytes(state)
+    addresses, size = [part.data_ptr() for part in parts(state).values()], state_bytes(state)
     y = torch.stack([mixer.step(x[:, t], state) for t in range(prompt, T)], dim=1)
 
     torch.testing.assert_close(y, whole[:, prompt:])
     same_state(state, last)
-    assert [part.data_ptr() for part in state] == addresses
+    assert [part.data_ptr() for part in parts(state).values()] == addresses
     assert state_bytes(state) == size
 
 
@@ -195,7 +210,7 @@ def test_no_argument_is_changed(variant: str, T: int, seed: int) -> None:
     mixer = build(variant, seed)
     _, state = mixer(inputs(2, 3), mixer.init_state(2, max_len=T + 3), True)
     x, resets, lengths = inputs(2, T), torch.rand(2, T) < 0.2, torch.randint(0, T + 1, (2,))
-    arguments = (x, *state, lengths, resets)
+    arguments = (x, *parts(state).values(), lengths, resets)
     before = map_state(torch.clone, arguments)
     mixer(x, state, True, lengths=lengths, resets=resets)
     assert all(torch.equal(a, b) for a, b in zip(before, arguments, strict=True))
@@ -249,7 +264,7 @@ def test_steps_run_without_gradients(variant: str, mode: Any) -> None:
             y = mixer.step(token, state)
             assert y.isfinite().all()
             assert not y.requires_grad
-    assert not any(part.requires_grad for part in state)
+    assert not any(part.requires_grad for part in parts(state).values())
     assert state.position.tolist() == [3, 3]
 
 

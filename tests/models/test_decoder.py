@@ -157,6 +157,8 @@ def test_prompts_of_different_lengths_share_a_batch(names: Sequence[str], positi
 @every_mixer
 def test_gradients_reach_every_parameter(names: Sequence[str]) -> None:
     model = build(names)
+    for parameter in model.parameters():  # some start at zero, and nothing passes them
+        parameter.data += 0.1 * torch.randn_like(parameter)
     model(torch.randint(0, 37, (2, 12))).logits.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

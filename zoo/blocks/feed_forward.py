@@ -9,7 +9,7 @@ from zoo.blocks.linear import ResidualLinear
 
 __all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "make_feed_forward"]
 
-FeedForwardName = Literal["gelu", "swiglu", "none"]
+FeedForwardName = Literal["gelu", "swiglu", "rwkv7", "none"]
 
 
 class GeluFeedForward(nn.Module):
@@ -37,7 +37,9 @@ class SwiGLUFeedForward(nn.Module):
         return self.contract(F.silu(self.gate(x)) * self.expand(x))
 
 
-def make_feed_forward(name: FeedForwardName, width: int, hidden: int | None, bias: bool) -> nn.Module | None:
+def make_feed_forward(
+    name: Literal["gelu", "swiglu", "none"], width: int, hidden: int | None, bias: bool
+) -> nn.Module | None:
     """Return the layer called `name`; None for `none`.
 
     `hidden` None is 4 x width for gelu, and for swiglu, whose three matrices share the parameters of two, 8/3 x width

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerContext", "Mixer", "MixerOutput"]
+__all__ = ["LayerContext", "Mixer", "MixerOutput", "ValueSharingMixer", "mix", "mix_step"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,63 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, tokens: int) -> int:
         """Forward FLOPs (a multiply-add is 2) of mixing one sequence of `tokens`, without the linear projections."""
+
+
+class ValueSharingMixer(Mixer):
+    """A mixer that also takes part in what the first such layer of a model hands on to the others: its values.
+
+    Alone, or first in its model, it takes its own.
+    """
+
+    @abstractmethod
+    def mix(
+        self,
+        x: Tensor,
+        first_values: Tensor | None,
+        state: Any = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[MixerOutput, Tensor | None]:
+        """As `forward`, with the first layer's values `[B, T, M]`, or None in the first layer; returns them too."""
+
+    @abstractmethod
+    def mix_step(self, x: Tensor, first_values: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None]:
+        """As `step`, with the first layer's values `[B, M]`, or None in the first layer; returns them too."""
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> MixerOutput:
+        return self.mix(x, None, state, return_state, lengths=lengths, resets=resets)[0]
+
+    def step(self, x: Tensor, state: Any) -> Tensor:
+        return self.mix_step(x, None, state)[0]
+
+
+def mix(
+    mixer: Mixer,
+    x: Tensor,
+    first_values: Tensor | None,
+    state: Any,
+    return_state: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[MixerOutput, Tensor | None]:
+    """Run any mixer; values that are handed on pass by one that does not share them."""
+    if isinstance(mixer, ValueSharingMixer):
+        return mixer.mix(x, first_values, state, return_state, lengths=lengths, resets=resets)
+    return mixer(x, state, return_state, lengths=lengths, resets=resets), first_values
+
+
+def mix_step(mixer: Mixer, x: Tensor, first_values: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None]:
+    """The same for one token `[B, M]`, with the state written in place."""
+    if isinstance(mixer, ValueSharingMixer):
+        return mixer.mix_step(x, first_values, state)
+    return mixer.step(x, state), first_values

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GroupedRMSNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm"]
+__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm"]
 
 NormName = Literal["layernorm", "rmsnorm"]
 
@@ -43,6 +43,28 @@ class HeadNorm(nn.Module):
     def initialize(self, std: float) -> None:
         """Start at one, whatever `std` other weights have."""
         nn.init.ones_(self.weight)
+
+
+class HeadLayerNorm(nn.Module):
+    """LayerNorm over the width of every head of `[..., H, N]`, each with a weight and a bias of its own, as in RWKV.
+
+    Computed in the wider of the input's and the weight's dtype; output in the input's.
+    """
+
+    def __init__(self, heads: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.bias = nn.Parameter(torch.zeros(heads, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        return (F.layer_norm(wide, x.shape[-1:], eps=self.eps) * self.weight + self.bias).to(x.dtype)
+
+    def initialize(self, std: float) -> None:
+        """Start at one and zero, whatever `std` other weights have."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 class GroupedRMSNorm(nn.Module):

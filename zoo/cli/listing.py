@@ -12,11 +12,15 @@ __all__ = ["list_command"]
 
 
 @click.command("list")
-def list_command() -> None:
+@click.option("--matrix", is_flag=True, help="Only the grid of recipes by mixers, with parameters in millions.")
+def list_command(matrix: bool) -> None:
     """List the recipes, mixers and studies that come with the package.
 
     A file of your own serves as well: zoo show path/to/mine.yaml
     """
+    if matrix:
+        _print_matrix(Console())
+        return
     from zoo.accounting import count_parameters
     from zoo.mixers import mixers
     from zoo.recipe import available_recipes, load_recipe
@@ -48,3 +52,26 @@ def _print(console: Console, title: str, rows: Sequence[tuple[str, ...]], usage:
     console.print(f"[bold]{title}[/bold]  [dim]{usage}[/dim]")
     console.print(table)
     console.print()
+
+
+def _print_matrix(console: Console) -> None:
+    """Print what every mixer makes of every recipe, a recipe's own in bold."""
+    from zoo.accounting import count_parameters
+    from zoo.builder import configure
+    from zoo.mixers import mixers
+    from zoo.recipe import available_recipes, load_recipe
+
+    recipes = [load_recipe(name) for name in available_recipes()]
+    table = Table("", *(recipe.name.replace("-", "-\n") for recipe in recipes), box=None, padding=(0, 1, 0, 1))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for mixer in mixers:
+        cells = []
+        for recipe in recipes:
+            own = mixer == recipe.mixer.name
+            counted = count_parameters(recipe if own else configure(recipe, mixer=mixer))
+            millions = f"{counted.total / 1e6:.1f}"
+            cells.append(f"[bold]{millions}[/bold]" if own else millions)
+        table.add_row(mixer, *cells)
+    console.print(table)
+    console.print("[dim]Million parameters; bold: the recipe's own mixer. zoo train RECIPE mixer=NAME[/dim]")

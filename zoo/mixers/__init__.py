@@ -12,6 +12,7 @@ from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.linear import Linear, LinearConfig
 from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
+from zoo.mixers.rwkv7 import Rwkv7, Rwkv7Config
 from zoo.mixers.sliding_window import SlidingWindow, SlidingWindowConfig
 from zoo.mixers.softmax import Softmax, SoftmaxConfig
 
@@ -24,7 +25,8 @@ MixerConfig = Annotated[
     | GatedLinearConfig
     | PowerConfig
     | GatedPowerConfig
-    | Mamba2Config,
+    | Mamba2Config
+    | Rwkv7Config,
     Field(discriminator="name"),
 ]
 """The config of any mixer; `name` says which."""
@@ -45,4 +47,5 @@ mixers: dict[str, MixerSpec] = {
     "power": MixerSpec(PowerConfig, Power),
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
+    "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }

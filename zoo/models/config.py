@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from zoo.blocks.around import AroundName
 from zoo.blocks.feed_forward import FeedForwardName
 from zoo.blocks.mixer import LayerContext
 from zoo.blocks.norms import NormName
@@ -38,10 +39,15 @@ class DecoderConfig(Config):
     """Width of a head; None: width / heads."""
 
     feed_forward: FeedForwardName = "gelu"
-    """`gelu` with two matrices, `swiglu` with three, or `none`: blocks of a mixer alone, as in Mamba-2."""
+    """`gelu` with two matrices, `swiglu` with three, `rwkv7` with two and a token shift, or `none`: blocks of a mixer
+    alone, as in Mamba-2."""
 
     feed_forward_width: int | None = Field(None, ge=1)
-    """Hidden width; None: 4 x width for gelu, 8/3 x width rounded up to a multiple of 64 for swiglu."""
+    """Hidden width; None: 4 x width for gelu and rwkv7, 8/3 x width rounded up to a multiple of 64 for swiglu."""
+
+    around: AroundName = "none"
+    """What stays around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a gate
+    behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
 
     norm: NormName = "layernorm"
     """`layernorm` or `rmsnorm`, before every mixer and feed-forward layer and before the head."""
@@ -61,8 +67,14 @@ class DecoderConfig(Config):
     rotary_base: float = Field(10_000.0, gt=1)
     """Rotary positions: the slowest pair of channels turns by about 1/rotary_base a token."""
 
+    embedding_norm: bool = False
+    """A norm after the token embedding, as in RWKV."""
+
     tie_embeddings: bool = True
     """Use the token embedding as the head's matrix."""
+
+    initialization: Literal["normal", "rwkv7"] = "normal"
+    """How embeddings and the head start: normal numbers, or as in RWKV-7 (tiny, and orthogonal)."""
 
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of weights at the start."""

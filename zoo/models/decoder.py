@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_sequence, check_state, describe, values_at_hand
-from zoo.blocks.feed_forward import make_feed_forward
-from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import make_norm
 from zoo.blocks.positions import advance, document_starts, token_positions
 from zoo.errors import ConfigError, InputError
-from zoo.mixers import MixerConfig, mixers
+from zoo.mixers import MixerConfig
+from zoo.models.block import Block
 from zoo.models.config import DecoderConfig
-from zoo.models.initialization import initialize
+from zoo.models.initialization import initialize, initialize_rwkv7
 
 __all__ = ["Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
 
@@ -32,32 +31,6 @@ class DecoderOutput(NamedTuple):
 
     logits: Tensor
     state: DecoderState | None
-
-
-class Block(nn.Module):
-    """`x + mixer(norm(x))`, then `x + feed_forward(norm(x))` where there is a feed-forward layer."""
-
-    mixer: Mixer
-
-    def __init__(self, config: DecoderConfig, mixer: MixerConfig, layer: int) -> None:
-        super().__init__()
-        self.mixer_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
-        self.mixer = mixers[mixer.name].build(mixer, config.layer_context(layer))
-        self.feed_forward = make_feed_forward(config.feed_forward, config.width, config.feed_forward_width, config.bias)
-        if self.feed_forward is not None:
-            self.feed_forward_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
-
-    def forward(
-        self, x: Tensor, state: Any, return_state: bool, lengths: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        y, state = self.mixer(self.mixer_norm(x), state, return_state, lengths=lengths, resets=resets)
-        return self._mix_channels(x + y), state
-
-    def step(self, x: Tensor, state: Any) -> Tensor:
-        return self._mix_channels(x + self.mixer.step(self.mixer_norm(x), state))
-
-    def _mix_channels(self, x: Tensor) -> Tensor:
-        return x if self.feed_forward is None else x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Decoder(nn.Module):
@@ -79,6 +52,9 @@ class Decoder(nn.Module):
         self.mixer_configs = tuple(mixer_configs)
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         learned = config.positions == "learned"
+        self.embedding_norm = None
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.position_embedding = nn.Embedding(config.max_positions, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, mixer, layer) for layer, mixer in enumerate(mixer_configs))
         self.norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
@@ -89,6 +65,8 @@ class Decoder(nn.Module):
         """Draw all parameters anew (see `zoo.models.initialization`), for example after a build on the meta device."""
         writes = self.config.layers * (1 if self.config.feed_forward == "none" else 2)
         initialize(self, self.config.initializer_range, writes)
+        if self.config.initialization == "rwkv7":
+            initialize_rwkv7(self.token_embedding, self.head)
 
     def forward(
         self,
@@ -136,9 +114,9 @@ class Decoder(nn.Module):
         """
         self._check_tokens(tokens, "[B]")
         self._check_state(state, tokens)
-        x = self._embed(tokens, state.position)
+        x, first_values = self._embed(tokens, state.position), None
         for block, layer_state in zip(self._blocks(), state.layers, strict=True):
-            x = block.step(x, layer_state)
+            x, first_values = block.step(x, first_values, layer_state)
         state.position.add_(1)
         return self._logits(x)
 
@@ -163,7 +141,7 @@ class Decoder(nn.Module):
         if max_len is None and self.position_embedding is not None:
             max_len = self.config.max_positions
         layers = tuple(
-            block.mixer.init_state(batch_size, max_len=max_len, device=device, dtype=dtype) for block in self._blocks()
+            block.init_state(batch_size, max_len=max_len, device=device, dtype=dtype) for block in self._blocks()
         )
         device = device or self.token_embedding.weight.device
         return DecoderState(layers, torch.zeros(batch_size, device=device, dtype=torch.int64))
@@ -197,10 +175,10 @@ class Decoder(nn.Module):
         starts = document_starts(positions, tokens.new_zeros(tokens.shape[0]), resets, lengths)
 
         x = self._embed(tokens, positions - starts[:, 1:], lengths)
-        layers = []
+        layers, first_values = [], None
         before = (None,) * len(self.blocks) if state is None else state.layers
         for block, layer_state in zip(self.blocks, before, strict=True):
-            x, layer_state = block(x, layer_state, return_state, lengths, resets)
+            x, first_values, layer_state = block(x, first_values, layer_state, return_state, lengths, resets)
             layers.append(layer_state)
         after = (
             DecoderState(tuple(layers), advance(position, tokens, lengths) - starts[:, -1]) if return_state else None
@@ -210,6 +188,8 @@ class Decoder(nn.Module):
     def _embed(self, tokens: Tensor, positions: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return embeddings of tokens at `positions` in their documents, both `[B]` or both `[B, T]`."""
         x = self.token_embedding(tokens)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if self.position_embedding is None:
             return x
         self._check_positions(positions, lengths)

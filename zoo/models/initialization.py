@@ -18,7 +18,7 @@ from torch import nn
 
 from zoo.blocks.linear import ResidualLinear
 
-__all__ = ["initialize"]
+__all__ = ["initialize", "initialize_rwkv7"]
 
 
 def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
@@ -39,3 +39,12 @@ def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
             initialize_own(initializer_range)
 
     model.apply(draw)  # inner modules first
+
+
+def initialize_rwkv7(embedding: nn.Embedding, head: nn.Linear | None) -> None:
+    """Draw the embedding from U(-1e-4, 1e-4), as a norm follows it, and the head orthogonal with gain
+    `0.5 sqrt(vocabulary / width)` where the vocabulary is larger, as RWKV-7 does.
+    """
+    nn.init.uniform_(embedding.weight, -1e-4, 1e-4)
+    if head is not None:
+        nn.init.orthogonal_(head.weight, gain=0.5 * math.sqrt(max(1.0, head.out_features / head.in_features)))

@@ -104,6 +104,8 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
 
 def _feed_forward_width(model: DecoderConfig) -> int:
     """Return the hidden width, which a recipe may leave to the model; 0 without feed-forward layers."""
+    if model.feed_forward == "rwkv7":
+        return model.feed_forward_width or 4 * model.width
     with torch.device("meta"):
         layer = make_feed_forward(model.feed_forward, model.width, model.feed_forward_width, model.bias)
     if layer is None:

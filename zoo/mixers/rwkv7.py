@@ -1,0 +1,203 @@
+"""RWKV-7's time mixing: a token shift, a state that unlearns before it learns, decays by channel."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.low_rank import LowRank, low_rank
+from zoo.blocks.mixer import LayerContext, MixerOutput, ValueSharingMixer
+from zoo.blocks.norms import HeadLayerNorm
+from zoo.blocks.positions import advance
+from zoo.blocks.token_shift import check_last, lerp_start, shift
+from zoo.config import Config
+from zoo.errors import ConfigError
+from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+
+__all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
+
+_FASTEST_DECAY = math.exp(-0.5)  # -log w is below this
+
+
+class Rwkv7Config(Config):
+    """Options of RWKV-7's time mixing."""
+
+    name: Literal["rwkv7"] = "rwkv7"
+
+    head_width: int | None = Field(None, ge=1)
+    """Width of a head; None: the model's."""
+
+    decay_rank: int | None = Field(None, ge=1)
+    """Rank of the decays' projection; None: 2.5 sqrt(width) to a multiple of 32."""
+
+    rate_rank: int | None = Field(None, ge=1)
+    """Rank of the removal rates' projection; None: 2.5 sqrt(width) to a multiple of 32."""
+
+    value_rank: int | None = Field(None, ge=1)
+    """Rank of what mixes in the first layer's values; None: 1.7 sqrt(width) to a multiple of 32."""
+
+    gate_rank: int | None = Field(None, ge=1)
+    """Rank of the output gate's projection; None: 5 sqrt(width) to a multiple of 32."""
+
+
+class Rwkv7State(NamedTuple):
+    """`last [B, M]`, the last input; `S [B, H, N, N]`, float32; and `position [B]` int64, the tokens seen."""
+
+    last: Tensor
+    S: Tensor
+    position: Tensor
+
+
+class _Token(NamedTuple):
+    """What the recurrence takes, `[..., H, N]`, and the gate `[..., M]`."""
+
+    r: Tensor
+    log_w: Tensor
+    k: Tensor
+    v: Tensor
+    kappa: Tensor
+    a: Tensor
+    gate: Tensor
+
+
+class Rwkv7(ValueSharingMixer):
+    """`S_t = diag(w_t) S_{t-1} - (kappa_t * a_t)(kappa_t^T S_{t-1}) + k_t v_t^T`, `o_t = S_t^T r_t` per head.
+
+    Every input is a mixture of the token and the one before it; the output is normalised by head, joined by what the
+    token gives to itself, gated, and projected. Layers after the first mix the first layer's values into their own.
+
+    Source: Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", arXiv 2503.14456.
+
+    Raises:
+        ConfigError: the head width does not divide the model's width.
+    """
+
+    def __init__(self, config: Rwkv7Config, context: LayerContext) -> None:
+        super().__init__()
+        width = context.width
+        self.context = context
+        self.width = config.head_width or context.head_width
+        if width % self.width:
+            raise ConfigError(f"head_width: must divide the width {width}, got {self.width}")
+        self.heads = width // self.width
+        self.mu = nn.Parameter(torch.empty(6, width))  # for r, w, k, v, a and the gate
+        self.receptance, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.decay = LowRank(width, config.decay_rank or low_rank(width, 2.5), torch.tanh, bias=True)
+        self.rate = LowRank(width, config.rate_rank or low_rank(width, 2.5), None, bias=True)
+        self.gate = LowRank(width, config.gate_rank or low_rank(width, 5.0), torch.sigmoid, bias=False)
+        self.first_share: LowRank | None = None
+        if context.layer > 0:
+            self.first_share = LowRank(width, config.value_rank or low_rank(width, 1.7), None, bias=True)
+        self.removal = nn.Parameter(torch.empty(width))  # k_k
+        self.replacement = nn.Parameter(torch.empty(width))  # k_a
+        self.bonus = nn.Parameter(torch.empty(self.heads, self.width))  # r_k
+        self.norm = HeadLayerNorm(self.heads, self.width, eps=self.width * 1e-5)
+        self.output = ResidualLinear(width, width, bias=False)
+        self.initialize(std=0.02)
+
+    def initialize(self, std: float) -> None:
+        """Start as published, whatever `std` other weights have."""
+        width, layer, layers = self.context.width, self.context.layer, self.context.layers
+        depth, left = layer / max(1, layers - 1), 1 - layer / layers
+        device = self.mu.device
+        channel = torch.arange(width, device=device)
+        linear = channel / max(1, width - 1) - 0.5
+        middle = (self.width - 1) / 2
+        zigzag = (channel % self.width - middle) / max(1.0, middle)
+        zigzag = zigzag * zigzag.abs()
+        exponents = (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
+        with torch.no_grad():
+            for mu, exponent in zip(self.mu, exponents, strict=True):
+                mu.copy_(lerp_start(width, exponent * left, device))
+            self.decay.expand.bias.copy_(-6 + 6 * (linear + 0.5) ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag)
+            self.rate.expand.bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * linear)
+            if self.first_share is not None:
+                self.first_share.expand.bias.copy_(0.73 - 0.4 * linear)
+            self.removal.copy_(0.71 - 0.1 * linear)
+        nn.init.constant_(self.replacement, 1.02)
+        nn.init.constant_(self.bonus, -0.04)
+        for matrix, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5)):
+            nn.init.uniform_(matrix.weight, -bound / math.sqrt(width), bound / math.sqrt(width))
+        nn.init.zeros_(self.output.weight)
+        nn.init.constant_(self.norm.weight, ((1 + layer) / layers) ** 0.7)
+
+    def mix(
+        self,
+        x: Tensor,
+        first_values: Tensor | None,
+        state: Rwkv7State | None = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[MixerOutput, Tensor | None]:
+        check_sequence(x, lengths, resets)
+        last, S, position = (None, None, None) if state is None else self._split(state, x)
+        before, last = shift(x, last, lengths=lengths, resets=resets)
+        token, first_values = self._project(x, before, first_values)
+        o, S = rwkv7(*token[:6], state=S, return_state=return_state, lengths=lengths, resets=resets)
+        after = None if S is None else Rwkv7State(last, S, advance(position, x, lengths))
+        return MixerOutput(self._output(o, token), after), first_values
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Rwkv7State:
+        weight = self.output.weight
+        device = device or weight.device
+        last = torch.zeros(batch_size, self.context.width, device=device, dtype=dtype or weight.dtype)
+        sums = torch.promote_types(weight.dtype, torch.float32)
+        S = init_rwkv7_state(batch_size, self.heads, self.width, device, sums)
+        return Rwkv7State(last, S, torch.zeros(batch_size, device=device, dtype=torch.int64))
+
+    @torch.no_grad()
+    def mix_step(self, x: Tensor, first_values: Tensor | None, state: Rwkv7State) -> tuple[Tensor, Tensor | None]:
+        last, S, position = self._split(state, x)
+        token, first_values = self._project(x, last.to(x.dtype), first_values)
+        o = rwkv7_step(*token[:6], state=S)
+        last.copy_(x)
+        position.add_(1)
+        return self._output(o, token), first_values
+
+    def flops(self, tokens: int) -> int:
+        return rwkv7_flops(1, tokens, self.heads, self.width)
+
+    def _project(self, x: Tensor, before: Tensor, first_values: Tensor | None) -> tuple[_Token, Tensor]:
+        """What the recurrence takes of tokens x and those before them, and the first layer's values."""
+        r, w, k, v, a, gate = (torch.lerp(x, before, mu) for mu in self.mu.to(x.dtype))
+        values = self.value(v)
+        if first_values is None:
+            first_values = values
+        elif self.first_share is not None:
+            values = torch.lerp(values, first_values, torch.sigmoid(self.first_share(v)))
+        # Decays keep their digits: over a long context they are powers of numbers near 1.
+        raised = self.decay(w)
+        log_w = -_FASTEST_DECAY * torch.sigmoid(raised.to(torch.promote_types(raised.dtype, torch.float32)))
+        rate = torch.sigmoid(self.rate(a))
+        k = self.key(k)
+        kappa = F.normalize(self._heads(k * self.removal.to(k.dtype)), dim=-1)
+        k = k * (1 + (rate - 1) * self.replacement.to(k.dtype))
+        r, log_w, k, v, rate = (self._heads(part) for part in (self.receptance(r), log_w, k, values, rate))
+        return _Token(r, log_w, k, v, kappa.to(k.dtype), rate, self.gate(gate)), first_values
+
+    def _output(self, o: Tensor, token: _Token) -> Tensor:
+        own = (token.r * token.k * self.bonus.to(o.dtype)).sum(-1, keepdim=True) * token.v
+        return self.output((self.norm(o) + own).flatten(-2) * token.gate)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.width))
+
+    def _split(self, state: Rwkv7State, x: Tensor) -> Rwkv7State:
+        """Check the state; its S the op checks."""
+        check_state(state, Rwkv7State, x.shape[0])
+        check_last(state.last, x.shape[0], self.context.width)
+        return state
