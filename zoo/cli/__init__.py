@@ -1,4 +1,4 @@
-"""The command line: `zoo list`, `show`, `train`, `ablate`, `generate`, `tokenizer`, `bench` and `tune`."""
+"""The command line: `zoo list`, `show`, `wsfr`, `plan`, `train`, `ablate`, `generate`, `tokenizer`, `bench`, `tune`."""
 
 import click
 
@@ -13,6 +13,8 @@ __all__ = ["main"]
     lazy_commands={
         "list": ("zoo.cli.listing:list_command", "List recipes, mixers and studies."),
         "show": ("zoo.cli.show:show", "Show what a recipe is and what its model costs."),
+        "wsfr": ("zoo.cli.wsfr:wsfr", "Show how work divides between weights and state."),
+        "plan": ("zoo.cli.plan:plan", "Find models whose weights and state are in balance."),
         "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),

@@ -1,0 +1,133 @@
+"""Plans: every printed line is the model that it says it is."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from zoo.budget import budgets, make_plan, parse_parameters
+from zoo.builder import build, configure
+from zoo.cli import main
+from zoo.errors import ConfigError, InputError
+from zoo.recipe import load_recipe
+
+
+@pytest.fixture
+def zoo() -> Callable[..., Result]:
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def test_printed_lines_are_models_of_the_printed_size(zoo: Callable[..., Result]) -> None:
+    options = ["--mixers", "power,gated-power", "--limit", "3"]
+    result = zoo("plan", "--params", "124M", "--context", "65536", *options)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("gpt2-124m-rotary ")]
+    assert len(lines) == 4  # and the smallest that was left out
+    rows = [
+        line.split()
+        for line in result.stdout.splitlines()
+        if line.startswith((" power ", " gated-power ", "power ", "gated-power "))
+    ]
+    for (recipe, *overrides), row in zip(lines, rows, strict=False):
+        configured = configure(recipe, overrides=overrides)
+        assert f"{build(configured, device='meta').num_parameters():,}" in row
+        (budget,) = budgets(configured, [65_536], torch.bfloat16)
+        assert f"{budget.ratio:#.3g}" in row
+        assert (row[0], row[1]) == (configured.mixer.name, str(configured.mixer.p))
+
+
+@pytest.mark.parametrize(("base", "size"), [("gpt2-124m-rotary", "124M"), ("llama-360m", "360M"), ("tiny", "1.4M")])
+def test_choices_are_in_order_and_as_counted(base: str, size: str) -> None:
+    target = parse_parameters(size)
+    plan = make_plan(target, 8_192, ["softmax", "power"], base=base, limit=4)
+    assert plan.choices
+    distances = [abs(math.log(choice.budget.ratio)) for choice in plan.choices]
+    assert distances == sorted(distances)
+    for choice in plan.choices:
+        configured = configure(base, overrides=choice.overrides)
+        assert (configured.model.layers, configured.model.width) == (choice.layers, choice.width)
+        assert configured.model.layer_context(0).head_width == choice.head_width
+        assert abs(choice.parameters / target - 1) <= 0.05
+        assert (choice.budget,) == budgets(configured, [8_192], torch.bfloat16)
+        assert choice.decode_bytes(3) == 2 * choice.parameters + 3 * choice.budget.state_bytes
+        assert choice.budget.state_bytes <= plan.state_limit
+
+
+def test_large_states_are_left_out_and_the_smallest_is_named(zoo: Callable[..., Result]) -> None:
+    plan = make_plan(124_000_000, 65_536, ["power"], state_limit=100 * 2**20)
+    smallest = plan.smallest_left_out
+    assert smallest is not None
+    assert smallest.budget.state_bytes > plan.state_limit
+    assert all(choice.budget.state_bytes <= plan.state_limit for choice in plan.choices)
+    wider = make_plan(124_000_000, 65_536, ["power"], state_limit=smallest.budget.state_bytes, limit=10**6)
+    assert smallest in wider.choices
+    assert wider.left_out < plan.left_out
+    everything = make_plan(124_000_000, 65_536, ["power"], state_limit=2**60, limit=1)
+    assert everything.left_out  # the op makes no state of p = 4 with heads of width 128
+    none = zoo("plan", "--params", "124M", "--context", "65536", "--mixers", "softmax", "--state-limit", "0.001")
+    assert none.exit_code == 0, none.output
+    assert "none within the limit" in none.stdout
+    assert "Left out: " in none.stdout
+
+
+def test_head_widths_that_make_no_difference_are_one_choice() -> None:
+    plan = make_plan(124_000_000, 8_192, ["softmax"], limit=100)
+    shapes = [(choice.layers, choice.width) for choice in plan.choices]
+    assert len(set(shapes)) == len(shapes)
+    assert {choice.head_width for choice in plan.choices} == {64}
+
+
+def test_a_hybrid_base_loses_its_second_mixer() -> None:
+    (choice,) = make_plan(124_000_000, 8_192, ["linear"], base="hybrid-124m", limit=1).choices
+    assert "hybrid=null" in choice.overrides
+    assert load_recipe("hybrid-124m", choice.overrides).hybrid is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("124M", 124_000_000), ("1.3B", 1_300_000_000), ("350000000", 350_000_000), ("350k", 350_000), ("0.5M", 500_000)],
+)
+def test_sizes_are_parsed(text: str, number: int) -> None:
+    assert parse_parameters(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "12X", "1e8", "0", "1,3B"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="params: expected a number of parameters such as 124M"):
+        parse_parameters(text)
+
+
+def test_errors_name_the_argument() -> None:
+    with pytest.raises(ConfigError, match=r"mixers: expected softmax, .*, was 'powr' \(did you mean 'power'\?\)"):
+        make_plan(124_000_000, 1_024, ["powr"])
+    with pytest.raises(ConfigError, match="unknown recipe 'gpt3'"):
+        make_plan(124_000_000, 1_024, base="gpt3")
+    with pytest.raises(InputError, match="contexts: expected numbers of tokens from 1 on, was"):
+        make_plan(124_000_000, 0)
+    with pytest.raises(
+        InputError, match="context: expected at most the 1,024 learned positions of gpt2-124m, was 2,048"
+    ):
+        make_plan(124_000_000, 2_048, base="gpt2-124m")
+    with pytest.raises(InputError, match="params: expected a number that gpt2-124m-rotary comes within 5% of"):
+        make_plan(1_000_000, 1_024, ["softmax"])
+
+
+def test_the_command_refuses_in_one_line(zoo: Callable[..., Result]) -> None:
+    result = zoo("plan", "--params", "much", "--context", "10")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: params: expected a number of parameters such as 124M, 1.3B or 350000000, was 'much'\n"
+    )
+    assert "Invalid value for '--context'" in zoo("plan", "--params", "1M", "--context", "0").stderr
+
+
+def test_assumptions_are_printed(zoo: Callable[..., Result]) -> None:
+    result = zoo(
+        "plan", "--params", "1.4M", "--context", "512", "--recipe", "tiny", "--mixers", "linear", "--batch-size", "7"
+    )
+    said = " ".join(result.stdout.split())
+    for part in ("Base recipe tiny", "tied with the head", "multiples of 64", "head widths 32, 64, 128", "init_state",
+                 "3 times the forward pass", "the states of 7 sequences"):  # fmt: skip
+        assert part in said

@@ -1,0 +1,41 @@
+"""`zoo plan`."""
+
+import click
+
+__all__ = ["plan"]
+
+
+@click.command()
+@click.option("--params", required=True, help="Parameters, for example 124M, 1.3B or 350000000.")
+@click.option("--context", required=True, type=click.IntRange(1), help="Tokens of a sequence.")
+@click.option("--mixers", help="What to choose from, with commas.  [default: all]")
+@click.option("--recipe", default="gpt2-124m-rotary", show_default=True, help="Gives everything else.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Sequences that are decoded.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="Models to print.")
+@click.option(
+    "--state-limit", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True),
+    help="GiB that the state of one sequence may take.",
+)  # fmt: skip
+def plan(
+    params: str, context: int, mixers: str | None, recipe: str, batch_size: int, limit: int, state_limit: float
+) -> None:
+    """Find models of a size whose work divides evenly between weights and state at a context.
+
+    Mixer, power, head width, layers and width vary. What is printed below the table is for `zoo show` and `zoo train`,
+    a line a model. Nothing is allocated.
+
+    \b
+    Examples:
+      zoo plan --params 124M --context 65536
+      zoo plan --params 1.3B --context 8192 --mixers softmax,power,gated-power --batch-size 64
+    """
+    from rich.console import Console
+
+    from zoo.budget.plan import make_plan, parse_parameters
+    from zoo.budget.plan_report import print_plan
+
+    names = None if mixers is None else [name.strip() for name in mixers.split(",")]
+    found = make_plan(
+        parse_parameters(params), context, names, base=recipe, state_limit=round(state_limit * 2**30), limit=limit
+    )
+    print_plan(found, batch_size, Console())

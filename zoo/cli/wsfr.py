@@ -1,0 +1,78 @@
+"""`zoo wsfr`."""
+
+from pathlib import Path
+
+import click
+
+from zoo.bench.cli import whole_numbers
+
+__all__ = ["wsfr"]
+
+_RECIPE = "gpt2-124m-rotary"
+
+
+@click.command()
+@click.argument("recipe", default=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--mixers", default="recipe,softmax,linear,power", show_default=True,
+    help="With commas; power:p=3 sets an option, and recipe is what the recipe has.",
+)  # fmt: skip
+@click.option(
+    "--contexts", default="1024,8192,65536,1000000", show_default=True, callback=whole_numbers, help="Tokens."
+)
+@click.option(
+    "--accounting", type=click.Choice(["exact", "paper"]), default="exact", show_default=True,
+    help="exact counts what runs; paper is a fit to the published table.",
+)  # fmt: skip
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this CSV file.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this JSON file.")
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Also draw this PNG or SVG.")
+def wsfr(
+    recipe: str,
+    overrides: tuple[str, ...],
+    mixers: str,
+    contexts: list[int],
+    accounting: str,
+    csv_path: Path | None,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Show the weight-state FLOP ratio of RECIPE by mixer and context.
+
+    8:1 says that of nine operations for a token eight go to weights and one on the state. Each mixer takes the
+    place of all of the recipe's. Nothing is allocated, so any size and any context can be looked at.
+
+    RECIPE is a name from `zoo list` or the path of a .yaml file, gpt2-124m-rotary if left out.
+
+    \b
+    Examples:
+      zoo wsfr
+      zoo wsfr hybrid-124m --mixers recipe,softmax,power:p=2,power:p=3 --plot wsfr.png
+      zoo wsfr gpt2-124m --accounting paper
+    """
+    from rich.console import Console
+
+    from zoo.bench.op_run import check_files
+    from zoo.budget.paper import paper_table
+    from zoo.budget.report import csv_text, json_text, print_table
+    from zoo.budget.wsfr import exact_table
+    from zoo.recipe import load_recipe
+    from zoo.training.files import replace_file
+
+    if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
+        recipe, overrides = _RECIPE, (recipe, *overrides)
+    for path in (csv_path, json_path):
+        check_files(path, None)
+    check_files(None, plot_path)
+    make_table = exact_table if accounting == "exact" else paper_table
+    table = make_table(load_recipe(recipe, overrides), [name.strip() for name in mixers.split(",")], contexts)
+    print_table(table, Console())
+    if csv_path is not None:
+        replace_file(csv_path, csv_text(table).encode())
+    if json_path is not None:
+        replace_file(json_path, json_text(table).encode())
+    if plot_path is not None:
+        from zoo.budget.plot import draw_ratios
+
+        replace_file(plot_path, draw_ratios(table, "svg" if plot_path.suffix == ".svg" else "png"))
