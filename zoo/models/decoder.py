@@ -11,12 +11,16 @@ from zoo.blocks.checks import check_sequence, check_state, describe, values_at_h
 from zoo.blocks.norms import make_norm
 from zoo.blocks.positions import advance, document_starts, token_positions
 from zoo.errors import ConfigError, InputError
+from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.mixers import MixerConfig
 from zoo.models.block import Block
 from zoo.models.config import DecoderConfig
 from zoo.models.initialization import initialize, initialize_rwkv7
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
+__all__ = ["MOST_LOGITS", "Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
+
+MOST_LOGITS = 2**26
+"""Logits that `Decoder.loss` makes at once; fewer are left to the compiler, which fuses what follows them."""
 
 
 class DecoderState(NamedTuple):
@@ -92,6 +96,21 @@ class Decoder(nn.Module):
         """
         x, state = self._hidden(tokens, state, return_state, lengths, resets)
         return DecoderOutput(self._logits(x), state)
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats, 0-d float32, of `targets` given `tokens`, both `[B, T]`.
+
+        Many logits are never held at once, so that a long context does not need room for its vocabulary.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        x, _ = self._hidden(tokens, None, False, None, resets)
+        x = self.norm(x).flatten(0, 1)
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        if x.shape[0] * weight.shape[0] > MOST_LOGITS:
+            return linear_cross_entropy(x, weight, targets.flatten()).float()
+        return F.cross_entropy(F.linear(x, weight).float(), targets.flatten())
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from zoo.data import Batch
 from zoo.errors import InputError
@@ -100,6 +100,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
             block.compile(fullgraph=True, dynamic=False)
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if hasattr(model, "loss"):
+        register_fsdp_forward_method(model, "loss")
 
 
 def _own_device(name: torch.device | str | None) -> torch.device:

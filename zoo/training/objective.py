@@ -16,7 +16,8 @@ class NextTokenLoss(nn.Module):
     """A model and its loss as one module, so that the compiler fuses the softmax over the vocabulary into it.
 
     Args:
-        model: `model(tokens, resets=resets).logits` is `[B, T, vocab]`.
+        model: `model.loss(tokens, targets, resets=resets)` is the mean loss, or, if there is no such method,
+            `model(tokens, resets=resets).logits` is `[B, T, vocab]`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,6 +26,9 @@ class NextTokenLoss(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor, resets: Tensor | None) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` `[B, T]` given `tokens` `[B, T]`."""
+        own = getattr(self.model, "loss", None)
+        if own is not None:
+            return own(tokens, targets, resets=resets)
         logits = self.model(tokens, resets=resets).logits
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 

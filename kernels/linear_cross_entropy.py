@@ -1,0 +1,99 @@
+"""Cross-entropy of a linear layer's outputs that never holds them all: long sequences by large vocabularies.
+
+Logits are made, and turned into gradients, for some rows at a time, so that besides inputs and gradients there is only
+room for those. The gradients are computed in the forward pass, which has the logits; the backward pass scales them. The
+op is opaque to the compiler: its loop over rows would compile once for each number of them.
+
+Source of the idea: Hsu et al., "Liger Kernel", arXiv 2410.10989.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+__all__ = ["linear_cross_entropy"]
+
+_LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of `cross_entropy(x weight^T, targets)` over all rows, 0-d float32 (float64 for float64).
+
+    The products are rounded to the inputs' dtype, under autocast to autocast's, and the rest is float32, as if the
+    logits were made by `torch.nn.functional.linear` and cast.
+
+    Args:
+        x: rows `[N, M]`.
+        weight: of the linear layer `[V, M]`.
+        targets: int64 `[N]`, from 0 to V - 1.
+    """
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    total, _, _ = _sum(x, weight, targets, wants_gradient)
+    return total / x.shape[0]
+
+
+def _accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@torch.library.custom_op("zoo::linear_cross_entropy", mutates_args=())
+def _sum(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of all rows' losses and, where wanted, its gradients for x and weight (in float32), else empty."""
+    wide = _accumulation(x.dtype)
+    total = x.new_zeros((), dtype=wide)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_gradient else x.new_empty(0)
+    dweight = weight.new_zeros(weight.shape if wants_gradient else 0, dtype=wide)
+    rows = max(1, _LOGITS_AT_ONCE // weight.shape[0])
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, x.shape[0], rows):
+            at = slice(start, start + rows)
+            logits = (x[at] @ weight.T).to(wide)
+            log_sums = logits.logsumexp(-1, keepdim=True)
+            wanted = targets[at, None]
+            total += (log_sums - logits.gather(1, wanted)).sum()
+            if wants_gradient:
+                dlogits = logits.sub_(log_sums).exp_()
+                dlogits.scatter_add_(1, wanted, dlogits.new_full(wanted.shape, -1.0))
+                narrow = dlogits.to(x.dtype)
+                dx[at] = narrow @ weight
+                dweight += narrow.T @ x[at]
+    return total, dx, dweight
+
+
+@_sum.register_fake
+def _(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    wide = _accumulation(x.dtype)
+    dx = x.new_empty(x.shape) if wants_gradient else x.new_empty(0)
+    return x.new_empty((), dtype=wide), dx, weight.new_empty(weight.shape if wants_gradient else 0, dtype=wide)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _total, dx, dweight = output
+    ctx.save_for_backward(dx, dweight)
+    ctx.dtype = inputs[1].dtype
+    ctx.mark_non_differentiable(dx, dweight)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dtotal: Tensor | None, _dx: Tensor | None, _dweight: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if dtotal is None:
+        return None, None, None, None
+    dx, dweight = ctx.saved_tensors
+    return (dx * dtotal).to(dx.dtype), (dweight * dtotal).to(ctx.dtype), None, None
+
+
+_sum.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.zoo.linear_cross_entropy)
+def _(x: Any, weight: Any, targets: Any, wants_gradient: bool, *, out_shape: Any = None, **_: Any) -> int:
+    products = 3 if wants_gradient else 1
+    return products * 2 * x[0] * x[1] * weight[0]
