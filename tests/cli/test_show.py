@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
+from torch import Tensor
 
 from zoo.mixers import mixers
+from zoo.mixers.gated_power import GatedPower
 from zoo.recipe import Recipe, available_recipes, load_recipe
+from zoo.training import compile_check
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +76,29 @@ def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path:
     path = tmp_path / "bad.yaml"
     path.write_text("name: bad\nmodel: !!python/object/apply:os.system ['true']")
     assert refused("show", path).startswith(f"{path}, line 2: could not determine a constructor")
+
+
+@pytest.mark.parametrize("recipe", ["hybrid-124m", "rwkv7-124m"])
+def test_show_compiles_whole(zoo: Callable[..., Result], recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_check, "_BACKEND", "aot_eager")  # the same graphs, in a tenth of the time
+    result = zoo("show", recipe, "--compile")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    found = {row[0]: row[-4:-1] for row in rows if row[0] in ("training", "reading", "decoding")}
+    assert found.keys() == {"training", "reading", "decoding"}
+    for graphs, breaks, recompiles in found.values():
+        assert int(graphs) in (1, 2)
+        assert (breaks, recompiles) == ("0", "0")
+
+
+def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: GatedPower, x: Tensor) -> Tensor | None:
+        torch._dynamo.graph_break()
+        return None
+
+    monkeypatch.setattr(compile_check, "_BACKEND", "eager")
+    monkeypatch.setattr(GatedPower, "_log_gates", broken)
+    output = zoo("show", "tiny", "mixer=gated-power", "--compile").stdout
+    training = next(line.split() for line in output.splitlines() if line.strip().startswith("training"))
+    assert int(training[-3]) > 0
+    assert "training: " in output

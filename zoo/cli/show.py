@@ -30,7 +30,10 @@ __all__ = ["show"]
     show_default=True,
     help="Of cached keys and values; running sums are float32 always.",
 )
-def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str) -> None:
+@click.option(
+    "--compile", "compiles", is_flag=True, help="Compile the model instead, and show graphs, breaks and recompiles."
+)
+def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str, compiles: bool) -> None:
     """Show what RECIPE is and what its model costs: parameters, state bytes and FLOPs by context.
 
     RECIPE is a name from `zoo list` or the path of a .yaml file. Nothing is allocated, so any size can be looked at.
@@ -40,6 +43,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str) -> 
       zoo show gpt2-124m
       zoo show llama-360m mixer=gated-power mixer.p=2 --dtype bfloat16
       zoo show tiny --yaml > mine.yaml
+      zoo show hybrid-124m --compile
     """
     import torch
 
@@ -49,6 +53,9 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str) -> 
     loaded = load_recipe(recipe, overrides)
     if as_yaml:
         click.echo(loaded.to_yaml(), nl=False)
+        return
+    if compiles:
+        _show_compilation(loaded)
         return
     contexts = set(CONTEXTS)
     if loaded.model.positions == "learned":
@@ -132,3 +139,33 @@ def _context_table(costs: Accounting) -> Table:
         forward, training = costs.forward_flops_per_token[context], costs.training_flops_per_token[context]
         table.add_row(f"{context:,}", size(state), f"{state:,}", count(forward), count(training))
     return table
+
+
+def _show_compilation(recipe: Recipe) -> None:
+    """Print what the compiler makes of the model, on a GPU if there is one."""
+    import torch
+
+    from zoo.training.compile_check import check_compilation
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console()
+    table = Table(escape(recipe.name), box=SIMPLE_HEAD)
+    for heading in ("lengths", "graphs", "breaks", "recompiles", "seconds"):
+        table.add_column(heading, justify="right")
+    reasons = []
+    for way in check_compilation(recipe, device):
+        report = way.report
+        lengths = f"{way.lengths[0]:,}" if len(way.lengths) == 1 else f"{way.lengths[0]:,} to {way.lengths[-1]:,}"
+        table.add_row(
+            way.name, lengths, f"{report.graphs}", f"{report.graph_breaks}", f"{report.recompiles}",
+            f"{report.seconds:.1f}",
+        )  # fmt: skip
+        reasons += [f"{way.name}: {reason}" for reason in way.reasons]
+    console.print(table)
+    for reason in reasons:
+        console.print(escape(reason))
+    where = "shrunk, on the CPU" if device.type == "cpu" else f"on {torch.cuda.get_device_name()}"
+    console.print(
+        f"[dim]The model {where}. Expected are one graph for the first length and one for all others; recompiles are "
+        "graphs beyond that.[/dim]"
+    )
