@@ -104,8 +104,9 @@ def test_error_law_over_widths(K: int, V: int, p: int, normalize: bool, dtype: t
 
 
 @pytest.mark.parametrize("heads", [(24, 2, 2), (1, 1, 4), (4, 1, 4), (2, 4, 1), (8, 4, 2)])
-def test_error_law_over_heads(heads: tuple[int, int, int]) -> None:
-    check_error_law(make_problem(B=4, T=2100, heads=heads, K=32, V=32))
+@pytest.mark.parametrize("width", [32, 64])  # Triton's kernels, and Hopper's own
+def test_error_law_over_heads(heads: tuple[int, int, int], width: int) -> None:
+    check_error_law(make_problem(B=4, T=2100, heads=heads, K=width, V=width))
 
 
 def test_error_law_with_zero_keys_and_a_large_batch() -> None:
@@ -137,6 +138,32 @@ def test_two_runs_give_the_same_bits(compiled: bool) -> None:
     function = torch.compile(attend, fullgraph=True) if compiled else attend
     runs = [torch.autograd.grad(function(*inputs), inputs, problem.do) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(("p", "width"), [(1, 64), (2, 32), (2, 64), (2, 128), (3, 32)])
+def test_opcheck(p: int, width: int) -> None:
+    problem = make_problem(T=2100, K=width, V=width, p=p)
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v, problem.log_g)]  # type: ignore[union-attr]
+    normalize = p % 2 == 0
+    arguments = (*inputs, None, None, None, p, width**-0.5, normalize, 0, True, True, not normalize, True)
+    torch.library.opcheck(torch.ops.zoo.power_attention, arguments)
+
+
+@pytest.mark.parametrize(("p", "width"), [(1, 64), (2, 64), (2, 128)])
+def test_recorded_graphs_give_the_same_bits(p: int, width: int) -> None:
+    problem = make_problem(T=3000, K=width, V=width, p=p)
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v, problem.log_g)]  # type: ignore[union-attr]
+
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        return power_attention(*inputs, p=p).o
+
+    plain, recorded = torch.compile(attend, fullgraph=True), torch.compile(attend, mode="reduce-overhead")
+    assert problem.do is not None
+    expected = torch.autograd.grad(plain(*inputs), inputs, problem.do)
+    for _ in range(4):  # warmed up, recorded, replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        found = torch.autograd.grad(recorded(*inputs), inputs, problem.do)
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_lengths_cause_at_most_two_compilations() -> None:
