@@ -2,6 +2,5 @@
 
 import os
 
-collect_ignore = (
-    ["test_gpu.py", "test_ahead_of_time.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_interpreted.py"]
-)
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore = ["test_gpu.py", "test_ahead_of_time.py", "test_tune.py"] if interpreted else ["test_interpreted.py"]
