@@ -5,17 +5,9 @@ from pathlib import Path
 
 import click
 
-__all__ = ["bench", "whole_numbers"]
+from zoo.cli.options import whole_numbers
 
-
-def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"expected whole numbers with commas, such as 1024,4096, was {value!r}") from None
-    if min(numbers) < 1:
-        raise click.BadParameter(f"expected at least 1, was {min(numbers)}")
-    return list(dict.fromkeys(numbers))
+__all__ = ["bench"]
 
 
 @click.group()

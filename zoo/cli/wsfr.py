@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zoo.bench.cli import whole_numbers
+from zoo.cli.options import whole_numbers
 
 __all__ = ["wsfr"]
 
