@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
+
 __all__ = ["linear_cross_entropy"]
 
 _LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
@@ -29,28 +31,21 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         weight: of the linear layer `[V, M]`.
         targets: int64 `[N]`, from 0 to V - 1.
     """
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = cast_for_autocast(x, weight)
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     total, _, _ = _sum(x, weight, targets, wants_gradient)
     return total / x.shape[0]
 
 
-def _accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 @torch.library.custom_op("zoo::linear_cross_entropy", mutates_args=())
 def _sum(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of all rows' losses and, where wanted, its gradients for x and weight (in float32), else empty."""
-    wide = _accumulation(x.dtype)
+    wide = accumulation_dtype(x.dtype)
     total = x.new_zeros((), dtype=wide)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_gradient else x.new_empty(0)
     dweight = weight.new_zeros(weight.shape if wants_gradient else 0, dtype=wide)
     rows = max(1, _LOGITS_AT_ONCE // weight.shape[0])
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         for start in range(0, x.shape[0], rows):
             at = slice(start, start + rows)
             logits = (x[at] @ weight.T).to(wide)
@@ -68,7 +63,7 @@ def _sum(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tu
 
 @_sum.register_fake
 def _(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _accumulation(x.dtype)
+    wide = accumulation_dtype(x.dtype)
     dx = x.new_empty(x.shape) if wants_gradient else x.new_empty(0)
     return x.new_empty((), dtype=wide), dx, weight.new_empty(weight.shape if wants_gradient else 0, dtype=wide)
 

@@ -5,7 +5,6 @@ The shape legend: `B` batch, `T` tokens, `Hq`, `Hk`, `Hv` query, key and value h
 """
 
 import math
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -17,6 +16,7 @@ from zoo.kernels.power import op, reference
 from zoo.kernels.power.checks import check_arguments, check_values
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.power.triton_support import check_triton, supports_triton
+from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
 
@@ -104,7 +104,7 @@ def power_attention(
             impl=impl,
         )
     S, z = (None, None) if state is None else state
-    dtype = op.autocast_dtype(q)
+    dtype = autocast_dtype(q)
     if impl == "triton":
         check_triton(q, v, dtype, p)
     wants_triton = impl == "triton" or (impl is None and supports_triton(q, v, dtype, p))
@@ -114,7 +114,7 @@ def power_attention(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,
         save_states and wants_gradient, not (normalize and wants_gradient), use_triton,
     )  # fmt: skip
-    return PowerAttentionOutput(o.to(op.autocast_dtype(v)), PowerState(S, z) if return_state else None)
+    return PowerAttentionOutput(o.to(autocast_dtype(v)), PowerState(S, z) if return_state else None)
 
 
 def power_attention_step(
@@ -178,11 +178,11 @@ def _run_reference(
 ) -> PowerAttentionOutput:  # fmt: skip
     """Run an oracle, once for each packed sequence."""
     run = reference.quadratic if impl == "quadratic" else reference.recurrent
-    q, k, v = op.cast_for_autocast(q, k, v)
+    q, k, v = cast_for_autocast(q, k, v)
     S, z = (None, None) if state is None else state
     ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     outputs, states = [], []
-    with nullcontext() if q.device.type == "meta" else torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         for i, (a, b) in enumerate(pairwise(ends)):
             row = slice(None) if cu_seqlens is None else slice(i, i + 1)
             o, after = run(

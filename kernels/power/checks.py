@@ -10,8 +10,8 @@ from torch import Tensor
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
-from zoo.kernels.power.reference import accumulation_dtype
 from zoo.kernels.power.state import PowerState, check_state_size
+from zoo.kernels.precision import accumulation_dtype
 
 __all__ = ["check_arguments", "check_values", "debug_checks"]
 

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import accumulation_dtype, bounded, vanishes
+from zoo.kernels.power.reference import bounded, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
+from zoo.kernels.precision import accumulation_dtype
 
 __all__ = ["Gradients", "backward", "forward", "resolve_chunk_size"]
 

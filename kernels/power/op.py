@@ -17,15 +17,15 @@ from zoo.kernels.power import chunked
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
 from zoo.kernels.power.heads import Heads
-from zoo.kernels.power.reference import accumulation_dtype
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.power.triton_support import TRITON, triton_op
+from zoo.kernels.precision import accumulation_dtype, cast_for_autocast
 
 if TRITON:
     from zoo.kernels.power.triton.op import saved_states_shape, triton_backward, triton_forward
     from zoo.kernels.power.triton.step import supports_triton_step, triton_step
 
-__all__ = ["attend", "autocast_dtype", "cast_for_autocast", "step"]
+__all__ = ["attend", "step"]
 
 
 def _sequences(cu_seqlens: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -245,18 +245,6 @@ def _(
 
 # Autocast lowers q, k and v; gates and states stay float32, which torch.library.register_autocast cannot express.
 _library = torch.library.Library("zoo", "FRAGMENT")
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of `x` under autocast: lowered where autocast is on, except float64, as in torch's own ops."""
-    device = x.device.type
-    lowers = device != "meta" and torch.is_autocast_enabled(device)  # there is no autocast for the meta device
-    return torch.get_autocast_dtype(device) if lowers and x.dtype != torch.float64 else x.dtype
-
-
-def cast_for_autocast(*tensors: Tensor) -> list[Tensor]:
-    """`tensors` in the dtype that autocast asks for."""
-    return [x.to(autocast_dtype(x)) for x in tensors]
 
 
 def _with_autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:

@@ -13,13 +13,9 @@ from torch import Tensor
 from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.state import PowerState
+from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["accumulation_dtype", "bounded", "quadratic", "recurrent", "vanishes"]
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Sums and states are float32, or float64 where the inputs are."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+__all__ = ["bounded", "quadratic", "recurrent", "vanishes"]
 
 
 def vanishes(denominator: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.precision import without_autocast
 from zoo.kernels.rwkv7 import op, reference
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
 
@@ -80,7 +81,7 @@ def rwkv7(
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
     check_values(log_w, None, r.shape[1])
     if impl == "recurrent":
-        with op.without_autocast(r):
+        with without_autocast(r):
             o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
     else:
         o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size or 0)

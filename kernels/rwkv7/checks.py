@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
-from zoo.kernels.rwkv7.reference import accumulation_dtype
+from zoo.kernels.precision import accumulation_dtype
 
 __all__ = ["check_arguments", "check_options", "check_values"]
 

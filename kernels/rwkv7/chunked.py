@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.rwkv7.pairs import differentiate_pairs, meet
-from zoo.kernels.rwkv7.reference import accumulation_dtype
 
 __all__ = ["Gradients", "backward", "forward", "resolve_chunk_size", "saved_states"]
 

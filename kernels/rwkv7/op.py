@@ -6,24 +6,18 @@ plain tensors; a schema cannot return None, so absent ones are empty. Autocast c
 that the caller wants, and sums are float32 whatever it says.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.precision import accumulation_dtype, without_autocast
 from zoo.kernels.rwkv7 import chunked
 from zoo.kernels.rwkv7.flops import backward_flops, rwkv7_flops, step_flops
-from zoo.kernels.rwkv7.reference import accumulation_dtype
 from zoo.kernels.rwkv7.step import step_in_place
 
-__all__ = ["mix", "step", "without_autocast"]
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products of float32 tensors on the device of `x` stay float32."""
-    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+__all__ = ["mix", "step"]
 
 
 @torch.library.custom_op("zoo::rwkv7", mutates_args=())

@@ -9,12 +9,9 @@ Source: Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", arX
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "recurrent"]
+from zoo.kernels.precision import accumulation_dtype
 
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Sums and states are float32, or float64 where the inputs are."""
-    return torch.promote_types(dtype, torch.float32)
+__all__ = ["recurrent"]
 
 
 def recurrent(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.linear import ResidualLinear
 
-__all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "make_feed_forward"]
+__all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "hidden_width", "make_feed_forward"]
 
 FeedForwardName = Literal["gelu", "swiglu", "rwkv7", "none"]
 
@@ -37,16 +37,21 @@ class SwiGLUFeedForward(nn.Module):
         return self.contract(F.silu(self.gate(x)) * self.expand(x))
 
 
-def make_feed_forward(
-    name: Literal["gelu", "swiglu", "none"], width: int, hidden: int | None, bias: bool
-) -> nn.Module | None:
-    """Return the layer called `name`; None for `none`.
+def hidden_width(name: FeedForwardName, width: int) -> int:
+    """Return the hidden width that a layer takes where none is set; 0 for `none`.
 
-    `hidden` None is 4 x width for gelu, and for swiglu, whose three matrices share the parameters of two, 8/3 x width
-    rounded up to a multiple of 64.
+    It is 4 x width, and for swiglu, whose three matrices share the parameters of two, 8/3 x width rounded up to a
+    multiple of 64.
     """
+    if name == "none":
+        return 0
+    return -(-8 * width // (3 * 64)) * 64 if name == "swiglu" else 4 * width
+
+
+def make_feed_forward(name: Literal["gelu", "swiglu", "none"], width: int, hidden: int, bias: bool) -> nn.Module | None:
+    """Return the layer called `name`; None for `none`."""
     if name == "none":
         return None
     if name == "gelu":
-        return GeluFeedForward(width, hidden or 4 * width, bias)
-    return SwiGLUFeedForward(width, hidden or -(-8 * width // (3 * 64)) * 64, bias)
+        return GeluFeedForward(width, hidden, bias)
+    return SwiGLUFeedForward(width, hidden, bias)

@@ -40,11 +40,9 @@ class Block(nn.Module):
         built = mixers[mixer.name].build(mixer, context)
         self.mixer = put_around(config.around, mixer.name == config.around, built, context)
         if config.feed_forward == "rwkv7":
-            self.feed_forward: nn.Module | None = ChannelMix(context, config.feed_forward_width or 4 * config.width)
+            self.feed_forward: nn.Module | None = ChannelMix(context, config.hidden_width)
         else:
-            self.feed_forward = make_feed_forward(
-                config.feed_forward, config.width, config.feed_forward_width, config.bias
-            )
+            self.feed_forward = make_feed_forward(config.feed_forward, config.width, config.hidden_width, config.bias)
         if self.feed_forward is not None:
             self.feed_forward_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from zoo.blocks.around import AroundName
-from zoo.blocks.feed_forward import FeedForwardName
+from zoo.blocks.feed_forward import FeedForwardName, hidden_width
 from zoo.blocks.mixer import LayerContext
 from zoo.blocks.norms import NormName
 from zoo.config import Config
@@ -86,6 +86,12 @@ class DecoderConfig(Config):
         if self.key_value_heads is not None and self.heads % self.key_value_heads:
             raise ValueError(f"key_value_heads must divide the {self.heads} heads, got {self.key_value_heads}")
         return self
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the feed-forward layers; 0 where there are none."""
+        default = hidden_width(self.feed_forward, self.width)
+        return default if self.feed_forward == "none" else self.feed_forward_width or default
 
     def layer_context(self, layer: int) -> LayerContext:
         """Return what the mixer of block `layer` (from 0) needs to know."""

@@ -7,14 +7,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
 from zoo.accounting import account
-from zoo.blocks.feed_forward import make_feed_forward
-from zoo.blocks.linear import ResidualLinear
 from zoo.data import Corpus, DataConfig, TokenStream
 from zoo.errors import CheckpointError
-from zoo.models.config import DecoderConfig
 from zoo.study.machine import read_machine
 from zoo.study.summary import CorpusSummary, Curve, StudySummary, VariantSummary
 from zoo.study.variants import Variant
@@ -84,7 +80,7 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
         mixer=variant.mixer,
         overrides=variant.overrides,
         parameters=result.parameters,
-        feed_forward_width=_feed_forward_width(variant.recipe.model),
+        feed_forward_width=variant.recipe.model.hidden_width,
         forward_flops_per_token=costs.forward_flops_per_token[context],
         training_flops_per_token=costs.training_flops_per_token[context],
         state_bytes=tuple(costs.state_bytes[each] for each in summary.state_contexts),
@@ -100,17 +96,6 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
         training=training_curve(records, summary.corpus),
         machine=read_machine(folder),
     )
-
-
-def _feed_forward_width(model: DecoderConfig) -> int:
-    """Return the hidden width, which a recipe may leave to the model; 0 without feed-forward layers."""
-    if model.feed_forward == "rwkv7":
-        return model.feed_forward_width or 4 * model.width
-    with torch.device("meta"):
-        layer = make_feed_forward(model.feed_forward, model.width, model.feed_forward_width, model.bias)
-    if layer is None:
-        return 0
-    return next(part.in_features for part in layer.children() if isinstance(part, ResidualLinear))
 
 
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
