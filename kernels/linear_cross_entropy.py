@@ -1,7 +1,7 @@
 """Cross-entropy of a linear layer's outputs that never holds them all: long sequences by large vocabularies.
 
 Logits are made, and turned into gradients, for some rows at a time, so that besides inputs and gradients there is only
-room for those. The gradients are computed in the forward pass, which has the logits; the backward pass scales them. The
+room for those. On a GPU a Triton kernel does that to logits in the inputs' dtype, in place. The gradients are computed in the forward pass, which has the logits; the backward pass scales them. The
 op is opaque to the compiler: its loop over rows would compile once for each number of them.
 
 Source of the idea: Hsu et al., "Liger Kernel", arXiv 2410.10989.
@@ -10,14 +10,17 @@ Source of the idea: Hsu et al., "Liger Kernel", arXiv 2410.10989.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.power.triton_support import TRITON
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
 
 __all__ = ["linear_cross_entropy"]
 
 _LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
+_FUSED_LOGITS_AT_ONCE = 2**28  # half a GiB in bfloat16
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -42,23 +45,51 @@ def _sum(x: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> tu
     """The sum of all rows' losses and, where wanted, its gradients for x and weight (in float32), else empty."""
     wide = accumulation_dtype(x.dtype)
     total = x.new_zeros((), dtype=wide)
+    classes = weight.shape[0]
+    fused = TRITON and x.is_cuda and wide == torch.float32
+    if fused:  # tensor cores want rows of whole cache lines: 50,257 logits take five times as long as 50,304
+        weight = F.pad(weight, (0, 0, 0, -classes % 64))
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_gradient else x.new_empty(0)
     dweight = weight.new_zeros(weight.shape if wants_gradient else 0, dtype=wide)
-    rows = max(1, _LOGITS_AT_ONCE // weight.shape[0])
+    differentiate = _fused_rows if fused else _rows
+    rows = max(1, (_FUSED_LOGITS_AT_ONCE if fused else _LOGITS_AT_ONCE) // weight.shape[0])
     with without_autocast(x):
         for start in range(0, x.shape[0], rows):
             at = slice(start, start + rows)
-            logits = (x[at] @ weight.T).to(wide)
-            log_sums = logits.logsumexp(-1, keepdim=True)
-            wanted = targets[at, None]
-            total += (log_sums - logits.gather(1, wanted)).sum()
+            losses, dlogits = differentiate(x[at] @ weight.T, targets[at], classes, wants_gradient)
+            total += losses.sum()
             if wants_gradient:
-                dlogits = logits.sub_(log_sums).exp_()
-                dlogits.scatter_add_(1, wanted, dlogits.new_full(wanted.shape, -1.0))
-                narrow = dlogits.to(x.dtype)
-                dx[at] = narrow @ weight
-                dweight += narrow.T @ x[at]
-    return total, dx, dweight
+                torch.mm(dlogits, weight, out=dx[at])
+                _add_product(dweight, dlogits.T, x[at])
+    return total, dx, dweight[:classes]
+
+
+def _rows(logits: Tensor, targets: Tensor, classes: int, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Each row's loss, and the logits' gradient, if wanted, in their dtype."""
+    dtype, logits = logits.dtype, logits.to(accumulation_dtype(logits.dtype))
+    log_sums = logits.logsumexp(-1, keepdim=True)
+    wanted = targets[:, None]
+    losses = log_sums - logits.gather(1, wanted)
+    if not wants_gradient:
+        return losses, logits
+    dlogits = logits.sub_(log_sums).exp_()
+    return losses, dlogits.scatter_add_(1, wanted, dlogits.new_full(wanted.shape, -1.0)).to(dtype)
+
+
+def _fused_rows(logits: Tensor, targets: Tensor, classes: int, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    from zoo.kernels.cross_entropy_rows import cross_entropy_rows
+
+    return cross_entropy_rows(logits, targets, classes, wants_gradient=wants_gradient), logits
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add `a b` to a total of at least float32, without rounding the product before where the device can."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda and torch.version.hip is None:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
 
 
 @_sum.register_fake
