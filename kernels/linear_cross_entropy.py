@@ -1,8 +1,9 @@
 """Cross-entropy of a linear layer's outputs that never holds them all: long sequences by large vocabularies.
 
 Logits are made, and turned into gradients, for some rows at a time, so that besides inputs and gradients there is only
-room for those. On a GPU a Triton kernel does that to logits in the inputs' dtype, in place. The gradients are computed in the forward pass, which has the logits; the backward pass scales them. The
-op is opaque to the compiler: its loop over rows would compile once for each number of them.
+room for those; on a GPU a Triton kernel does it in place. The gradients are computed in the forward pass, which has
+the logits; the backward pass scales them. The op is opaque to the compiler: its loop over rows would compile once for
+each number of them.
 
 Source of the idea: Hsu et al., "Liger Kernel", arXiv 2410.10989.
 """

@@ -55,16 +55,6 @@ class Chunks(NamedTuple):
             x = x[:, self._token_index()[0]]
         return x.reshape(self.slots, self.size, *x.shape[2:]).permute(0, 2, 3, 1).contiguous()
 
-    def gates(self, log_g: Tensor, lowest: float) -> Tensor:
-        """Log gates `[B, T, H]` in float64, at least `lowest`, zero beyond the end: `[slots, H, C]`."""
-        log_g = log_g.clamp(min=lowest).double()
-        if self.bounds is None:
-            log_g = F.pad(log_g, (0, 0, 0, self.slots // self.batch * self.size - self.tokens))
-        else:
-            index, exists = self._token_index()
-            log_g = torch.where(exists[:, None], log_g[:, index], 0)
-        return log_g.reshape(self.slots, self.size, -1).transpose(1, 2).contiguous()
-
 
 def chunk_size(tokens: int, config: Config, wanted: int, packed: bool) -> int:
     """Tokens a chunk: as wanted, or, for 0, as configured; a short sequence is one chunk. In whole blocks of tokens."""

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
+from zoo.kernels.power.triton_support import check_architecture
 
 __all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using"]
 
@@ -63,13 +64,20 @@ class Row(NamedTuple):
 
 
 def architecture(x: Tensor) -> str:
-    """The GPU that x is on; for none, the one that the kernels were made for."""
+    """The GPU that x is on; for none, the one that the kernels were made for.
+
+    Raises:
+        InputError: the kernels are not for that GPU.
+    """
     if x.device.type != "cuda":
         return "sm_90"
     properties = torch.cuda.get_device_properties(x.device)
-    if torch.version.hip is not None:
-        return str(properties.gcnArchName).partition(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    if torch.version.hip is None:
+        name = f"sm_{properties.major}{properties.minor}"
+    else:
+        name = str(properties.gcnArchName).partition(":")[0]
+    check_architecture(name)
+    return name
 
 
 @lru_cache

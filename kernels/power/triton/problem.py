@@ -13,6 +13,7 @@ from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
+from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
 from zoo.kernels.power.triton.hopper.op import fuses, gradients_from_states, outputs_from_states, supports_hopper
 from zoo.kernels.power.triton.layout import Layout
 
@@ -21,7 +22,7 @@ __all__ = ["LOWEST_GATE", "Columns", "Problem", "product_dtype"]
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_GATE = -128.0
 COLUMNS_BLOCK = 64
-_LOG2_E = 1.4426950408889634
+GATES_BLOCK = 256
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
 
 
@@ -63,10 +64,7 @@ class Problem:
         if self.log_g is None:
             self.gates = self.gates_low = q.new_empty(0, dtype=torch.float32)
         else:
-            total = self.chunks.gates(self.log_g, LOWEST_GATE).cumsum(-1) * _LOG2_E
-            self.total = total.repeat_interleave(self.heads.state // self.heads.value, 1)
-            self.gates = self.total.float()
-            self.gates_low = (self.total - self.gates).float() if self.exact_gates else self.gates
+            self.gates, self.gates_low, self.left = self._gate_sums(self.log_g)
 
     @property
     def fused(self) -> bool:
@@ -99,12 +97,22 @@ class Problem:
         """Which places of a chunk hold tokens `[slots, 1, C]`."""
         return self.chunks.exists(self.q.device)
 
+    def _gate_sums(self, log_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`gates`, `gates_low` and `left`, see `gate_sums_kernel`; `gates_low` only where gates are exact."""
+        slots, C, heads = self.chunks.slots, self.chunks.size, self.heads
+        gates, left = (self._room(slots, heads.state, C, dtype=torch.float32) for _ in range(2))
+        gates_low = self._room(slots, heads.state, C, dtype=torch.float32) if self.exact_gates else gates
+        wrap_triton(gate_sums_kernel)[(slots, heads.state)](
+            log_g, gates, gates_low, left, self.tables[0], self.chunks.tokens, C, heads.value,
+            heads.state // heads.value, BLOCK=GATES_BLOCK, LOWEST=LOWEST_GATE, EXACT=self.exact_gates,
+            PACKED=self.packed,
+        )  # fmt: skip
+        return gates, gates_low, left
+
     def keys_to_end(self) -> Columns:
         """Keys, and what is left of them at their chunk's end."""
-        left = self._existing.float()
-        if self.log_g is not None:
-            left = torch.where(self._existing, (self.total[..., -1:] - self.total).exp2().float(), 0)
-        columns = self._columns(self.k, left.expand(-1, self.heads.state, -1))
+        left = self.left if self.gated else self._existing.float().expand(-1, self.heads.state, -1)
+        columns = self._columns(self.k, left)
         self.keys = columns.plain
         return columns
 
@@ -133,11 +141,11 @@ class Problem:
         A kernel, because the compiler would transpose once more for each kernel that reads them.
         """
         chunks, heads = self.chunks, x.shape[2]
-        plain = x.new_empty(chunks.slots, heads, self.K, chunks.size if wants_plain else 0, dtype=self.dtype)
+        plain = self._room(chunks.slots, heads, self.K, chunks.size if wants_plain else 0, dtype=self.dtype)
         scaled = plain
         if factors is not None:
             factors = factors.contiguous()
-            scaled = x.new_empty(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=self.dtype)
+            scaled = self._room(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=self.dtype)
         wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, heads)](
             x, x if factors is None else factors, plain, scaled, self.tables[0],
             chunks.tokens, chunks.size, heads, 1 if factors is None else factors.shape[1] // heads,
@@ -170,7 +178,15 @@ class Problem:
 
     def states(self, dtype: torch.dtype) -> Tensor:
         """Room for one state a chunk."""
-        return self.q.new_empty(self.chunks.slots, self.heads.state, self.layout.rows * (self.V + 1), dtype=dtype)
+        return self._room(self.chunks.slots, self.heads.state, self.layout.rows * (self.V + 1), dtype=dtype)
+
+    def _room(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory to write to.
+
+        Not by `new_empty`: of two such calls, one in the forward and one in the backward pass, the compiler makes one,
+        and keeps what nobody has written.
+        """
+        return torch.empty(shape, dtype=dtype, device=self.q.device)
 
     def outputs_from_states(self, x: Tensor, columns: Tensor, states: Tensor, heads: int, first: bool) -> Tensor | None:
         """What states give to tokens `[B, T, heads, V]`, where a kernel of its own does that; first: to all chunks."""

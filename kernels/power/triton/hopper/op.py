@@ -4,6 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
+from zoo.kernels.power.triton.hopper.launch import launch, register_op
+
 __all__ = [
     "attend_chunks",
     "chunk_sums",
@@ -31,7 +33,7 @@ def _trips(K: int) -> int:
     return 4 if K == 64 else 2
 
 
-@torch.library.custom_op("zoo::power_outputs_from_states", mutates_args=())
+@register_op("power_outputs_from_states")
 def outputs_from_states(
     x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
     first: bool, packed: bool,
@@ -54,15 +56,16 @@ def outputs_from_states(
     (B, T, x_heads, K), (slots, states_count), C = x.shape, states.shape[:2], x_columns.shape[-1]
     y = x.new_empty(B, T, heads, V, dtype=torch.float32)
     blocks = triton.cdiv(min(C, T), BLOCK)
-    outputs_kernel[(blocks * (V // 64) * heads * slots,)](
+    launch(
+        outputs_kernel, blocks * (V // 64) * heads * slots,
         x, x_columns, states, y, bounds, T, C, rows, x_heads, heads, states_count, blocks,
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
-        num_warps=WARPS,
+        warps=WARPS,
     )  # fmt: skip
     return y
 
 
-@outputs_from_states.register_fake
+@torch.library.register_fake("zoo::power_outputs_from_states")
 def _(
     x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
     first: bool, packed: bool,
@@ -70,7 +73,7 @@ def _(
     return x.new_empty(*x.shape[:2], heads, V, dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::power_gradients_from_states", mutates_args=())
+@register_op("power_gradients_from_states")
 def gradients_from_states(
     y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
     packed: bool,
@@ -82,15 +85,16 @@ def gradients_from_states(
     _, x_heads, K, C = x_columns.shape
     dx = y.new_empty(B, T, heads, K, dtype=torch.float32)
     blocks = triton.cdiv(min(C, T), BLOCK)
-    gradients_kernel[(blocks * (K // 64) * heads * slots,)](
+    launch(
+        gradients_kernel, blocks * (K // 64) * heads * slots,
         y, x_columns, states, dx, bounds, T, C, rows, y_heads, x_heads, heads, states_count, blocks,
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
-        num_warps=WARPS,
+        warps=WARPS,
     )  # fmt: skip
     return dx
 
 
-@gradients_from_states.register_fake
+@torch.library.register_fake("zoo::power_gradients_from_states")
 def _(
     y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
     packed: bool,
@@ -98,7 +102,7 @@ def _(
     return y.new_empty(*y.shape[:2], heads, x_columns.shape[2], dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::power_chunk_sums", mutates_args=())
+@register_op("power_chunk_sums")
 def chunk_sums(
     x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
     dtype: torch.dtype,
@@ -119,14 +123,15 @@ def chunk_sums(
     heads = x_decayed.shape[1]
     sums = y.new_empty(slots, states, rows * (V + 1), dtype=dtype)
     blocks = K // 16
-    sums_kernel[(blocks * (blocks + 1) // 4 * (V // 64) * states * slots,)](
+    launch(
+        sums_kernel, blocks * (blocks + 1) // 4 * (V // 64) * states * slots,
         x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, heads // x_heads, y_heads, heads // y_heads, states,
-        heads // states, K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, num_warps=8,
+        heads // states, K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, warps=8,
     )  # fmt: skip
     return sums
 
 
-@chunk_sums.register_fake
+@torch.library.register_fake("zoo::power_chunk_sums")
 def _(
     x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
     dtype: torch.dtype,
@@ -139,7 +144,7 @@ def fuses(K: int, V: int) -> bool:
     return K == V == 64
 
 
-@torch.library.custom_op("zoo::power_attend_chunks", mutates_args=())
+@register_op("power_attend_chunks")
 def attend_chunks(
     x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
     bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
@@ -155,17 +160,18 @@ def attend_chunks(
     y = x.new_empty(B, T, heads, V, dtype=dtype)
     denominator = x.new_empty((B, T, heads) if normalize else (0,), dtype=torch.float32)
     blocks = triton.cdiv(min(size, T), BLOCK)
-    attend_kernel[(blocks * heads * slots,)](
+    launch(
+        attend_kernel, blocks * heads * slots,
         x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, size, rows, scale,
         heads, heads // state_heads, partners // state_heads, heads // x_heads, partners // other.shape[2],
         partners // values.shape[2], blocks,
         K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=normalize, GATED=gates.numel() > 0,
-        REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS, num_warps=WARPS,
+        REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS, warps=WARPS,
     )  # fmt: skip
     return y, denominator
 
 
-@attend_chunks.register_fake
+@torch.library.register_fake("zoo::power_attend_chunks")
 def _(
     x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
     bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
@@ -175,7 +181,7 @@ def _(
     return y, x.new_empty((*x.shape[:2], heads) if normalize else (0,), dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::power_differentiate_chunks", mutates_args=())
+@register_op("power_differentiate_chunks")
 def differentiate_chunks(
     x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
     weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,
@@ -189,18 +195,19 @@ def differentiate_chunks(
     dx = x.new_empty(B, T, heads, K, dtype=dtype)
     along = x.new_empty((2, slots, heads, size) if gated else (0,), dtype=torch.float32)
     blocks = triton.cdiv(min(size, T), BLOCK)
-    differentiate_kernel[(blocks * heads * slots,)](
+    launch(
+        differentiate_kernel, blocks * heads * slots,
         x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, size, rows,
         heads, heads // state_heads, partners // state_heads, heads // x_heads, heads // own_heads,
         partners // other.shape[2], partners // values.shape[2], blocks, slots,
         K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=delta.numel() > 0,
         HAS_NORMALISER=has_normaliser, GATED=gated, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS,
-        num_warps=WARPS,
+        warps=WARPS,
     )  # fmt: skip
     return dx, along
 
 
-@differentiate_chunks.register_fake
+@torch.library.register_fake("zoo::power_differentiate_chunks")
 def _(
     x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
     weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,

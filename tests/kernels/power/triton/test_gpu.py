@@ -100,13 +100,14 @@ def test_error_law_over_gates(gates: str, state: bool, dtype: torch.dtype) -> No
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_error_law_over_widths(K: int, V: int, p: int, normalize: bool, dtype: torch.dtype) -> None:
-    check_error_law(make_problem(B=4 if p <= 2 else 2, T=2200, K=K, V=V, p=p, normalize=normalize, dtype=dtype))
+    B = 4 if p <= 2 else 2
+    check_error_law(make_problem(B=B, T=2200, K=K, V=V, p=p, normalize=normalize, dtype=dtype, aligned=normalize))
 
 
 @pytest.mark.parametrize("heads", [(24, 2, 2), (1, 1, 4), (4, 1, 4), (2, 4, 1), (8, 4, 2)])
 @pytest.mark.parametrize("width", [32, 64])  # Triton's kernels, and Hopper's own
 def test_error_law_over_heads(heads: tuple[int, int, int], width: int) -> None:
-    check_error_law(make_problem(B=4, T=2100, heads=heads, K=width, V=width))
+    check_error_law(make_problem(B=4, T=2100, heads=heads, K=width, V=width, aligned=True))
 
 
 def test_error_law_with_zero_keys_and_a_large_batch() -> None:

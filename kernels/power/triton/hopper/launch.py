@@ -1,0 +1,50 @@
+"""Ops and launches that cost the CPU little: a short sequence's kernels end before the next ones are launched."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["launch", "register_op"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_library = torch.library.Library("zoo", "FRAGMENT")
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def register_op(name: str) -> Callable[[Function], Function]:
+    """Register a function as the op `zoo::name`, which neither mutates its arguments nor has a gradient.
+
+    `torch.library.custom_op` does the same and looks at aliases after each call, which takes longer than the launch.
+    """
+
+    def register(function: Function) -> Function:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, function, "CompositeExplicitAutograd")
+        return cast(Function, getattr(torch.ops.zoo, name).default)
+
+    return register
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, warps: int, **constants: Any) -> None:
+    """Launch `kernel[(programs,)](*arguments, **constants)`, whose constants are in the order of its signature.
+
+    What a kernel is compiled for follows from the key here, so that Triton has to find it out once a key only.
+    """
+    key = (id(kernel), warps, arguments[0].device, *constants.values(), *map(_kind, arguments))
+    compiled = _compiled.get(key)
+    if compiled is None:
+        _compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps)
+    else:
+        compiled[programs, 1, 1](*arguments, *constants.values())
+
+
+def _kind(x: Any) -> object:
+    """What Triton compiles for: of numbers whether they are 1, or 16 divides them, or they are long."""
+    if isinstance(x, Tensor):
+        return x.dtype, x.data_ptr() % 16 == 0
+    if isinstance(x, int):
+        return 1 if x == 1 else (x % 16 == 0, x.bit_length() > 31)
+    return type(x)
