@@ -21,10 +21,22 @@ def rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype)
     Pair `i` turns by `base^(-2i/width)` a token. The angles are float32 at least, whatever `dtype` the heads have:
     bfloat16 cannot count past 256.
     """
-    dtype = torch.promote_types(dtype, torch.float32)
+    return RotaryTable(*_table(positions, width, base, torch.promote_types(dtype, torch.float32)))
+
+
+# Opaque, because the compiler would compute powers, sines and cosines anew in each kernel that rotates, for each head
+# of each layer: most of such a kernel's time. So they are computed once for all layers.
+@torch.library.custom_op("zoo::rotary_table", mutates_args=())
+def _table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(width // 2, device=positions.device, dtype=dtype)
     angles = positions[..., None, None].to(dtype) * base ** (-2 * pairs / width)
-    return RotaryTable(angles.cos(), angles.sin())
+    return angles.cos(), angles.sin()
+
+
+@_table.register_fake
+def _(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (*positions.shape, 1, width // 2)
+    return positions.new_empty(shape, dtype=dtype), positions.new_empty(shape, dtype=dtype)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
