@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
+from zoo.kernels.power.triton.registration import register_op
 
 __all__ = ["Layout"]
 
@@ -51,7 +52,7 @@ class Layout:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, ...]:
-        whole, parts = power_tables(self.like, self.K, self.p, self.inner)
+        whole, parts = power_tables(self.K, self.p, self.inner, self.like.device)
         sizes = [part.size for part in _integers(self.K, self.p, self.inner)]
         return (*whole.split(sizes), parts)
 
@@ -172,18 +173,22 @@ def _on_device(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor
     return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
 
 
-@torch.library.custom_op("zoo::power_tables", mutates_args=())
-def power_tables(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tensor]:
-    """The tables one after the other, on the device of `like`, where they stay: traced, they would be copied to it
-    again and again. Clones, because an op's outputs are the caller's.
+@register_op("power_tables")
+def power_tables(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tables one after the other, on a device, where they stay: traced, they would be copied to it again and again.
+
+    Clones, because an op's outputs are the caller's. Of equal calls, as layers make them, the compiler keeps one.
     """
-    integers, weights = _on_device(K, p, inner, like.device)
+    integers, weights = _on_device(K, p, inner, device)
     return integers.clone(), weights.clone()
 
 
-@power_tables.register_fake
-def _(like: Tensor, K: int, p: int, inner: int) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("zoo::power_tables")
+def _(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
     arrays = _arrays(K, p, inner)
     integers = sum(part.size for part in _integers(K, p, inner))
     weights = sum(arrays[name].size for name in _FLOATS)
-    return like.new_empty(integers, dtype=torch.int32), like.new_empty(weights, dtype=torch.float32)
+    return (
+        torch.empty(integers, dtype=torch.int32, device=device),
+        torch.empty(weights, dtype=torch.float32, device=device),
+    )

@@ -4,7 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
-from zoo.kernels.power.triton.hopper.launch import launch, register_op
+from zoo.kernels.power.triton.hopper.launch import launch
+from zoo.kernels.power.triton.registration import register_op
 
 __all__ = [
     "attend_chunks",
