@@ -9,7 +9,10 @@ __all__ = ["RotaryTable", "rotary_table", "rotate"]
 
 
 class RotaryTable(NamedTuple):
-    """Cosines and sines of every token's angles, `[B or 1, T, 1, K/2]`."""
+    """Cosines of every token's angles, and sines with the sign with which the other channel enters.
+
+    Both are `[B or 1, T, 1, K]`.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -30,17 +33,19 @@ def rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype)
 def _table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(width // 2, device=positions.device, dtype=dtype)
     angles = positions[..., None, None].to(dtype) * base ** (-2 * pairs / width)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 @_table.register_fake
 def _(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    shape = (*positions.shape, 1, width // 2)
+    shape = (*positions.shape, 1, width)
     return positions.new_empty(shape, dtype=dtype), positions.new_empty(shape, dtype=dtype)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Rotate heads `x [B, T, H, K]`; channel `i` pairs with channel `i + K/2`, as in Llama. Same dtype as `x`."""
-    cos, sin = table
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    wide = x.to(table.cos.dtype)
+    # A flip, not a concatenation of two halves: the compiler would compute both for every channel and choose.
+    other = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return (wide * table.cos + other * table.sin).to(x.dtype)
