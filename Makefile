@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What also runs under Triton's interpreter, as Python.
+INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py
 
 .PHONY: ablation test lint types unit test-thorough test-browser kernels clean
 
@@ -23,12 +25,12 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels/power/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" $(INTERPRETED)
 
 ## The deep profile of every property test, and the tests that take minutes.
 test-thorough: $(STAMP)
 	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 tests/kernels/power/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
 
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)

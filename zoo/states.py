@@ -5,10 +5,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from zoo.errors import InputError
 
-__all__ = ["detach_state", "map_state", "move_state", "reorder_state", "state_bytes"]
+__all__ = ["detach_state", "map_state", "move_state", "overwrite_state", "reorder_state", "state_bytes"]
 
 State = TypeVar("State")
 
@@ -40,6 +41,12 @@ def state_bytes(state: object) -> int:
 
     map_state(count, state)
     return total
+
+
+def overwrite_state(state: State, source: State) -> None:
+    """Write the tensors of `source`, a state of the same sizes, into those of `state`, which stay where they are."""
+    for target, tensor in zip(_pytree.tree_leaves(state), _pytree.tree_leaves(source), strict=True):
+        target.copy_(tensor)
 
 
 def reorder_state(state: State, index: Tensor) -> State:

@@ -109,6 +109,9 @@ def power_attention(
         check_triton(q, v, dtype, p)
     wants_triton = impl == "triton" or (impl is None and supports_triton(q, v, dtype, p))
     use_triton = wants_triton and q.shape[0] > 0 and q.shape[1] > 0  # there is nothing to launch for no tokens
+    if use_triton:
+        # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, S, z))
     o, _, S, z, _ = op.attend(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,

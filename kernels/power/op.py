@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.compilation import in_backward_graph
 from zoo.kernels.power import chunked
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
@@ -215,9 +216,10 @@ def _differentiate(
         dS = dz = None
     if do is None:
         do = v.new_zeros(*v.shape[:2], Heads(q.shape[2], k.shape[2], v.shape[2]).output, v.shape[3])
-    dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
-        do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, *ctx.options
-    )
+    with in_backward_graph():
+        dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
+            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, *ctx.options
+        )
     gates = None if log_g is None else dlog_g
     incoming = (None, None) if S is None else (dS_in, dz_in)
     return dq, dk, dv, gates, *incoming, *(None,) * 9

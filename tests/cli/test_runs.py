@@ -33,6 +33,7 @@ def test_train_then_generate(zoo: Callable[..., Result], recipe_file: Path, tmp_
     texts = [zoo("generate", folder, *options, "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert texts[0].startswith("Line ")
     assert texts[0] == texts[1] != texts[2]
+    assert zoo("generate", folder, *options, "--seed", "1", "--prefill-chunk", "2").stdout == texts[0]
     assert zoo("generate", folder, "--prompt", "Line ", "--max-new-tokens", "0").stdout == "Line \n"
 
 

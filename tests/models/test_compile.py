@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from zoo.builder import build as zoo_build
+from zoo.builder import shrink
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
+from zoo.recipe import available_recipes, load_recipe
+from zoo.states import detach_state
 
+ONE_OF_EACH = ("softmax", "gated-power", "rwkv7")  # of each op; the others take longer than they tell
 LENGTHS = (5, 64, 2, 3, 17, 128, 300, 1024, 2048)
 
 
@@ -42,6 +47,44 @@ def test_lengths_compile_twice_at_most(name: str) -> None:
         logits = compiled(tokens, resets=resets).logits
         logits.square().mean().backward()
         torch.testing.assert_close(logits, model(tokens, resets=resets).logits, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in mixers]
+)
+def test_training_from_a_state_under_autocast_compiles_twice_at_most(name: str) -> None:
+    """Truncated backpropagation: gradients stop where a piece of a document begins, and the state goes on."""
+    model, counter = build([name]), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    state = expected_state = model.init_state(2, max_len=500)
+    for T in (100, 2, 301):
+        tokens, resets = batch(T)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, state = compiled(tokens, state, True, resets=resets)
+            expected, expected_state = model(tokens, expected_state, True, resets=resets)
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(logits.float().square().mean(), parameters)
+        wanted = torch.autograd.grad(expected.float().square().mean(), parameters)
+        for a, b in zip(found, wanted, strict=True):
+            assert (a - b).norm() <= 0.05 * b.norm() + 1e-4
+        state, expected_state = detach_state(state), detach_state(expected_state)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", available_recipes())
+def test_every_recipe_trains_at_lengths_up_to_65536(recipe: str) -> None:
+    torch.compiler.reset()
+    small = shrink(load_recipe(recipe))
+    model, counter = zoo_build(small), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model.loss, fullgraph=True, backend=counter)
+    longest = small.model.max_positions if small.model.positions == "learned" else 65536
+    for T in (2, 300, longest):
+        tokens = torch.randint(0, 257, (1, T))
+        gradients = torch.autograd.grad(compiled(tokens, tokens), list(model.parameters()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
     assert counter.frame_count <= 2
 
 

@@ -120,9 +120,11 @@ def test_two_processes_train_what_one_trains(tmp_path, recipe_file):
 
 
 @pytest.mark.slow
-def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file):
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpointing):
     run(recipe_file, tmp_path / "one", 1)
-    recipe_file.write_text(recipe_file.read_text().replace("compile: false", "compile: true"))
+    text = recipe_file.read_text().replace("compile: false", "compile: true")
+    recipe_file.write_text(text.replace("checkpointing: none", f"checkpointing: {checkpointing}"))
     run(recipe_file, tmp_path / "two", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     result = json.loads((tmp_path / "two" / "result.json").read_text())

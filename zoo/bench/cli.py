@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from zoo.bench.model_cli import decode, model
+from zoo.bench.state_cli import state
 from zoo.cli.options import whole_numbers
 
 __all__ = ["bench"]
@@ -16,6 +18,11 @@ def bench() -> None:
 
     Absolute times mean something only on a machine that does nothing else; ratios from one run are robust.
     """
+
+
+bench.add_command(model)
+bench.add_command(decode)
+bench.add_command(state)
 
 
 @bench.command()

@@ -11,8 +11,9 @@ import torch._dynamo
 from zoo.bench.attention import AttentionCase, make_inputs
 from zoo.bench.contestants import Contestant, Refusal, first_line
 from zoo.bench.timing import Run, Timer, Timing
+from zoo.training.memory import is_out_of_memory
 
-__all__ = ["BOTH", "FORWARD", "OUT_OF_MEMORY", "Entrant", "Outcome"]
+__all__ = ["BOTH", "FORWARD", "OUT_OF_MEMORY", "Entrant", "Outcome", "reason_of"]
 
 FORWARD, BOTH = "forward", "forward+backward"
 OUT_OF_MEMORY = "out of memory"
@@ -85,7 +86,7 @@ class Entrant:
                 with self.contestant.context():
                     return run(), ""
             except Exception as error:
-                reason = _reason(error, [str(warning.message) for warning in caught])
+                reason = reason_of(error, [str(warning.message) for warning in caught])
         # Only here, without the error, are its frames gone, which hold tensors.
         gc.collect()
         if reason != OUT_OF_MEMORY:
@@ -105,13 +106,10 @@ class Entrant:
         return torch.cuda.max_memory_allocated() - before
 
 
-def _reason(error: BaseException, warned: list[str]) -> str:
+def reason_of(error: BaseException, warned: list[str]) -> str:
     """Say in one line why a contestant cannot run."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(cause).lower():
-            return OUT_OF_MEMORY
-        cause = cause.__cause__ or cause.__context__
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
     if "No available kernel" in str(error):
         # What an attention backend has against the inputs comes as warnings, among those about the ones switched off.
         causes = [text for text in warned if "not used because" not in text and "runtime disabled" not in text]

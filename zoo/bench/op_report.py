@@ -16,26 +16,30 @@ from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY
 from zoo.bench.op import OpBenchmark, OpMeasurement
 from zoo.bench.timing import Ceilings
 
-__all__ = ["crossovers", "describe", "milliseconds", "print_tables", "recording", "short_length"]
+__all__ = ["crossovers", "describe", "describe_place", "milliseconds", "print_tables", "recording", "short_length"]
 
 
 def describe(benchmark: OpBenchmark, ceilings: Ceilings, *, graph: bool) -> str:
     """What was measured, and where."""
-    place, versions = benchmark.device, f"torch {torch.__version__}"
-    if place.startswith("cuda"):
-        import triton
-
-        place = torch.cuda.get_device_name(place)
-        runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
-        versions = f"{versions}, Triton {triton.__version__}, {runtime}"
     dtype = str(benchmark.dtype).removeprefix("torch.")
     return (
-        f"{place}; {versions}\n"
+        f"{describe_place(benchmark.device)}\n"
         f"B = {benchmark.batch_size}, H = {benchmark.heads}, {'gated' if benchmark.gated else 'ungated'}, {dtype}, "
         f"{'CUDA-graph replays' if graph else 'launches included'}, medians in ms\n"
         f"ceilings in this run: bfloat16 product {ceilings.matmul / 1e12:.0f} TFLOP/s, copy {ceilings.copy / 1e12:.2f} "
         "TB/s"
     )
+
+
+def describe_place(device: str) -> str:
+    """The device's name, and the versions of what computes on it."""
+    versions = f"torch {torch.__version__}"
+    if not device.startswith("cuda"):
+        return f"{device}; {versions}, {torch.get_num_threads()} threads"
+    import triton
+
+    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    return f"{torch.cuda.get_device_name(device)}; {versions}, Triton {triton.__version__}, {runtime}"
 
 
 def milliseconds(seconds: float) -> str:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Ceilings", "Timer", "Timing", "gpu_timer", "measure_ceilings", "wall_timer"]
+__all__ = ["Ceilings", "Timer", "Timing", "ceilings_on", "gpu_timer", "measure_ceilings", "step_timer", "wall_timer"]
 
 # In milliseconds: timed runs that would take longer are fewer, though at least so many; what clearing the cache takes.
 _LONGEST, _FEWEST, _CLEARING = 1000.0, 3, 0.1
+_LONGEST_STEPS = 15.0  # seconds for all timed runs of a whole step
 
 
 class Timing(NamedTuple):
@@ -37,17 +38,42 @@ def wall_timer(repeats: int) -> Timer:
 
     def measure(run: Run) -> Timing:
         run()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        if repeats == 1:
-            return Timing(*3 * seconds)
-        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-        return Timing(deciles[4], deciles[1], deciles[7])
+        return _summary([_wall_seconds(run) for _ in range(repeats)])
 
     return measure
+
+
+def step_timer(repeats: int, device: torch.device) -> Timer:
+    """Time whole steps of a model, one by one, from when the device is idle to when it is idle again.
+
+    The first one is not counted; of long steps there are fewer.
+    """
+
+    def measure(run: Run) -> Timing:
+        def step() -> None:
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        step()
+        first = _wall_seconds(step)
+        more = min(repeats, max(1, int(_LONGEST_STEPS / first))) - 1
+        return _summary([first, *(_wall_seconds(step) for _ in range(more))])
+
+    return measure
+
+
+def _wall_seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _summary(seconds: list[float]) -> Timing:
+    if len(seconds) == 1:
+        return Timing(*3 * seconds)
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    return Timing(deciles[4], deciles[1], deciles[7])
 
 
 def gpu_timer(repeats: int, *, graph: bool = False) -> Timer:
@@ -106,6 +132,13 @@ def measure_ceilings(timer: Timer, device: str, *, width: int = 8192, elements: 
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / timer(lambda: target.copy_(source)).median
     return Ceilings(matmul, copy)
+
+
+def ceilings_on(device: torch.device) -> Ceilings:
+    """Measure what a device can do at best, on a CPU with smaller matrices and copies."""
+    if device.type == "cuda":
+        return measure_ceilings(gpu_timer(30), str(device))
+    return measure_ceilings(wall_timer(3), str(device), width=1024, elements=2**24)
 
 
 def _time_matmul(timer: Timer, device: str, width: int) -> float:

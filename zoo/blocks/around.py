@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.checks import check_part, check_sequence, check_state
 from zoo.blocks.convolution import CausalConvolution
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput, ValueSharingMixer, mix, mix_step
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.positions import advance
-from zoo.blocks.token_shift import check_last, lerp_start, shift
+from zoo.blocks.token_shift import lerp_start, shift
 
 __all__ = ["Around", "AroundName", "AroundState", "ConvolvedMixer", "ShiftedMixer", "put_around"]
 
@@ -57,8 +57,8 @@ class Around(ValueSharingMixer):
         """The tail before the first token."""
 
     @abstractmethod
-    def check_tail(self, tail: Tensor, batch_size: int) -> None:
-        """Raise an InputError for a tail of other sizes."""
+    def check_tail(self, tail: Tensor, x: Tensor) -> None:
+        """Raise an InputError for a tail of other sizes, or on another device than x."""
 
     def mix(
         self,
@@ -101,9 +101,13 @@ class Around(ValueSharingMixer):
     def flops(self, tokens: int) -> int:
         return self.mixer.flops(tokens)
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, AroundState, x)
+        self.check_tail(state.tail, x)
+        self.mixer.check_state(state.mixer, x)
+
     def _split(self, state: AroundState, x: Tensor) -> AroundState:
-        check_state(state, AroundState, x.shape[0])
-        self.check_tail(state.tail, x.shape[0])
+        self.check_state(state, x)
         return state
 
 
@@ -132,8 +136,8 @@ class ConvolvedMixer(Around):
     def init_tail(self, batch_size: int, **options: Any) -> Tensor:
         return torch.zeros(batch_size, _CONVOLUTION - 1, self.width, **options)
 
-    def check_tail(self, tail: Tensor, batch_size: int) -> None:
-        self.convolution.check_tail(tail, batch_size)
+    def check_tail(self, tail: Tensor, x: Tensor) -> None:
+        self.convolution.check_tail("tail", tail, x)
 
     def flops(self, tokens: int) -> int:
         return super().flops(tokens) + 2 * _CONVOLUTION * self.width * tokens
@@ -177,8 +181,8 @@ class ShiftedMixer(Around):
     def init_tail(self, batch_size: int, **options: Any) -> Tensor:
         return torch.zeros(batch_size, self.width, **options)
 
-    def check_tail(self, tail: Tensor, batch_size: int) -> None:
-        check_last(tail, batch_size, self.width)
+    def check_tail(self, tail: Tensor, x: Tensor) -> None:
+        check_part("tail", tail, (x.shape[0], self.width), None, x.device)
 
 
 def put_around(name: AroundName, own: bool, mixer: Mixer, context: LayerContext) -> Mixer:

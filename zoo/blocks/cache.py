@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.blocks.checks import check_state, describe
+from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.positions import advance
 from zoo.blocks.softmax_attention import softmax_attention
-from zoo.errors import InputError
+from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
 
 __all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions"]
 
@@ -39,18 +39,20 @@ def empty_cache(
     )
 
 
-def check_cache(state: object, batch_size: int, capacity: int | None, heads: int, width: int) -> None:
-    """Check that `state` is a cache of these sizes; `capacity` None: any.
+def check_cache(state: object, x: Tensor, capacity: int | None, heads: int, width: int) -> None:
+    """Check that `state` is a cache of these sizes for the rows of `x [B, ...]`; `capacity` None: any.
+
+    Its dtype is what `init_state` was told, which may be another than the model's.
 
     Raises:
-        InputError: it is another mixer's, or of another batch size or width.
+        InputError: it is another mixer's, of another batch size or width, not floating, or on another device.
     """
-    check_state(state, KeyValueState, batch_size)
+    check_state(state, KeyValueState, x)
     assert isinstance(state, KeyValueState)
-    expected = [batch_size, capacity or state.keys.shape[1], heads, width]
-    for name, slots in (("keys", state.keys), ("values", state.values)):
-        if list(slots.shape) != expected:
-            raise InputError(f"state.{name}: expected {expected} as in this mixer, was {describe(slots)}")
+    check_part("start", state.start, (x.shape[0],), torch.int64, x.device)
+    shape = (x.shape[0], capacity or state.keys.shape[1], heads, width)
+    check_part("keys", state.keys, shape, None, x.device)
+    check_part("values", state.values, shape, state.keys.dtype, x.device)
 
 
 def held_positions(position: Tensor, capacity: int) -> Tensor:
@@ -80,5 +82,7 @@ def attend_in_place(q: Tensor, k: Tensor, v: Tensor, state: KeyValueState) -> Te
     state.keys[row, slot] = k.to(state.keys.dtype)
     state.values[row, slot] = v.to(state.values.dtype)
     state.position.add_(1)
+    if supports_cache_attention(q, state.keys, state.values):
+        return cache_attention(q, state.keys, state.values, state.position, state.start)
     visible = held_positions(state.position, capacity) >= state.start[:, None]
     return softmax_attention(q[:, None], state.keys, state.values, visible[:, None])[:, 0]

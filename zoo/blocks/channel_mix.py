@@ -1,17 +1,17 @@
 """RWKV-7's feed-forward layer, which sees the token before."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.checks import check_part, check_sequence, check_state
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
 from zoo.blocks.positions import advance
-from zoo.blocks.token_shift import check_last, lerp_start, shift
+from zoo.blocks.token_shift import lerp_start, shift
 
 __all__ = ["ChannelMix", "ChannelMixState"]
 
@@ -87,7 +87,10 @@ class ChannelMix(Mixer):
     def _mix(self, x: Tensor, before: Tensor) -> Tensor:
         return self.value(F.relu(self.key(torch.lerp(x, before, self.mu.to(x.dtype)))).square())
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, ChannelMixState, x)
+        check_part("last", state.last, (x.shape[0], self.context.width), None, x.device)
+
     def _split(self, state: ChannelMixState, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_state(state, ChannelMixState, x.shape[0])
-        check_last(state.last, x.shape[0], self.context.width)
+        self.check_state(state, x)
         return state.last, state.position

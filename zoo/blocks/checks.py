@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 
-__all__ = ["check_sequence", "check_state", "values_at_hand"]
+__all__ = ["check_part", "check_sequence", "check_state", "describe", "values_at_hand"]
 
 
 def values_at_hand(x: Tensor) -> bool:
@@ -31,17 +31,36 @@ def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> 
         raise InputError(f"resets: expected bool [{B}, {T}], was {describe(resets)}")
 
 
-def check_state(state: Any, kind: type, batch_size: int) -> None:
-    """Check that `state` is a `kind` for `batch_size` rows.
+def check_state(state: Any, kind: type, x: Tensor) -> None:
+    """Check that `state` is a `kind` for the rows of `x [B, ...]`, on its device.
 
     Raises:
-        InputError: it is of another kind of model or mixer, or of another batch size.
+        InputError: it is of another kind of model or mixer, of another batch size, or on another device.
     """
     if not isinstance(state, kind):
         raise InputError(f"state: expected {kind.__name__} as init_state returns it, was {type(state).__name__}")
-    rows = state.position.shape[0]  # type: ignore[attr-defined]
-    if rows != batch_size:
-        raise InputError(f"state: expected a batch of {batch_size} as in the input, was {rows}")
+    position: Tensor = state.position  # type: ignore[attr-defined]
+    if position.shape != x.shape[:1]:
+        raise InputError(f"state: expected a batch of {x.shape[0]} as in the input, was {position.shape[0]}")
+    check_part("position", position, (x.shape[0],), torch.int64, x.device)
+
+
+def check_part(
+    name: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """Check one tensor of a state; `dtype` None: any floating one, as of activations that are kept.
+
+    Raises:
+        InputError: names the part, what it was and what it must be.
+    """
+    if part.shape != shape:
+        raise InputError(f"state.{name}: expected {list(shape)} as in this mixer, was {describe(part)}")
+    if dtype is not None and part.dtype != dtype:
+        raise InputError(f"state.{name}: expected {dtype}, was {part.dtype}")
+    if dtype is None and not part.is_floating_point():
+        raise InputError(f"state.{name}: expected a floating dtype, was {part.dtype}")
+    if part.device != device:
+        raise InputError(f"state.{name}: expected on {device} as the input is, was on {part.device}")
 
 
 def describe(x: Tensor) -> str:

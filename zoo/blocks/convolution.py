@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.checks import describe
-from zoo.errors import InputError
+from zoo.blocks.checks import check_part
 
 __all__ = ["CausalConvolution"]
 
@@ -60,15 +59,13 @@ class CausalConvolution(nn.Module):
             y = y + self.weight[:, j].to(x.dtype) * shifted
         return y, self._tail(seen, document, lengths)
 
-    def check_tail(self, tail: Tensor, batch_size: int) -> None:
-        """Check the tail of a state.
+    def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
+        """Check the tail in a state, whose part `name` it is, for the rows of `x [B, ...]`.
 
         Raises:
-            InputError: it is of another width, or another number of tokens or rows.
+            InputError: it is of another width, number of tokens or rows, or on another device.
         """
-        expected = (batch_size, self.width - 1, self.weight.shape[0])
-        if tail.shape != expected:
-            raise InputError(f"state.convolution: expected {list(expected)}, was {describe(tail)}")
+        check_part(name, tail, (x.shape[0], self.width - 1, self.weight.shape[0]), None, x.device)
 
     def step(self, x: Tensor, tail: Tensor) -> Tensor:
         """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""

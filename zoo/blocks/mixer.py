@@ -40,6 +40,9 @@ class Mixer(nn.Module, ABC):
     with the batch first, among them `position [B]` int64, the tokens seen so far.
     """
 
+    keep_states: bool = True
+    """Whether the states inside of a sequence, where there are any, are kept for the backward pass: time for memory."""
+
     @abstractmethod
     def forward(
         self,
@@ -69,12 +72,21 @@ class Mixer(nn.Module, ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Any:
-        """Return an empty state for `batch_size` rows, on the parameters' device unless told otherwise.
+        """Return an empty state, all zeros, for `batch_size` rows, on the parameters' device unless told otherwise.
 
         Args:
             max_len: tokens that the state must be able to hold, where its size depends on that.
             dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
                 float64 model) whatever this says.
+        """
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        """Check that a state is this mixer's, for the rows of `x [B, ...]` and on its device.
+
+        A model asks all its mixers before it computes anything.
+
+        Raises:
+            InputError: names the part of the state, what it was and what it must be.
         """
 
     @abstractmethod

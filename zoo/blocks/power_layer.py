@@ -1,12 +1,12 @@
 """The layer around power attention, which linear, power and their gated kinds are settings of."""
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.checks import check_part, check_sequence, check_state
 from zoo.blocks.gate import RetentionGate, with_resets
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
@@ -18,9 +18,11 @@ from zoo.kernels.power import (
     init_power_state,
     power_attention,
     power_attention_step,
+    state_size,
 )
+from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["PowerHeadConfig", "PowerLayer", "PowerLayerState"]
+__all__ = ["PowerHeadConfig", "PowerLayer", "PowerLayerState", "check_power_state"]
 
 
 class PowerHeadConfig(HeadConfig):
@@ -89,12 +91,13 @@ class PowerLayer(Mixer):
         resets: Tensor | None = None,
     ) -> MixerOutput:
         check_sequence(x, lengths, resets)
-        position, past = (None, None) if state is None else _split(state, x)
+        position, past = (None, None) if state is None else self._split(state, x)
         q, k, v = self.input(x, token_positions(position, x.shape[1], x.device))
         log_g = with_resets(self._log_gates(x), resets, self.heads.key_value)
         o, past = power_attention(
-            q, k, v, log_g, p=self.p, normalize=self.normalize, state=past, return_state=return_state, lengths=lengths
-        )
+            q, k, v, log_g, p=self.p, normalize=self.normalize, state=past, return_state=return_state, lengths=lengths,
+            save_states=self.keep_states,
+        )  # fmt: skip
         after = None if past is None else PowerLayerState(*past, advance(position, x, lengths))
         return MixerOutput(self.output(o), after)
 
@@ -107,14 +110,14 @@ class PowerLayer(Mixer):
         dtype: torch.dtype | None = None,
     ) -> PowerLayerState:
         weight = self.input.projection.weight
-        device, dtype = device or weight.device, torch.promote_types(weight.dtype, torch.float32)
+        device, dtype = device or weight.device, accumulation_dtype(weight.dtype)
         _, heads, width = self.heads
         past = init_power_state(batch_size, heads, width, width, self.p, device=device, dtype=dtype)
         return PowerLayerState(*past, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
     @torch.no_grad()
     def step(self, x: Tensor, state: PowerLayerState) -> Tensor:
-        position, past = _split(state, x)
+        position, past = self._split(state, x)
         q, k, v = self.input.token(x, position)
         o = power_attention_step(q, k, v, self._log_gates(x), state=past, p=self.p, normalize=self.normalize)
         position.add_(1)
@@ -124,11 +127,29 @@ class PowerLayer(Mixer):
         query, key_value, width = self.heads
         return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p)
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, PowerLayerState, x)
+        _, heads, width = self.heads
+        dtype = accumulation_dtype(self.input.projection.weight.dtype)
+        check_power_state(PowerState(state.S, state.z), x, heads, width, width, self.p, dtype)
+
+    def _split(self, state: PowerLayerState, x: Tensor) -> tuple[Tensor, PowerState]:
+        """Return the position and the op's own state."""
+        self.check_state(state, x)
+        return state.position, PowerState(state.S, state.z)
+
     def _log_gates(self, x: Tensor) -> Tensor | None:
         return None if self.gate is None else self.gate(x)
 
 
-def _split(state: PowerLayerState, x: Tensor) -> tuple[Tensor, PowerState]:
-    """Return the position and the op's own state, whose sizes the op checks."""
-    check_state(state, PowerLayerState, x.shape[0])
-    return state.position, PowerState(state.S, state.z)
+def check_power_state(
+    state: PowerState, x: Tensor, heads: int, key_width: int, value_width: int, p: int, dtype: torch.dtype
+) -> None:
+    """Check `S [B, heads, D, V]` and `z [B, heads, D]` in a mixer's state, for the rows of `x [B, ...]`.
+
+    Raises:
+        InputError: they are of another batch size, width or p, of another dtype, or on another device.
+    """
+    shape = (x.shape[0], heads, state_size(key_width, p))
+    check_part("S", state.S, (*shape, value_width), dtype, x.device)
+    check_part("z", state.z, shape, dtype, x.device)

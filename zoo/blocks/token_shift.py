@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor
 
-from zoo.blocks.checks import describe
-from zoo.errors import InputError
-
-__all__ = ["check_last", "lerp_start", "shift"]
+__all__ = ["lerp_start", "shift"]
 
 
 def shift(
@@ -29,16 +26,6 @@ def shift(
         return before, seen[:, -1]
     at = lengths.long()[:, None, None].expand(-1, 1, x.shape[2])
     return before, seen.gather(1, at)[:, 0]
-
-
-def check_last(last: Tensor, batch_size: int, width: int) -> None:
-    """Check a state's last token.
-
-    Raises:
-        InputError: it is of another width or number of rows.
-    """
-    if last.shape != (batch_size, width):
-        raise InputError(f"state.last: expected {[batch_size, width]}, was {describe(last)}")
 
 
 def lerp_start(width: int, exponent: float, device: torch.device) -> Tensor:

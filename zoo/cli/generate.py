@@ -27,6 +27,7 @@ __all__ = ["generate"]
 @click.option("--top-k", type=click.IntRange(1), help="Choose among the k likeliest tokens only.")
 @click.option("--top-p", type=float, help="Choose among the likeliest tokens that together have this probability.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed, another text.")
+@click.option("--prefill-chunk", type=click.IntRange(1), help="Read the prompt in pieces of so many tokens.")
 @click.option("--device", help="For example cpu or cuda:1.  [default: cpu]")
 def generate(
     run_folder: Path,
@@ -36,6 +37,7 @@ def generate(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    prefill_chunk: int | None,
     device: str | None,
 ) -> None:
     """Print a text that begins with the prompt and goes on as the newest checkpoint in RUN_FOLDER would have it.
@@ -57,6 +59,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        prefill_chunk=prefill_chunk,
     )
     click.echo(prompt + text)
 

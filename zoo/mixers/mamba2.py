@@ -1,7 +1,7 @@
 """Mamba-2's time mixing: a short convolution, linear attention with gates that depend on the token, a gated norm."""
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
 from zoo.blocks.norms import GroupedRMSNorm
 from zoo.blocks.positions import advance
+from zoo.blocks.power_layer import check_power_state
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.kernels.power import (
@@ -25,6 +26,7 @@ from zoo.kernels.power import (
     power_attention,
     power_attention_step,
 )
+from zoo.kernels.precision import accumulation_dtype
 
 __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
 
@@ -150,6 +152,7 @@ class Mamba2(Mixer):
         o, past = power_attention(
             q, k, values * steps[..., None].to(values.dtype), with_resets(log_g, resets, self.heads),
             p=self.config.p, scale=1.0, normalize=False, state=past, return_state=return_state, lengths=lengths,
+            save_states=self.keep_states,
         )  # fmt: skip
         after = None if past is None else Mamba2State(tail, *past, advance(position, x, lengths))
         return MixerOutput(self._output(o, values, z), after)
@@ -169,7 +172,7 @@ class Mamba2(Mixer):
         )
         past = init_power_state(
             batch_size, self.heads, self.config.state_width, self.width, self.config.p,
-            device=device, dtype=torch.promote_types(weight.dtype, torch.float32),
+            device=device, dtype=accumulation_dtype(weight.dtype),
         )  # fmt: skip
         return Mamba2State(tail, *past, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
@@ -193,10 +196,15 @@ class Mamba2(Mixer):
         )
         return core + 2 * self.config.convolution * convolved * tokens
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, Mamba2State, x)
+        self.convolution.check_tail("convolution", state.convolution, x)
+        keys, dtype = self.config.state_width, accumulation_dtype(self.input.weight.dtype)
+        check_power_state(PowerState(state.S, state.z), x, self.heads, keys, self.width, self.config.p, dtype)
+
     def _split(self, state: Mamba2State, x: Tensor) -> tuple[Tensor, PowerState, Tensor]:
-        """The convolution's tail, the op's own state, whose sizes the op checks, and the position."""
-        check_state(state, Mamba2State, x.shape[0])
-        self.convolution.check_tail(state.convolution, x.shape[0])
+        """The convolution's tail, the op's own state, and the position."""
+        self.check_state(state, x)
         return state.convolution, PowerState(state.S, state.z), state.position
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

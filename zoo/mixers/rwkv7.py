@@ -1,22 +1,23 @@
 """RWKV-7's time mixing: a token shift, a state that unlearns before it learns, decays by channel."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.checks import check_part, check_sequence, check_state
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import LayerContext, MixerOutput, ValueSharingMixer
 from zoo.blocks.norms import HeadLayerNorm
 from zoo.blocks.positions import advance
-from zoo.blocks.token_shift import check_last, lerp_start, shift
+from zoo.blocks.token_shift import lerp_start, shift
 from zoo.config import Config
 from zoo.errors import ConfigError
+from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
 
 __all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
@@ -155,7 +156,7 @@ class Rwkv7(ValueSharingMixer):
         weight = self.output.weight
         device = device or weight.device
         last = torch.zeros(batch_size, self.context.width, device=device, dtype=dtype or weight.dtype)
-        sums = torch.promote_types(weight.dtype, torch.float32)
+        sums = accumulation_dtype(weight.dtype)
         S = init_rwkv7_state(batch_size, self.heads, self.width, device, sums)
         return Rwkv7State(last, S, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
@@ -196,8 +197,12 @@ class Rwkv7(ValueSharingMixer):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.width))
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, Rwkv7State, x)
+        rows, sums = x.shape[0], accumulation_dtype(self.output.weight.dtype)
+        check_part("last", state.last, (rows, self.context.width), None, x.device)
+        check_part("S", state.S, (rows, self.heads, self.width, self.width), sums, x.device)
+
     def _split(self, state: Rwkv7State, x: Tensor) -> Rwkv7State:
-        """Check the state; its S the op checks."""
-        check_state(state, Rwkv7State, x.shape[0])
-        check_last(state.last, x.shape[0], self.context.width)
+        self.check_state(state, x)
         return state

@@ -1,6 +1,6 @@
 """Sliding-window attention: every token sees itself and the `window - 1` tokens before it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class SlidingWindow(Mixer):
     ) -> MixerOutput:
         check_sequence(x, lengths, resets)
         past = self.init_state(x.shape[0], device=x.device) if state is None else state
-        self._check(past, x)
+        self.check_state(past, x)
         positions = token_positions(None if state is None else state.position, x.shape[1], x.device)
         q, k, v = self.input(x, positions)
         starts = document_starts(positions, past.start, resets, lengths)
@@ -75,7 +75,7 @@ class SlidingWindow(Mixer):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: KeyValueState) -> Tensor:
-        self._check(state, x)
+        self.check_state(state, x)
         q, k, v = self.input.token(x, state.position)
         return self.output(attend_in_place(q, k, v, state))
 
@@ -84,8 +84,8 @@ class SlidingWindow(Mixer):
         rising = tokens - full
         return attention_flops(rising * (rising + 1) // 2 + full * self.window, self.heads.query, self.heads.width)
 
-    def _check(self, state: KeyValueState, x: Tensor) -> None:
-        check_cache(state, x.shape[0], self.window, self.heads.key_value, self.heads.width)
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_cache(state, x, self.window, self.heads.key_value, self.heads.width)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, first_seen: Tensor, window: int) -> Tensor:

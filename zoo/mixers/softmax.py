@@ -1,6 +1,6 @@
 """Softmax attention: every token sees every token before it, and the state grows with the context."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -92,9 +92,12 @@ class Softmax(Mixer):
     def flops(self, tokens: int) -> int:
         return attention_flops(tokens * (tokens + 1) // 2, self.heads.query, self.heads.width)
 
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_cache(state, x, None, self.heads.key_value, self.heads.width)
+
     def _check_room(self, state: KeyValueState, x: Tensor, lengths: Tensor | None) -> None:
         """Check the state, and that it has room for the tokens of `x`; unchecked, the oldest would be overwritten."""
-        check_cache(state, x.shape[0], None, self.heads.key_value, self.heads.width)
+        self.check_state(state, x)
         if not values_at_hand(state.position) or not x.shape[0]:
             return
         capacity, needed = state.keys.shape[1], int(advance(state.position, x, lengths).amax())

@@ -12,6 +12,7 @@ from zoo.blocks.mixer import Mixer, mix, mix_step
 from zoo.blocks.norms import make_norm
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig, mixers
+from zoo.models.checkpointing import Checkpointing, run_checkpointed
 from zoo.models.config import DecoderConfig
 
 __all__ = ["Block", "BlockState"]
@@ -32,6 +33,8 @@ class Block(nn.Module):
     """
 
     mixer: Mixer
+    checkpointing: Checkpointing = "none"
+    """What is kept for the backward pass, where there is one."""
 
     def __init__(self, config: DecoderConfig, mixer: MixerConfig, layer: int) -> None:
         super().__init__()
@@ -56,6 +59,20 @@ class Block(nn.Module):
         resets: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Return the residual stream `[B, T, M]`, the values handed on, and the state if asked for."""
+        arguments = (x, first_values, state, return_state, lengths, resets)
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self._run(*arguments)
+        return run_checkpointed(self._run, self.checkpointing, *arguments)
+
+    def _run(
+        self,
+        x: Tensor,
+        first_values: Tensor | None,
+        state: Any,
+        return_state: bool,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Any]:
         past, memory = self._split(state)
         u = self.mixer_norm(x)
         (y, past), first_values = mix(self.mixer, u, first_values, past, return_state, lengths, resets)
@@ -85,6 +102,13 @@ class Block(nn.Module):
         if not isinstance(self.feed_forward, ChannelMix):
             return past
         return BlockState(past, self.feed_forward.init_state(batch_size, device=device, dtype=dtype))
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        """Check that a state is this block's, for the rows of `x [B, ...]` and on its device."""
+        past, memory = self._split(state)
+        self.mixer.check_state(past, x)
+        if isinstance(self.feed_forward, ChannelMix):
+            self.feed_forward.check_state(memory, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x if self.feed_forward is None else x + self.feed_forward(self.feed_forward_norm(x))

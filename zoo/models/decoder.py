@@ -12,8 +12,9 @@ from zoo.blocks.norms import make_norm
 from zoo.blocks.positions import advance, document_starts, token_positions
 from zoo.errors import ConfigError, InputError
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
-from zoo.mixers import MixerConfig
+from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
+from zoo.models.checkpointing import Checkpointing
 from zoo.models.config import DecoderConfig
 from zoo.models.initialization import initialize, initialize_rwkv7
 
@@ -71,6 +72,14 @@ class Decoder(nn.Module):
         initialize(self, self.config.initializer_range, writes)
         if self.config.initialization == "rwkv7":
             initialize_rwkv7(self.token_embedding, self.head)
+
+    def checkpoint(self, mode: Checkpointing) -> None:
+        """Choose what layers keep for the backward pass from now on; see `zoo.models.checkpointing`."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.checkpointing = mode
+            elif isinstance(module, Mixer):
+                module.keep_states = mode != "selective"  # they take as much as the outputs that are kept
 
     def forward(
         self,
@@ -132,7 +141,7 @@ class Decoder(nn.Module):
             InputError: as `forward`.
         """
         self._check_tokens(tokens, "[B]")
-        self._check_state(state, tokens)
+        self.check_state(state, tokens)
         x, first_values = self._embed(tokens, state.position), None
         for block, layer_state in zip(self._blocks(), state.layers, strict=True):
             x, first_values = block.step(x, first_values, layer_state)
@@ -165,6 +174,20 @@ class Decoder(nn.Module):
         device = device or self.token_embedding.weight.device
         return DecoderState(layers, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
+    def check_state(self, state: DecoderState, tokens: Tensor) -> None:
+        """Check that a state is this model's, for the rows of `tokens [B, ...]` and on their device.
+
+        Every entry point does before it computes anything. What has the same shapes is the same to it.
+
+        Raises:
+            InputError: in one line the part of the state, what it was and what it must be.
+        """
+        check_state(state, DecoderState, tokens)
+        if len(state.layers) != len(self.blocks):
+            raise InputError(f"state: expected {len(self.blocks)} layers as in this model, was {len(state.layers)}")
+        for block, layer in zip(self._blocks(), state.layers, strict=True):
+            block.check_state(layer, tokens)
+
     def num_parameters(self) -> int:
         """Return the number of parameters, a tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -188,7 +211,7 @@ class Decoder(nn.Module):
         self._check_tokens(tokens, "[B, T]")
         check_sequence(tokens, lengths, resets)
         if state is not None:
-            self._check_state(state, tokens)
+            self.check_state(state, tokens)
         position = None if state is None else state.position
         positions = token_positions(position, tokens.shape[1], tokens.device)
         starts = document_starts(positions, tokens.new_zeros(tokens.shape[0]), resets, lengths)
@@ -230,11 +253,6 @@ class Decoder(nn.Module):
             raise InputError(f"tokens: expected at most {limit} at a time (max_positions), was {tokens.shape[1]}")
         if values_at_hand(tokens) and tokens.numel() and not (tokens.amin() >= 0 and tokens.amax() < vocab_size):
             raise InputError(f"tokens: expected 0 to {vocab_size - 1}, was {tokens.amin()} to {tokens.amax()}")
-
-    def _check_state(self, state: DecoderState, tokens: Tensor) -> None:
-        check_state(state, DecoderState, tokens.shape[0])
-        if len(state.layers) != len(self.blocks):
-            raise InputError(f"state: expected {len(self.blocks)} layers as in this model, was {len(state.layers)}")
 
     def _check_positions(self, positions: Tensor, lengths: Tensor | None) -> None:
         """Check that the real ones among `positions` are in the table of learned positions."""

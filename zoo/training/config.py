@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from zoo.config import Config
+from zoo.models.checkpointing import Checkpointing
 
 __all__ = ["TrainingConfig"]
 
@@ -66,6 +67,10 @@ class TrainingConfig(Config):
 
     compile: bool = True
     """Train through `torch.compile(model, fullgraph=True)`; a model that does not compile whole is an error."""
+
+    checkpointing: Checkpointing = "none"
+    """What layers keep for the backward pass: `none`, all that it wants; `selective`, their inputs and the outputs of
+    their mixing ops, the rest is computed again; `full`, their inputs alone. It changes memory and time only."""
 
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of training metrics."""

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from zoo.data import Batch
 from zoo.errors import InputError
 
-__all__ = ["Processes", "blocks_of", "join_processes", "shard"]
+__all__ = ["Processes", "blocks_of", "choose_device", "join_processes", "shard"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def join_processes(device: torch.device | str | None = None) -> Iterator[Process
         InputError: there is no such device.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _own_device(device)
+    chosen = choose_device(device)
     if count == 1:
         yield Processes(chosen)
         return
@@ -104,8 +104,12 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
         register_fsdp_forward_method(model, "loss")
 
 
-def _own_device(name: torch.device | str | None) -> torch.device:
-    """Return the device of that name, of several GPUs the one that is this process's."""
+def choose_device(name: torch.device | str | None) -> torch.device:
+    """Return the device of that name, of several GPUs the one that is this process's; None: a GPU, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name is None:
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -63,6 +63,8 @@ class Engine:
         self._validation = validation_batches(
             corpus.validation, config.batch_size, config.context_length, config.evaluation_tokens
         )
+        if config.checkpointing != "none":
+            model.checkpoint(config.checkpointing)
         self._objective = NextTokenLoss(model)
         if processes.mesh is not None:
             shard(model, processes.mesh, compiled=config.compile)

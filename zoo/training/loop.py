@@ -18,6 +18,7 @@ from zoo.training.compile_report import CompileReport, CompileWatch, naming_comp
 from zoo.training.determinism import deterministic_on_cpu
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
+from zoo.training.memory import naming_memory_errors
 from zoo.training.metrics import MetricsLog, read_metrics
 from zoo.training.progress import ProgressReporter
 from zoo.training.result import TrainingResult, summarise
@@ -81,8 +82,9 @@ class Trainer:
         """Train to the last step and return what the run came to.
 
         Raises:
-            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, a file cannot
-                be written, or another process trains here. As after Ctrl-C, the checkpoints so far stay whole.
+            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
+                not suffice, a file cannot be written, or another process trains here. As after Ctrl-C, the checkpoints
+                so far stay whole.
         """
         with ExitStack() as stack:
             if self._processes.is_main:
@@ -95,7 +97,8 @@ class Trainer:
                     self._events = stack.enter_context(closing(EventLog(self._run.events_path, since)))
             stack.callback(self._progress.finish)
             self._progress.start(self._step, self._config.steps)
-            with naming_compile_errors(), deterministic_on_cpu(self._processes.device):
+            device = self._processes.device
+            with naming_compile_errors(), naming_memory_errors(self._config), deterministic_on_cpu(device):
                 self._train()
             result = self._result()
         self._processes.barrier()

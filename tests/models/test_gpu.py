@@ -1,0 +1,66 @@
+"""Every mixer on a GPU: trains compiled under autocast at any length, without a break, as it does eagerly."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from zoo.mixers import mixers
+from zoo.models import Decoder, DecoderConfig
+from zoo.models.checkpointing import Checkpointing
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+LENGTHS = (64, 2, 1000, 4096)
+
+
+def build(name: str, mode: Checkpointing = "none") -> Decoder:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        vocab_size=61, width=128, layers=2, heads=2, key_value_heads=1, positions="rotary", initializer_range=0.1
+    )
+    with torch.device("cuda"):
+        model = Decoder(config, [mixers[name].config()] * 2)
+    model.checkpoint(mode)
+    return model
+
+
+@pytest.mark.parametrize("mode", ["none", "selective"])
+@pytest.mark.parametrize("name", mixers)
+def test_trains_compiled_under_autocast(name: str, mode: Checkpointing) -> None:
+    torch.compiler.reset()
+    model, plain = build(name, mode), build(name)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model.loss, fullgraph=True, backend=counter)
+    for T in LENGTHS:
+        tokens, targets = (torch.randint(0, 61, (2, T), device="cuda") for _ in range(2))
+        resets = torch.rand(2, T, device="cuda") < 0.01
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss, expected = compiled(tokens, targets, resets=resets), plain.loss(tokens, targets, resets=resets)
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        wanted = torch.autograd.grad(expected, list(plain.parameters()))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+        scale = torch.stack([gradient.norm() for gradient in wanted]).amax()
+        for (parameter, _), a, b in zip(model.named_parameters(), found, wanted, strict=True):
+            assert a.isfinite().all(), parameter
+            # What autocast rounds, it rounds elsewhere when it is fused.
+            assert (a - b).norm() <= 0.1 * b.norm() + 0.01 * scale, parameter
+    assert counter.frame_count <= 3  # two recompiles
+
+
+@pytest.mark.parametrize("name", mixers)
+def test_reads_on_from_a_state_compiled(name: str) -> None:
+    torch.compiler.reset()
+    model = build(name).eval()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    state = expected_state = model.init_state(2, max_len=4000)
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        for T in (100, 2, 1300, 2048):
+            tokens = torch.randint(0, 61, (2, T), device="cuda")
+            logits, state = compiled(tokens, state, True)
+            expected, expected_state = model(tokens, expected_state, True)
+            assert (logits - expected).float().norm() <= 0.05 * expected.float().norm()
+    assert counter.frame_count <= 3

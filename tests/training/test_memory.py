@@ -1,0 +1,47 @@
+"""Running out of memory is one line that says what to change."""
+
+import pytest
+import torch
+
+from zoo.errors import TrainingError
+from zoo.training import TrainingConfig
+from zoo.training.engine import Engine
+from zoo.training.memory import advice, is_out_of_memory
+
+
+def test_training_says_what_to_change(tmp_path, tiny_recipe, train_tiny, monkeypatch):
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(TrainingError) as caught:
+        train_tiny(tiny_recipe(), tmp_path / "run")
+    assert str(caught.value) == (
+        "out of memory at training.context_length 8, training.batch_size 4, training.checkpointing none: "
+        "training.checkpointing=selective keeps a fraction; a smaller training.batch_size (training.accumulate makes "
+        "up for it) or a shorter training.context_length"
+    )
+
+
+def test_advice_is_what_can_still_be_done():
+    least = advice(TrainingConfig(batch_size=1, context_length=524288, checkpointing="full"))
+    assert least.endswith("training.context_length 524,288, training.batch_size 1, training.checkpointing full: "
+                          "a shorter training.context_length")  # fmt: skip
+    assert "=full keeps least" in advice(TrainingConfig(checkpointing="selective"))
+
+
+def test_lack_of_memory_is_told_from_other_errors():
+    compiling = RuntimeError("compiling failed")
+    compiling.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert is_out_of_memory(compiling)
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert not is_out_of_memory(RuntimeError("a size does not fit"))
+
+
+def test_other_errors_pass(tmp_path, tiny_recipe, train_tiny, monkeypatch):
+    def step(*_):
+        raise ValueError("something else")
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(ValueError, match="something else"):
+        train_tiny(tiny_recipe(), tmp_path / "run")

@@ -1,0 +1,252 @@
+"""Decoding token by token: a model with its entry points compiled, and the state of one batch that is being decoded."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch.utils import _pytree
+
+from zoo.errors import InputError
+from zoo.generation.prefill import check_prompts, read_prompts
+from zoo.generation.sampling import Sampling
+from zoo.generation.stepper import Stepper
+from zoo.models import Decoder, DecoderState
+from zoo.states import map_state
+
+__all__ = ["CompiledDecoder", "Decoding", "compile_decoder", "start_decoding"]
+
+_CACHE_STEP = 256  # capacities of caches are multiples of this, so that prompts of similar lengths share a recording
+
+
+class CompiledDecoder:
+    """A decoder with its two entry points for generation compiled whole, each on its first use.
+
+    `prefill` takes prompts of any length and `step` one token a row; both are those of `zoo.models.Decoder`. `decoding`
+    puts them together. On a GPU it records the step and the choice of a token in a CUDA graph, and keeps it, with the
+    state that it is recorded over, for the next batch of the same sizes and options. Made by `compile_decoder`.
+    """
+
+    def __init__(self, model: Decoder, **options: Any) -> None:
+        self.model = model
+        self.config = model.config
+        self.init_state = model.init_state
+        self._prefill = torch.compile(model.prefill, fullgraph=True, **options)
+        self._step = torch.compile(model.step, fullgraph=True, **options)
+        self._kept: _Kept | None = None
+
+    def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
+        """As `Decoder.prefill`."""
+        return self._named(self._prefill, tokens, state, lengths)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """As `Decoder.step`."""
+        return self._named(self._step, tokens, state)
+
+    def decoding(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        prefill_chunk: int | None = None,
+    ) -> "Decoding":
+        """Read prompts `[B, T]`, of which the first `lengths [B]` tokens of each row are real, and begin to decode.
+
+        The options, and the errors, are those of `zoo.generation.generate`.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        return start_decoding(self, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
+
+    def release(self) -> None:
+        """Let go of the state and the recording that are kept for the next batch."""
+        self._kept = None
+
+    def _stepper(self, batch_size: int, max_len: int, sampling: Sampling) -> Stepper:
+        """Return a stepper over an empty state, the one that is kept if it fits and nobody uses it."""
+        max_len += -max_len % _CACHE_STEP
+        key = self._key(self.init_state(batch_size, max_len=max_len, device="meta"), sampling)
+        if self._kept is not None and self._kept.key == key and self._kept.free:
+            map_state(Tensor.zero_, self._kept.stepper.state)
+            return self._kept.stepper
+        self._kept = None  # before there is another state
+        stepper = _make_stepper(self, self.init_state(batch_size, max_len=max_len), None, sampling)
+        self._kept = _Kept(key, stepper)
+        return stepper
+
+    def _key(self, state: DecoderState, sampling: Sampling) -> tuple[object, ...]:
+        """What must be as it was for a recording to hold: sizes, options, and where the weights are."""
+        sizes = tuple((part.shape, part.dtype) for part in _pytree.tree_leaves(state))
+        weights = tuple(x.data_ptr() for x in (*self.model.parameters(), *self.model.buffers()))
+        device = self.model.token_embedding.weight.device.type
+        autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        return sizes, sampling, weights, autocast
+
+    def _named(self, run: Callable[..., Any], tokens: Tensor, state: DecoderState, *rest: Tensor) -> Any:
+        """Run what is compiled; input that it refuses is named, which the compiler would not."""
+        try:
+            return run(tokens, state, *rest)
+        except TorchDynamoException:
+            self.model.check_state(state, tokens)
+            raise
+
+
+def compile_decoder(model: Decoder, **options: Any) -> CompiledDecoder:
+    """Return `model` ready for compiled generation; it shares the parameters, so training it further shows.
+
+    Args:
+        model: a decoder, or what `torch.compile` made of one (whose `step` would run uncompiled).
+        options: passed on to `torch.compile`.
+
+    Raises:
+        InputError: a mode in which the compiler makes CUDA graphs, which cannot be part of another.
+    """
+    if options.get("mode") in ("reduce-overhead", "max-autotune"):
+        raise InputError(
+            f"mode: expected one without CUDA graphs, such as 'max-autotune-no-cudagraphs', was {options['mode']!r}"
+        )
+    return CompiledDecoder(getattr(model, "_orig_mod", model), **options)
+
+
+class Decoding:
+    """A batch that is being decoded: `next()` gives one token a row, and so does iterating over it.
+
+    Made by `CompiledDecoder.decoding`, or by `from_state`.
+
+    Args:
+        stepper: chooses tokens; its state is this object's as long as this object lives.
+        chosen: whether the stepper's tokens are already the first ones to give, or the last ones of the prompts.
+        max_new_tokens: how many there are to give; None: no limit.
+    """
+
+    def __init__(self, stepper: Stepper, *, chosen: bool, max_new_tokens: int | None) -> None:
+        self._stepper, self._chosen, self._left = stepper, chosen, max_new_tokens
+
+    @classmethod
+    def from_state(
+        cls,
+        model: Decoder | CompiledDecoder,
+        state: DecoderState,
+        tokens: Tensor,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> "Decoding":
+        """Go on from a state of any origin.
+
+        Args:
+            model: whose state it is.
+            state: what came before; taken over, and written in place from now on.
+            tokens: `[B]` int64, the last token of each row, which the state has not seen.
+            max_new_tokens: None: no limit, and the caller sees to it that a cache has room.
+            temperature, top_k, top_p, seed: as in `zoo.generation.generate`.
+
+        Raises:
+            InputError: an option out of its range, or a state of another batch size, dtype, device or model.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        _plain(model).check_state(state, tokens)
+        stepper = _make_stepper(model, state, tokens, sampling)
+        _seed(stepper, seed)
+        return cls(stepper, chosen=False, max_new_tokens=max_new_tokens)
+
+    @property
+    def state(self) -> DecoderState:
+        """The state after all tokens but the last that `next` gave; it stays where it is."""
+        return self._stepper.state
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed from a CUDA graph by now."""
+        return self._stepper.recorded
+
+    def next(self) -> Tensor:
+        """Return the next token of every row, `[B]` int64, on the device and without waiting for it.
+
+        It is the same tensor each time, which the next call overwrites.
+
+        Raises:
+            InputError: all `max_new_tokens` were given.
+        """
+        if self._left == 0:
+            raise InputError("max_new_tokens: expected more, all of them were given")
+        if self._chosen:
+            self._chosen = False
+        else:
+            self._stepper.advance()
+        if self._left is not None:
+            self._left -= 1
+        return self._stepper.tokens
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the tokens that are left, each `[B]` int64 and a tensor of its own."""
+        while self._left != 0:
+            yield self.next().clone()
+
+
+def start_decoding(
+    model: Decoder | CompiledDecoder,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int | None,
+    prefill_chunk: int | None,
+) -> Decoding:
+    """Read prompts into a state and choose the first tokens; see `CompiledDecoder.decoding`."""
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise InputError(f"prefill_chunk: expected at least 1, was {prefill_chunk}")
+    if lengths is None:
+        lengths = torch.full(tokens.shape[:1], tokens.shape[-1])
+    needed = check_prompts(tokens, lengths, max_new_tokens, model.config)
+    if isinstance(model, CompiledDecoder):
+        stepper = model._stepper(tokens.shape[0], needed, sampling)
+    else:
+        stepper = _make_stepper(model, model.init_state(tokens.shape[0], max_len=needed), None, sampling)
+    decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
+    if isinstance(model, CompiledDecoder) and model._kept is not None:
+        model._kept.user = weakref.ref(decoding)
+    _seed(stepper, seed)
+    if max_new_tokens > 0:
+        device = stepper.tokens.device
+        logits = read_prompts(model.prefill, tokens.to(device), lengths.to(device), stepper.state, prefill_chunk)
+        stepper.choose(logits)
+    return decoding
+
+
+class _Kept:
+    """A stepper that may be used again, what it is good for, and who uses it now."""
+
+    def __init__(self, key: tuple[object, ...], stepper: Stepper) -> None:
+        self.key, self.stepper = key, stepper
+        self.user: weakref.ref[Decoding] | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.user is None or self.user() is None
+
+
+def _make_stepper(
+    model: Decoder | CompiledDecoder, state: DecoderState, tokens: Tensor | None, sampling: Sampling
+) -> Stepper:
+    tokens = torch.zeros_like(state.position) if tokens is None else tokens.to(torch.int64, copy=True)
+    # Without the compiler a step may do what no graph can hold, such as looking at values.
+    return Stepper(model.step, state, tokens, sampling, record=isinstance(model, CompiledDecoder) and tokens.is_cuda)
+
+
+def _seed(stepper: Stepper, seed: int | None) -> None:
+    """Begin a sequence of random numbers: that of `seed`, or one that torch's default generator chooses."""
+    stepper.generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+
+
+def _plain(model: Decoder | CompiledDecoder) -> Decoder:
+    return model.model if isinstance(model, CompiledDecoder) else model

@@ -1,0 +1,144 @@
+"""Text, and token ids, that go on from a prompt."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo.data.tokenizer import ByteTokenizer, Tokenizer
+from zoo.errors import InputError
+from zoo.generation.decoding import CompiledDecoder, Decoding, start_decoding
+from zoo.generation.sampling import Sampling
+from zoo.models import Decoder
+
+__all__ = ["generate", "generate_tokens"]
+
+Prompt = TypeVar("Prompt", str, list[str])
+
+
+def generate(
+    model: Decoder | CompiledDecoder,
+    prompt: Prompt,
+    max_new_tokens: int = 64,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    prefill_chunk: int | None = None,
+) -> Prompt:
+    """Continue a prompt, or a list of them of any lengths side by side, and return the new text only.
+
+    A prompt is taken for the beginning of a document, and a text ends where the model ends the document.
+
+    Args:
+        model: a `Decoder`, or `compile_decoder(model)` to run compiled.
+        prompt: one text, or a list (then a list comes back).
+        max_new_tokens: tokens to generate at most.
+        tokenizer: None: bytes, for a model of 257 tokens.
+        temperature: divides the logits before sampling; 0 always takes the likeliest token.
+        top_k: sample among the k likeliest tokens only.
+        top_p: sample among the likeliest tokens that together reach this probability.
+        seed: makes sampling repeatable; None: torch's default generator.
+        stop: text, or texts, before the first of which the result ends.
+        prefill_chunk: read the prompts in pieces of so many tokens, which bounds the memory that reading takes and
+            changes nothing else; None: at once.
+
+    Raises:
+        InputError: an option out of its range, a model without a tokenizer, a prompt without a token, or more tokens
+            than the model has positions.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    sampling = Sampling(temperature, top_k, top_p)
+    tokenizer = _tokenizer_for(model, tokenizer)
+    if not prompts:
+        return prompt
+    tokens, lengths = _encode(prompts, tokenizer)
+
+    def ended(tokens: list[int]) -> bool:
+        if tokens[-1] == tokenizer.separator:
+            return True
+        # A stop may be spread over several tokens, so it is looked for in the text of them all.
+        return bool(stops) and any(text in tokenizer.decode(tokens) for text in stops)
+
+    rows: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(rows)))
+    decoding = start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
+    for chosen in _on_host(decoding):
+        for row in sorted(running):
+            rows[row].append(chosen[row])
+            if ended(rows[row]):
+                running.remove(row)
+        if not running:
+            break
+    texts = [_cut(tokenizer.decode(row), stops) for row in rows]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def generate_tokens(
+    model: Decoder | CompiledDecoder,
+    tokens: Tensor,
+    max_new_tokens: int = 64,
+    *,
+    lengths: Tensor | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    prefill_chunk: int | None = None,
+) -> Tensor:
+    """Continue token ids `[B, T]`, of which the first `lengths [B]` of each row are real; `[B, max_new_tokens]` int64.
+
+    The other options, and the errors, are those of `generate`.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    chosen = list(start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk))
+    return torch.stack(chosen, dim=1) if chosen else tokens.new_empty(tokens.shape[0], 0)
+
+
+def _on_host(decoding: Decoding) -> Iterator[list[int]]:
+    """Yield the tokens of each step as numbers; a GPU is one step ahead of them, and never waits for the host."""
+    ahead: tuple[Tensor, torch.cuda.Event] | None = None
+    for tokens in decoding:
+        if not tokens.is_cuda:
+            yield tokens.tolist()
+            continue
+        behind, copied = ahead, torch.cuda.Event()
+        ahead = tokens.to("cpu", non_blocking=True), copied
+        copied.record(torch.cuda.current_stream(tokens.device))
+        if behind is not None:
+            behind[1].synchronize()
+            yield behind[0].tolist()
+    if ahead is not None:
+        ahead[1].synchronize()
+        yield ahead[0].tolist()
+
+
+def _encode(prompts: Sequence[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return the prompts as documents, right-padded `[B, T]` int64, and their lengths `[B]`."""
+    start = [] if tokenizer.separator is None else [tokenizer.separator]
+    rows = [torch.tensor([*start, *tokenizer.encode(text)], dtype=torch.int64) for text in prompts]
+    if any(len(row) == 0 for row in rows):
+        raise InputError("prompt: expected at least one token, was empty (this tokenizer marks no documents)")
+    return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def _tokenizer_for(model: Decoder | CompiledDecoder, tokenizer: Tokenizer | None) -> Tokenizer:
+    vocab_size = model.config.vocab_size
+    if tokenizer is None and vocab_size == ByteTokenizer.vocab_size:
+        return ByteTokenizer()
+    if tokenizer is None:
+        raise InputError(f"tokenizer: needed for a model of {vocab_size} tokens; bytes are {ByteTokenizer.vocab_size}")
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(f"tokenizer: has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
+    return tokenizer
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """Return `text` up to the first of `stops` in it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

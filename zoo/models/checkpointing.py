@@ -1,0 +1,52 @@
+"""Activation checkpointing: what a layer keeps for its backward pass, and what it computes again there."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Literal, TypeVarTuple
+
+import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+__all__ = ["Checkpointing", "run_checkpointed"]
+
+Checkpointing = Literal["none", "selective", "full"]
+"""`none` keeps what the backward pass wants; `selective` a layer's input and the outputs of its mixing op; `full` the
+input alone."""
+
+Arguments = TypeVarTuple("Arguments")
+
+# Softmax attention is one of these according to device, dtype and mask.
+_ATTENTION = (
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+
+
+def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arguments: *Arguments) -> Any:
+    """Return `run(*arguments)`, whose backward pass computes again what the mode does not keep.
+
+    Layers draw no random numbers, so none are replayed.
+    """
+    if mode == "full":
+        return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
+    contexts = partial(create_selective_checkpoint_contexts, _keep_mixing)
+    return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@cache
+def _mixing_ops() -> frozenset[Any]:
+    """The ops that mix over time, whose outputs cost more to compute again than to keep."""
+    own = (torch.ops.zoo.power_attention.default, torch.ops.zoo.rwkv7.default)
+    return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION)))
+
+
+def _keep_mixing(_context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _mixing_ops() else CheckpointPolicy.PREFER_RECOMPUTE

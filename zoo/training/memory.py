@@ -1,0 +1,57 @@
+"""What to change where a model does not fit into memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from zoo.errors import TrainingError
+from zoo.training.config import TrainingConfig
+
+__all__ = ["advice", "is_out_of_memory", "naming_memory_errors"]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or what caused it, says that memory ran out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(cause).lower():
+            return True
+        if "can't allocate memory" in str(cause):  # what a CPU says
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def advice(config: TrainingConfig) -> str:
+    """Say what takes the memory of a training step, and what to change, most promising first."""
+    changes = {
+        "none": "training.checkpointing=selective keeps a fraction",
+        "selective": "training.checkpointing=full keeps least",
+        "full": "",
+    }[config.checkpointing]
+    smaller = []
+    if config.batch_size > 1:
+        smaller.append("a smaller training.batch_size (training.accumulate makes up for it)")
+    if config.context_length > 1:
+        smaller.append("a shorter training.context_length")
+    wanted = "; ".join(part for part in (changes, " or ".join(smaller)) if part)
+    return (
+        f"training.context_length {config.context_length:,}, training.batch_size {config.batch_size}, "
+        f"training.checkpointing {config.checkpointing}: {wanted}"
+    )
+
+
+@contextmanager
+def naming_memory_errors(config: TrainingConfig) -> Iterator[None]:
+    """Turn a lack of memory into one line that says what to change.
+
+    Raises:
+        TrainingError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory at {advice(config)}") from error
