@@ -3,18 +3,20 @@
 The shape legend: `B` batch, `T` tokens, `H` heads, `N` channels of a head, which are keys' and values' width alike.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from zoo.kernels.errors import InputError
 from zoo.kernels.precision import without_autocast
-from zoo.kernels.rwkv7 import op, reference
+from zoo.kernels.rwkv7 import fla, op, reference
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
 
-Implementation = Literal["chunked", "recurrent"]
+Implementation = Literal["fla", "chunked", "recurrent"]
 
 
 class Rwkv7Output(NamedTuple):
@@ -36,6 +38,7 @@ def rwkv7(
     return_state: bool = False,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    log_w_floor: float = -math.inf,
     chunk_size: int | None = None,
     impl: Implementation | None = None,
 ) -> Rwkv7Output:
@@ -55,21 +58,25 @@ def rwkv7(
         return_state: also return the state after the last token.
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and leaves the state alone.
         resets: bool `[B, T]`: a marked token forgets all before it.
+        log_w_floor: what all log decays are known to be at least. fla-core's kernels divide by decays, and are for
+            those that are not below about -9; a higher floor allows them longer chunks, and more speed.
         chunk_size: tokens a chunk, rounded up to a power of two; None: chosen for speed. It changes speed and rounding
             only.
-        impl: `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest, which is chunked.
+        impl: `"fla"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs, the
+            kernels of fla-core on a GPU if the package is there (`pip install 'mixer-zoo[fla]'`) and they take the
+            inputs: bfloat16 or float16, heads of 16 to 128 channels, no resets, decays above a floor.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
 
     Raises:
-        InputError: names the argument, what it was and what it must be. Values of decays and lengths are checked on the
-            CPU outside the compiler.
+        InputError: names the argument, what it was and what it must be, or what `impl` lacks. Values of decays and
+            lengths are checked on the CPU outside the compiler.
 
     Source: Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", arXiv 2503.14456.
     """
     check_arguments(r, log_w, k, v, kappa, a, state, tokens=True)
-    check_options(r, lengths, resets, chunk_size, impl)
+    check_options(r, lengths, resets, log_w_floor, chunk_size, impl)
     check_values(None, lengths, r.shape[1])
     if resets is not None:
         # A token without decay or removal key has nothing to read the past with; products with zero stay exact.
@@ -79,12 +86,14 @@ def rwkv7(
         # Last, so that a reset in the padding does not count.
         past_end = (torch.arange(r.shape[1], device=r.device) >= lengths.to(r.device)[:, None])[..., None, None]
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
-    check_values(log_w, None, r.shape[1])
+    check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
     if impl == "recurrent":
         with without_autocast(r):
             o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
     else:
-        o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size or 0)
+        use_fla = _use_fla(impl, r, log_w_floor, resets)
+        chunk_size = fla.resolve_chunk_size(chunk_size, log_w_floor) if use_fla else chunk_size or 0
+        o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size, use_fla)
     return Rwkv7Output(o, after if return_state else None)
 
 
@@ -104,3 +113,10 @@ def rwkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a:
     check_arguments(r, log_w, k, v, kappa, a, state, tokens=False)
     check_values(log_w, None, 1)
     return op.step(r, log_w, k, v, kappa, a, state)
+
+
+def _use_fla(impl: str | None, r: Tensor, log_w_floor: float, resets: Tensor | None) -> bool:
+    misfit = fla.misfit(r, log_w_floor, resets)
+    if impl == "fla" and misfit:
+        raise InputError(misfit)
+    return impl != "chunked" and not misfit

@@ -1,5 +1,7 @@
 """Checks of what a user passes to `rwkv7`: one line that names the argument, what it was, what it must be."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,11 +50,18 @@ def _check_state(state: Tensor, r: Tensor) -> None:
 
 
 def check_options(
-    r: Tensor, lengths: Tensor | None, resets: Tensor | None, chunk_size: int | None, impl: str | None
+    r: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    log_w_floor: float,
+    chunk_size: int | None,
+    impl: str | None,
 ) -> None:
     """Check everything but the mixed tensors themselves; `r [B, T, H, N]` has been checked."""
-    if impl not in (None, "chunked", "recurrent"):
-        raise InputError(f"impl: expected 'chunked', 'recurrent' or None, was {impl!r}")
+    if impl not in (None, "fla", "chunked", "recurrent"):
+        raise InputError(f"impl: expected 'fla', 'chunked', 'recurrent' or None, was {impl!r}")
+    if not log_w_floor <= 0:
+        raise InputError(f"log_w_floor: expected a log decay of at most 0, was {log_w_floor!r}")
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise InputError(f"chunk_size: expected a whole number from 1 on, was {chunk_size!r}")
     if lengths is not None and lengths.shape != r.shape[:1]:
@@ -74,11 +83,13 @@ def _known(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def check_values(log_w: Tensor | None, lengths: Tensor | None, T: int) -> None:
+def check_values(log_w: Tensor | None, lengths: Tensor | None, T: int, log_w_floor: float = -math.inf) -> None:
     """Check values, where that does not make a device wait."""
     if log_w is not None and _known(log_w) and log_w.numel():
-        largest = float(log_w.detach().max())  # NaN if there is one
+        smallest, largest = (float(extreme) for extreme in log_w.detach().aminmax())  # NaN if there is one
         if not largest <= 0:
             raise InputError(f"log_w: expected log decays of at most 0, found {largest:g}")
+        if smallest < log_w_floor:
+            raise InputError(f"log_w: expected log decays of at least log_w_floor={log_w_floor:g}, found {smallest:g}")
     if lengths is not None and _known(lengths) and bool(((lengths < 0) | (lengths > T)).any()):
         raise InputError(f"lengths: expected from 0 to T={T}, was {lengths.tolist()[:8]}")

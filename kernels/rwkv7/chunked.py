@@ -13,7 +13,9 @@ S and once for the factor of S, it leaves for the loop over chunks two small pro
 
     U = U_0 + W S ;  S <- diag(d_C) S + V_0 + (b * e)^T U
 
-Everything else is done for a whole segment of chunks at once. The forward pass saves the state at every segment's
+Everything else is done for a whole segment of chunks at once. On a GPU so is the loop: what a chunk does to a state is
+one matrix and one addition, `S <- (diag(d_C) + (b * e)^T W) S + (V_0 + (b * e)^T U_0)`, and such steps are joined in
+pairs, which takes more products, but few launches. The forward pass saves the state at every segment's
 start, and the backward pass computes each segment again from there, so memory is linear in T with a small constant.
 
 Shapes: `g` chunks in a segment, `n` heads of all sequences in a block of the batch, `m = g n`; `C` tokens in a chunk,
@@ -40,10 +42,11 @@ class _Working(NamedTuple):
 
     tokens: int  # of a segment
     elements: int  # of one tensor with those tokens and a block of the batch
+    joins: bool  # steps from state to state, rather than taking one after another
 
 
-# A CPU works from its cache; a GPU wants to be filled.
-_ON_CPU, _ON_GPU = _Working(256, 2**18), _Working(1024, 2**24)
+# A CPU works from its cache; a GPU wants to be filled by few launches.
+_ON_CPU, _ON_GPU = _Working(256, 2**18, joins=False), _Working(8192, 2**24, joins=True)
 
 
 class Gradients(NamedTuple):
@@ -69,8 +72,8 @@ def resolve_chunk_size(chunk_size: int, T: int) -> int:
 
 
 def _working(chunk_size: int, device: torch.device) -> _Working:
-    tokens, elements = _ON_CPU if device.type == "cpu" else _ON_GPU
-    return _Working(max(_power_of_two(chunk_size), tokens), elements)
+    working = _ON_CPU if device.type == "cpu" else _ON_GPU
+    return working._replace(tokens=max(_power_of_two(chunk_size), working.tokens))
 
 
 def saved_states(T: int, chunk_size: int, device: torch.device) -> int:
@@ -90,8 +93,8 @@ def _segments(T: int, chunk_size: int, device: torch.device) -> list[slice]:
 def _blocks(r: Tensor, chunk_size: int) -> Iterator[slice]:
     """Blocks of the batch."""
     B, T, H, N = r.shape
-    tokens, elements = _working(chunk_size, r.device)
-    size = max(1, elements // max(1, min(tokens, T) * H * N))
+    working = _working(chunk_size, r.device)
+    size = max(1, working.elements // max(1, min(working.tokens, T) * H * N))
     return (slice(start, min(start + size, B)) for start in range(0, B, size))
 
 
@@ -105,6 +108,21 @@ def _fold(x: Tensor, C: int) -> Tensor:
 def _unfold(x: Tensor, b: int, t: int) -> Tensor:
     """The inverse of `_fold`: chunks `[g, n, C, N]` as tokens `[b, t, H, N]`."""
     return x.unflatten(1, (b, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :t]
+
+
+def _chain(moves: Tensor, added: Tensor, first: Tensor) -> Tensor:
+    """`x_0 = first` and `x_{i+1} = moves_i x_i + added_i`, all of them `[g + 1, n, N, N]`, in log g rounds."""
+    g = moves.shape[0]
+    states = first.new_empty(g + 1, *first.shape)
+    states[0] = first
+    pairs = g - g % 2
+    if pairs:
+        left, right = moves[:pairs:2], moves[1:pairs:2]
+        states[: pairs + 1 : 2] = _chain(right @ left, added[1:pairs:2] + right @ added[:pairs:2], first)
+        states[1:pairs:2] = left @ states[:pairs:2] + added[:pairs:2]
+    if g > pairs:
+        states[g] = moves[-1] @ states[g - 1] + added[-1]
+    return states
 
 
 class _Segment:
@@ -136,8 +154,10 @@ class _Segment:
         solved = torch.linalg.solve_triangular(self.system, right_sides, upper=False, unitriangular=True)
         W, U_0 = solved.view(g, n, C, 2 * N).split(N, -1)
         self.u.copy_(U_0)
-        # What the scans over chunks take of each.
-        self.steps = list(zip(W, self._parts(self.writes)[0], self.whole, strict=True))
+        self.W, self.removals = W, self._parts(self.writes)[0]
+        self.moves = None
+        if _working(C, S.device).joins:
+            self.moves = (self.removals.mT @ W).add_(torch.diag_embed(self.whole.squeeze(-1)))
         self.states = self._scan(S)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +168,16 @@ class _Segment:
     def _scan(self, S: Tensor) -> Tensor:
         """States before each chunk and after the last `[g + 1, n, N, N]`; completes `u` on the way."""
         g, n, _, N = self.sizes
+        _, keys = self._parts(self.writes)
+        if self.moves is not None:
+            states = _chain(self.moves, keys.mT @ self.v + self.removals.mT @ self.u, S)
+            self.u.add_(self.W @ states[:-1])
+            return states
         states = S.new_empty(g + 1, n, N, N)
         states[0] = S
-        _, keys = self._parts(self.writes)
         torch.matmul(keys.mT, self.v, out=states[1:])
-        for (W, b, whole), u, before, after in zip(self.steps, self.u, states[:-1], states[1:], strict=True):
+        steps = zip(self.W, self.removals, self.whole, self.u, states[:-1], states[1:], strict=True)
+        for W, b, whole, u, before, after in steps:
             u.baddbmm_(W, before)
             after.addcmul_(whole, before).baddbmm_(b.mT, u)
         return states
@@ -203,9 +228,15 @@ class _Segment:
         dstates = torch.empty_like(self.states)
         dstates[g] = dS
         torch.bmm(self.reads[:, :, 1].mT, do, out=dstates[:-1].view(-1, N, N))
-        for i, (W, b, whole) in reversed(list(enumerate(self.steps))):
-            du[i].baddbmm_(b, dstates[i + 1])
-            dstates[i].addcmul_(whole, dstates[i + 1]).baddbmm_(W.mT, du[i])
+        if self.moves is not None:
+            added = dstates[:-1] + self.W.mT @ du
+            dstates = _chain(self.moves.mT.flip(0), added.flip(0), dS).flip(0)
+            du.add_(self.removals @ dstates[1:])
+            return dstates
+        steps = zip(self.W, self.removals, self.whole, du, dstates[:-1], dstates[1:], strict=True)
+        for W, b, whole, du_chunk, before, after in reversed(list(steps)):
+            du_chunk.baddbmm_(b, after)
+            before.addcmul_(whole, after).baddbmm_(W.mT, du_chunk)
         return dstates
 
 

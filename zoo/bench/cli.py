@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from zoo.bench.model_cli import decode, model
+from zoo.bench.rwkv7_cli import rwkv7
 from zoo.bench.state_cli import state
 from zoo.cli.options import whole_numbers
 
@@ -23,6 +24,7 @@ def bench() -> None:
 bench.add_command(model)
 bench.add_command(decode)
 bench.add_command(state)
+bench.add_command(rwkv7)
 
 
 @bench.command()

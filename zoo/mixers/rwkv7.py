@@ -23,6 +23,7 @@ from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
 __all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
 
 _FASTEST_DECAY = math.exp(-0.5)  # -log w is below this
+_LOG_W_FLOOR = -1.001 * _FASTEST_DECAY  # also after rounding
 
 
 class Rwkv7Config(Config):
@@ -141,7 +142,14 @@ class Rwkv7(ValueSharingMixer):
         last, S, position = (None, None, None) if state is None else self._split(state, x)
         before, last = shift(x, last, lengths=lengths, resets=resets)
         token, first_values = self._project(x, before, first_values)
-        o, S = rwkv7(*token[:6], state=S, return_state=return_state, lengths=lengths, resets=resets)
+        o, S = rwkv7(
+            *token[:6],
+            state=S,
+            return_state=return_state,
+            lengths=lengths,
+            resets=resets,
+            log_w_floor=_LOG_W_FLOOR,
+        )
         after = None if S is None else Rwkv7State(last, S, advance(position, x, lengths))
         return MixerOutput(self._output(o, token), after), first_values
 

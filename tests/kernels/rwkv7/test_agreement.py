@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from zoo.kernels.rwkv7 import rwkv7
+from zoo.kernels.rwkv7 import chunked, rwkv7
 
 from .problems import DECAYS, IMPLEMENTATIONS, TOKENS, Problem, check_error_law, mix, problems, random_problem, run
 
@@ -54,6 +54,16 @@ def test_error_law(dtype: torch.dtype) -> None:
 def test_error_law_on_long_sequences(decays: str, chunk_size: int | None) -> None:
     """More than one segment of chunks, and chunks over which mild decays reach exp(-20) and strong ones underflow."""
     check_error_law(replace(random_problem(1, 530, 2, 16, decays), chunk_size=chunk_size), "chunked")
+
+
+@pytest.mark.parametrize("decays", DECAYS)
+@pytest.mark.parametrize("T", [1, 16, 17, 150, 530])
+def test_error_law_as_on_a_gpu(decays: str, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps joined in pairs, of chunks in odd and even numbers, in one segment and in several."""
+    monkeypatch.setattr(chunked, "_ON_CPU", chunked._ON_GPU._replace(tokens=256))
+    check_error_law(random_problem(2, T, 2, 16, decays), "chunked")
+    problem = replace(random_problem(1, min(T, 40), 2, 4, decays, torch.float64), chunk_size=4)
+    check_error_law(problem, "chunked")
 
 
 def test_error_law_on_many_sequences() -> None:

@@ -107,7 +107,7 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
     (
         "implementation",
         lambda: arguments(impl="fast"),
-        "impl: expected 'chunked', 'recurrent' or None, was 'fast'",
+        "impl: expected 'fla', 'chunked', 'recurrent' or None, was 'fast'",
     ),
 ]
 

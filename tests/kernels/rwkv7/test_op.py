@@ -33,14 +33,14 @@ def inputs(
 def test_opcheck(case: str, with_state: bool) -> None:
     T, dtype = CASES[case]
     state = torch.ones(2, 2, 4, 4, requires_grad=True) if with_state else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, 2))
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, 2, False))
 
 
 @pytest.mark.parametrize("with_state", [True, False])
 def test_opcheck_backward(with_state: bool) -> None:
     tokens, state = inputs(gradients=False), torch.ones(2, 2, 4, 4)
-    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, 2)
-    arguments = (torch.ones_like(o), after.clone() if with_state else None, *tokens, states, 2, with_state)
+    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, 2, False)
+    arguments = (torch.ones_like(o), after.clone() if with_state else None, *tokens, states, 2, False, with_state)
     torch.library.opcheck(torch.ops.zoo.rwkv7_backward, arguments)
 
 

@@ -1,0 +1,58 @@
+"""The benchmark of RWKV-7's op, on the CPU, where fla-core cannot run."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from zoo.bench.entrant import BOTH, FORWARD
+from zoo.bench.rwkv7 import FLOOR, Rwkv7Case, make_inputs, measure_rwkv7
+from zoo.bench.rwkv7_cli import rwkv7
+from zoo.bench.timing import wall_timer
+from zoo.errors import InputError
+
+CASE = Rwkv7Case(heads=2, head_width=16, dtype=torch.float32, device="cpu")
+
+
+def test_inputs_are_what_rwkv7_makes() -> None:
+    r, log_w, k, v, kappa, a = make_inputs(CASE, 20)
+    assert {x.shape for x in (r, log_w, k, v, kappa, a)} == {(1, 20, 2, 16)}
+    assert FLOOR < log_w.min() <= log_w.max() < 0
+    assert 0 < a.min() <= a.max() < 1
+    torch.testing.assert_close(kappa.norm(dim=-1), torch.ones(1, 20, 2))
+
+
+def test_who_can_run_is_measured_and_the_others_say_why() -> None:
+    rows = list(measure_rwkv7(CASE, [16, 40], wall_timer(2)))
+    ran = [(row.entrant, row.tokens, row.passes) for row in rows if row.seconds is not None]
+    assert ran == [("chunked", tokens, passes) for tokens in (16, 40) for passes in (FORWARD, BOTH)]
+    absent = [row for row in rows if row.seconds is None]
+    assert {row.entrant for row in absent} == {"ours", "direct", "arguments-ready"}
+    assert all(row.absent.startswith("impl: 'fla' needs") for row in absent)
+
+
+def test_an_unknown_entrant_is_named() -> None:
+    with pytest.raises(InputError, match="entrants: expected some of ours, direct, arguments-ready, chunked, was 'chu"):
+        list(measure_rwkv7(CASE, [16], wall_timer(1), ["chunky"]))
+
+
+def test_the_command_prints_tables_and_writes_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rwkv7.csv"
+    options = ["--device", "cpu", "--lengths", "16,32", "--heads", "1", "--head-width", "8", "--dtype", "float32"]
+    result = CliRunner().invoke(rwkv7, [*options, "--entrants", "ours,chunked", "--repeats", "2", "--csv", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "forward+backward" in result.stdout
+    assert "ours: impl: 'fla' needs" in result.stdout
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["entrant"] for row in rows] == ["ours", "ours", "chunked", "chunked"] * 2
+    assert all((float(row["seconds"]) > 0) if row["entrant"] == "chunked" else not row["seconds"] for row in rows)
+
+
+def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(rwkv7, [])
+    assert isinstance(result.exception, InputError)
+    assert "no GPU" in str(result.exception)
