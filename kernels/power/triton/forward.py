@@ -111,7 +111,7 @@ def states_before(
     problem: Problem, initial: Tensor | None, *, wants_normaliser: bool, wants_final: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The state before each chunk `[slots, Hs, rows (V + 1)]`, and the final one where it is wanted."""
-    keys = problem.keys_to_end()
+    keys = problem.keys_to_end(exact=wants_final)
     sums = add_up(problem, keys, problem.v, exact=wants_final)
     if wants_normaliser or wants_final:
         add_up_normalisers(problem, sums, keys, None)

@@ -35,7 +35,7 @@ class Columns(NamedTuple):
     """Queries or keys with tokens last."""
 
     plain: Tensor  # [slots, H, K, C]
-    decayed: Tensor  # [slots, Hs or Ho, K, C], times what is left of each token, zero beyond a chunk's end
+    decayed: Tensor  # [slots, Hs or Ho, K, C], times what is left of each token, zero beyond a chunk's end; or float32
 
 
 class Problem:
@@ -109,10 +109,14 @@ class Problem:
         )  # fmt: skip
         return gates, gates_low, left
 
-    def keys_to_end(self) -> Columns:
-        """Keys, and what is left of them at their chunk's end."""
+    def keys_to_end(self, *, exact: bool) -> Columns:
+        """Keys, and what is left of them at their chunk's end.
+
+        exact: for a state that is returned, so that its monomials are rounded once, and not with the decay before.
+        """
         left = self.left if self.gated else self._existing.float().expand(-1, self.heads.state, -1)
-        columns = self._columns(self.k, left)
+        dtype = torch.float32 if exact and self.p > 1 and not self.hopper else self.dtype
+        columns = self._columns(self.k, left, dtype=dtype)
         self.keys = columns.plain
         return columns
 
@@ -135,8 +139,12 @@ class Problem:
         self.queries = columns.plain
         return columns
 
-    def _columns(self, x: Tensor, factors: Tensor | None, *, wants_plain: bool = True) -> Columns:
+    def _columns(
+        self, x: Tensor, factors: Tensor | None, *, wants_plain: bool = True, dtype: torch.dtype | None = None
+    ) -> Columns:
         """x `[B, T, H, K]` with tokens last, if wanted, and times factors `[slots, Hs or Ho, C]`, if there are any.
+
+        dtype: of what factors scale, the products' if None.
 
         A kernel, because the compiler would transpose once more for each kernel that reads them.
         """
@@ -145,7 +153,7 @@ class Problem:
         scaled = plain
         if factors is not None:
             factors = factors.contiguous()
-            scaled = self._room(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=self.dtype)
+            scaled = self._room(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=dtype or self.dtype)
         wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, heads)](
             x, x if factors is None else factors, plain, scaled, self.tables[0],
             chunks.tokens, chunks.size, heads, 1 if factors is None else factors.shape[1] // heads,

@@ -20,7 +20,7 @@ def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl
             wide = scalars.to(tl.float32)
             for degree in tl.static_range(1, P - 1):
                 wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
-            scalars = wide.to(tile.dtype)
+            scalars = wide.to(scalars.dtype)
         tile = as_operand(tile * scalars[None, :], tile.dtype, PRECISION)
     return tl.dot(tile, y, total, input_precision=PRECISION)
 

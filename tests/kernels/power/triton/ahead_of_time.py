@@ -56,10 +56,12 @@ def launches(
     heads: tuple[int, int, int] = (2, 2, 2),
     gated: bool = True,
     hopper: bool = False,
+    return_state: bool = False,
 ) -> dict[str, Launch]:
     """The kernels of one forward and backward pass, and of one decode step, by name: the last launch of each.
 
     hopper: as on a GPU that has kernels of its own.
+    return_state: of a forward pass alone that returns its state.
     """
     found: dict[str, Launch] = {}
 
@@ -92,9 +94,10 @@ def launches(
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
         problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
-        options = {"normalize": normalize, "return_state": False, "dtype": torch.float32}
+        options = {"normalize": normalize, "return_state": return_state, "dtype": torch.float32}
         output = forward_module.forward(problem, None, None, **options)
-        backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
+        if not return_state:
+            backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p)
         step_module.triton_step(*token, *state, p=p, scale=1.0, normalize=normalize)

@@ -31,10 +31,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("return_state", [False, True])  # which takes sums of float32 operands
 @pytest.mark.parametrize("chip", CHIPS)
-def test_builds_within_shared_memory(chip: str) -> None:
+def test_builds_within_shared_memory(chip: str, return_state: bool) -> None:
     target, limit = CHIPS[chip]
-    for name, launch in launches(64, 64, 2, torch.bfloat16, T=5000).items():
+    for name, launch in launches(64, 64, 2, torch.bfloat16, T=5000, return_state=return_state).items():
         assert build(launch, target).metadata.shared <= limit, name
 
 
