@@ -73,7 +73,7 @@ class Fixed(Decoder):
         super().__init__(config, [mixers["linear"].config()])
         self.logits = torch.tensor(probabilities).log()
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _next_logits(self, x: Tensor) -> Tensor:
         return self.logits.expand(*x.shape[:-1], -1)
 
 
@@ -122,8 +122,8 @@ class Counting(Decoder):
             for parameter in block.parameters():
                 torch.nn.init.zeros_(parameter)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return super()._logits(x).roll(1, dims=-1)
+    def _next_logits(self, x: Tensor) -> Tensor:
+        return super()._next_logits(x).roll(1, dims=-1)
 
 
 def test_texts_end_with_their_document_and_at_stops() -> None:

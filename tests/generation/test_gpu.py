@@ -92,7 +92,7 @@ def test_replays_draw_new_numbers() -> None:
     """The same logits at every step, so that only the generator moves."""
 
     class Uniform(Decoder):
-        def _logits(self, x: Tensor) -> Tensor:
+        def _next_logits(self, x: Tensor) -> Tensor:
             return torch.zeros_like(x[..., :1]).expand(*x.shape[:-1], 257).contiguous()
 
     config = DecoderConfig(vocab_size=257, width=64, layers=1, heads=4, positions="rotary")

@@ -48,7 +48,7 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         scores, order = self._limit(logits.float() / self.temperature)
-        rings = torch.empty_like(scores).exponential_(generator=generator)
+        rings = scores.new_empty(scores.shape).exponential_(generator=generator)  # in the same order for any layout
         winner = (scores - rings.log()).argmax(dim=-1, keepdim=True)
         return (winner if order is None else order.gather(-1, winner))[:, 0]
 

@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         """
         x, _ = self._hidden(tokens, None, False, None, resets)
         x = self.norm(x).flatten(0, 1)
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        weight = self._head_weight
         if x.shape[0] * weight.shape[0] > MOST_LOGITS:
             return linear_cross_entropy(x, weight, targets.flatten()).float()
         return F.cross_entropy(F.linear(x, weight).float(), targets.flatten())
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         x, after = self._hidden(tokens, state, True, lengths, None)
         assert after is not None
         row = torch.arange(x.shape[0], device=x.device)
-        return self._logits(x[row, lengths - 1]), after
+        return self._next_logits(x[row, lengths - 1]), after
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         for block, layer_state in zip(self._blocks(), state.layers, strict=True):
             x, first_values = block.step(x, first_values, layer_state)
         state.position.add_(1)
-        return self._logits(x)
+        return self._next_logits(x)
 
     def init_state(
         self,
@@ -239,8 +239,19 @@ class Decoder(nn.Module):
         return x + self.position_embedding(positions.clamp(max=self.config.max_positions - 1))
 
     def _logits(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        return F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
+        return F.linear(self.norm(x), self._head_weight)
+
+    def _next_logits(self, x: Tensor) -> Tensor:
+        """`[B, vocab]` for one token a row, `x [B, M]`.
+
+        Made with the vocabulary in rows: a row of GPT-2's 50,257 logits is of no even number of bytes, and makes a GPU
+        read the weights, which are all there is to read here, two bytes at a time.
+        """
+        return (self._head_weight @ self.norm(x).mT).mT
+
+    @property
+    def _head_weight(self) -> Tensor:
+        return self.token_embedding.weight if self.head is None else self.head.weight
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
