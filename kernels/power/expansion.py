@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Level", "coefficient_array", "coefficients", "expand", "levels", "state_size"]
+__all__ = ["Level", "coefficient_array", "coefficients", "expand", "expand_by", "levels", "state_size"]
 
 
 class Level(NamedTuple):
@@ -86,7 +86,12 @@ def coefficients(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Te
 
 def expand(x: Tensor, p: int) -> Tensor:
     """Monomials of degree `p`: `[..., K]` to `[..., D]`, out of place, so that autograd can go through it twice."""
+    return expand_by(x, levels(x.shape[-1], p, x.device))
+
+
+def expand_by(x: Tensor, tables: tuple[Level, ...]) -> Tensor:
+    """Monomials by the tables that `levels` gives."""
     monomials = x
-    for first, rest in levels(x.shape[-1], p, x.device):
+    for first, rest in tables:
         monomials = x[..., first] * monomials[..., rest]
     return monomials

@@ -1,13 +1,26 @@
 """One decoded token: the recurrence, in place on the state."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.expansion import coefficients, expand
+from zoo.kernels.power.expansion import Level, coefficients, expand_by, levels
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.reference import vanishes
 
 __all__ = ["step_in_place"]
+
+
+@lru_cache(maxsize=16)
+def _tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Level, ...], Tensor]:
+    """Index tables and coefficients, which stay on the device: a CUDA graph cannot copy them there.
+
+    Only for real tensors outside a trace, which is where a step runs. A tensor of inference mode would be of no use to
+    others.
+    """
+    with torch.inference_mode(False):
+        return levels(K, p, device), coefficients(K, p, dtype, device)
 
 
 def step_in_place(
@@ -16,7 +29,8 @@ def step_in_place(
 ) -> Tensor:  # fmt: skip
     """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read. Shapes: q `[B, Hq, K]`, v `[B, Hv, V]`; o `[B, Ho, V]`."""
     heads, dtype = Heads(q.shape[1], k.shape[1], v.shape[1]), S.dtype
-    keys = spread_heads(expand(k.to(dtype), p), heads.state, 1)  # [B, Hs, D]
+    tables, c = _tables(k.shape[-1], p, dtype, k.device)
+    keys = spread_heads(expand_by(k.to(dtype), tables), heads.state, 1)  # [B, Hs, D]
     values = spread_heads(v.to(dtype), heads.state, 1)  # [B, Hs, V]
     if log_g is not None:
         gates = spread_heads(log_g.to(dtype).exp(), heads.state, 1)[..., None]  # [B, Hs, 1]
@@ -24,8 +38,7 @@ def step_in_place(
         z.mul_(gates)
     S.addcmul_(keys[..., None], values[..., None, :])
     z.add_(keys)
-    c = coefficients(q.shape[-1], p, dtype, q.device)
-    queries = spread_heads(c * expand(q.to(dtype) * scale, p), heads.output, 1).unflatten(1, (heads.state, -1))
+    queries = spread_heads(c * expand_by(q.to(dtype) * scale, tables), heads.output, 1).unflatten(1, (heads.state, -1))
     o = torch.einsum("bhrd,bhdv->bhrv", queries, S)
     if normalize:
         total = torch.einsum("bhrd,bhd->bhr", queries, z)[..., None]

@@ -85,3 +85,13 @@ def test_state_views_are_written_in_place(problem: Problem) -> None:
     torch.testing.assert_close(view, contiguous)
     assert (S[..., 1] == 7).all()
     assert (z[..., 1] == 7).all()
+
+
+def test_later_steps_copy_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they could not inside a CUDA graph."""
+    q, k, v = (torch.randn(2, 1, 12) for _ in range(3))
+    state = init_power_state(2, 1, 12, 12, 3)
+    with torch.inference_mode():
+        power_attention_step(q, k, v, None, state=state, p=3)
+    monkeypatch.delattr(torch, "from_numpy")
+    power_attention_step(q, k, v, None, state=state, p=3)
