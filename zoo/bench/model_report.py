@@ -1,6 +1,5 @@
 """What `zoo bench model` found: a table, what compiling brings, and a CSV file."""
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -10,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zoo.bench.csv_file import csv_rows
 from zoo.bench.entrant import OUT_OF_MEMORY
 from zoo.bench.model import ModelBenchmark, ModelMeasurement
 from zoo.bench.op_report import describe_place, milliseconds, short_length
@@ -35,18 +35,8 @@ def describe(benchmark: ModelBenchmark, ceilings: Ceilings) -> str:
 @contextmanager
 def recording(path: Path | None, row: type, **options: object) -> Iterator[Callable[[object], None]]:
     """Open a CSV file, and return what writes a measurement, a dataclass `row`, into it at once; None: nothing."""
-    if path is None:
-        yield lambda _: None
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*options, *(field.name for field in fields(row))])
-        writer.writeheader()
-
-        def record(measurement: object) -> None:
-            writer.writerow(options | asdict(measurement))  # type: ignore[call-overload]
-            file.flush()  # a run that is stopped leaves what it has
-
-        yield record
+    with csv_rows(path, [*options, *(field.name for field in fields(row))]) as write:
+        yield lambda measurement: write(options | asdict(measurement))  # type: ignore[call-overload]
 
 
 def print_table(rows: Sequence[ModelMeasurement], console: Console) -> None:

@@ -1,6 +1,5 @@
 """What `zoo bench op` found: tables as wide as a terminal, from where on our op is faster, and a CSV file."""
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -12,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zoo.bench.csv_file import csv_rows
 from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY
 from zoo.bench.op import OpBenchmark, OpMeasurement
 from zoo.bench.timing import Ceilings
@@ -59,24 +59,14 @@ def short_length(tokens: int) -> str:
 @contextmanager
 def recording(benchmark: OpBenchmark, path: Path | None) -> Iterator[Callable[[OpMeasurement], None]]:
     """Open a CSV file, and return what writes a measurement into it at once, with sizes and options; None: nothing."""
-    if path is None:
-        yield lambda _: None
-        return
     options = {
         "batch_size": benchmark.batch_size,
         "heads": benchmark.heads,
         "gated": benchmark.gated,
         "dtype": str(benchmark.dtype).removeprefix("torch."),
     }
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*(field.name for field in fields(OpMeasurement)), *options])
-        writer.writeheader()
-
-        def record(measurement: OpMeasurement) -> None:
-            writer.writerow(asdict(measurement) | options)
-            file.flush()  # a run that is stopped leaves what it has
-
-        yield record
+    with csv_rows(path, [*(field.name for field in fields(OpMeasurement)), *options]) as write:
+        yield lambda measurement: write(asdict(measurement) | options)
 
 
 def print_tables(measurements: Sequence[OpMeasurement], console: Console) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from zoo.kernels.power import Heads, PowerState, power_attention, state_size
 from zoo.kernels.power.reference import recurrent
 
+from ..layouts import lay_out
+
 IMPLEMENTATIONS = ("chunked", "quadratic", "recurrent")
 GATES = ("none", "zeros", "mild", "strong", "resets", "mixed")
 GATE_LAYOUTS = ("contiguous", "heads first", "expanded")
@@ -175,21 +177,6 @@ def make_gates(kind: str, shape: Sequence[int], random: torch.Generator) -> Tens
         case _:
             gates = torch.where(chance < 0.1, -torch.inf, torch.where(chance < 0.4, 100 * mild, mild))
             return torch.where(chance > 0.8, 0, gates)
-
-
-def lay_out(x: Tensor, layout: str) -> Tensor:
-    """The same shape in another memory layout; `expanded` also repeats the first token everywhere."""
-    match layout:
-        case "heads first":
-            return x.transpose(1, 2).contiguous().transpose(1, 2)
-        case "strided":
-            return torch.stack((x, torch.full_like(x, torch.nan)), dim=-1).flatten(-2)[..., ::2]
-        case "reversed widths":
-            return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-        case "expanded":
-            return x[:, :1].expand(x.shape) if x.shape[1] else x
-        case _:
-            return x
 
 
 def make_state(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from zoo.kernels.rwkv7 import rwkv7
 
+from ..layouts import lay_out
+
 IMPLEMENTATIONS = ("chunked", "recurrent")
 DECAYS = ("none", "mild", "strong", "infinite", "mixed")
 LAYOUTS = ("contiguous", "heads first", "strided", "expanded")
@@ -141,19 +143,6 @@ def make_decays(kind: str, shape: Sequence[int], random: torch.Generator) -> Ten
         case _:
             decays = torch.where(chance < 0.1, -torch.inf, torch.where(chance < 0.4, 40 * mild, mild))
             return torch.where(chance > 0.8, 0, decays)
-
-
-def lay_out(x: Tensor, layout: str) -> Tensor:
-    """The same shape in another memory layout; `expanded` also repeats the first token everywhere."""
-    match layout:
-        case "heads first":
-            return x.transpose(1, 2).contiguous().transpose(1, 2)
-        case "strided":
-            return torch.stack((x, torch.full_like(x, torch.nan)), dim=-1).flatten(-2)[..., ::2]
-        case "expanded":
-            return x[:, :1].expand(x.shape) if x.shape[1] else x
-        case _:
-            return x
 
 
 @st.composite
