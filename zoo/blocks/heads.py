@@ -1,5 +1,6 @@
 """Projections into heads and out of them, with their options: rotary embedding, query/key norm, output norm."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pydantic import Field
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import LayerContext
 from zoo.blocks.norms import HeadNorm
-from zoo.blocks.rotary import rotary_table, rotate
+from zoo.blocks.rotary import RotaryTable, fused_rotary_table, rotary_table, rotate
 from zoo.config import Config
 from zoo.errors import ConfigError
 
@@ -93,19 +94,24 @@ class QueryKeyValue(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place."""
+        return self._heads(x, positions, rotary_table)
+
+    def token(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for one token of each row: `x [B, M]` at `position [B]` to `[B, H, K]`."""
+        q, k, v = self._heads(x[:, None], position[:, None], fused_rotary_table)
+        return q[:, 0], k[:, 0], v[:, 0]
+
+    def _heads(
+        self, x: Tensor, positions: Tensor, make_table: Callable[..., RotaryTable]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         query, key_value, width = self.heads
         projected = self.projection(x).unflatten(-1, (query + 2 * key_value, width))
         q, k, v = projected.split((query, key_value, key_value), dim=-2)
         q, k = self.query_norm(q), self.key_norm(k)
         if self.rotary:
-            table = rotary_table(positions, width, self.rotary_base, x.dtype)
+            table = make_table(positions, width, self.rotary_base, x.dtype)
             q, k = rotate(q, table), rotate(k, table)
         return q, k, v
-
-    def token(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for one token of each row: `x [B, M]` at `position [B]` to `[B, H, K]`."""
-        q, k, v = self(x[:, None], position[:, None])
-        return q[:, 0], k[:, 0], v[:, 0]
 
 
 class HeadOutput(nn.Module):

@@ -93,7 +93,8 @@ class PowerLayer(Mixer):
         check_sequence(x, lengths, resets)
         position, past = (None, None) if state is None else self._split(state, x)
         q, k, v = self.input(x, token_positions(position, x.shape[1], x.device))
-        log_g = with_resets(self._log_gates(x), resets, self.heads.key_value)
+        log_g = None if self.gate is None else self.gate(x)
+        log_g = with_resets(log_g, resets, self.heads.key_value)
         o, past = power_attention(
             q, k, v, log_g, p=self.p, normalize=self.normalize, state=past, return_state=return_state, lengths=lengths,
             save_states=self.keep_states,
@@ -119,7 +120,8 @@ class PowerLayer(Mixer):
     def step(self, x: Tensor, state: PowerLayerState) -> Tensor:
         position, past = self._split(state, x)
         q, k, v = self.input.token(x, position)
-        o = power_attention_step(q, k, v, self._log_gates(x), state=past, p=self.p, normalize=self.normalize)
+        log_g = None if self.gate is None else self.gate.token(x)
+        o = power_attention_step(q, k, v, log_g, state=past, p=self.p, normalize=self.normalize)
         position.add_(1)
         return self.output(o)
 
@@ -137,9 +139,6 @@ class PowerLayer(Mixer):
         """Return the position and the op's own state."""
         self.check_state(state, x)
         return state.position, PowerState(state.S, state.z)
-
-    def _log_gates(self, x: Tensor) -> Tensor | None:
-        return None if self.gate is None else self.gate(x)
 
 
 def check_power_state(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RotaryTable", "rotary_table", "rotate"]
+__all__ = ["RotaryTable", "fused_rotary_table", "rotary_table", "rotate"]
 
 
 class RotaryTable(NamedTuple):
@@ -27,14 +27,23 @@ def rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype)
     return RotaryTable(*_table(positions, width, base, torch.promote_types(dtype, torch.float32)))
 
 
-# Opaque, because the compiler would compute powers, sines and cosines anew in each kernel that rotates, for each head
-# of each layer: most of such a kernel's time. So they are computed once for all layers.
-@torch.library.custom_op("zoo::rotary_table", mutates_args=())
-def _table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def fused_rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> RotaryTable:
+    """The same for one token a row, `positions [B, 1]`: the compiler makes these few angles where it rotates."""
+    return RotaryTable(*_angles(positions, width, base, torch.promote_types(dtype, torch.float32)))
+
+
+def _angles(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(width // 2, device=positions.device, dtype=dtype)
     angles = positions[..., None, None].to(dtype) * base ** (-2 * pairs / width)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+# Opaque, because the compiler would compute powers, sines and cosines anew in each kernel that rotates, for each head
+# of each layer: most of such a kernel's time. So they are computed once for all layers.
+@torch.library.custom_op("zoo::rotary_table", mutates_args=())
+def _table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _angles(positions, width, base, dtype)
 
 
 @_table.register_fake
