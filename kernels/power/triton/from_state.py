@@ -21,6 +21,23 @@ def _pass_on(later, now, trip):
 
 
 @triton.jit
+def _add_scaled(total, rows, scalars, tile, P: tl.constexpr, PRECISION: tl.constexpr):
+    """`total + (scalars * rows) tile`, with one scalar a row.
+
+    Without tensor cores a product adds up one term after the other. Scaled afterwards, each tile's terms are added up
+    by themselves, and errors are those of two short sums instead of one long one.
+    """
+    if P == 1:
+        total = tl.dot(rows, tile, total, input_precision=PRECISION)
+    elif PRECISION == "ieee":
+        total += scalars[:, None] * tl.dot(rows, tile, input_precision=PRECISION)
+    else:
+        scaled = as_operand(rows * scalars[:, None], rows.dtype, PRECISION)
+        total = tl.dot(scaled, tile, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def _square(K: tl.constexpr, INNER: tl.constexpr):
     """The row of each pair of channels `[K, K]` in a state of degree 2."""
     rows, _ = pair_rows(tl.arange(0, K)[:, None], tl.arange(0, K)[None, :], INNER)
@@ -49,10 +66,9 @@ def add_outputs(
         third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(2, end), outers, P)
         for outer in range(0, prefix * count):
             state = tl.load(states + (base + outer * INNER) * V + tile_offsets)
-            scaled = tile if P == 1 else as_operand(tile * first[:, None], DTYPE, PRECISION)
+            y = _add_scaled(y, tile, first, state, P, PRECISION)
             first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
             third = outer_scalars(x_columns, here, C, channels, tile_weights, tl.minimum(outer + 3, end), outers, P)
-            y = tl.dot(scaled, state, y, input_precision=PRECISION)
         base += prefix * INNER
     return y
 
@@ -103,10 +119,9 @@ def add_gradients(
     for outer in range(0, all_outers * count):
         rows = outer * K + channel if INNER == K else tl.load(symmetric + outer * K + channel)
         tile = tl.load(states + rows[:, None] * V + value[None, :])
-        scaled = y if P == 1 else as_operand(y * first[:, None], y.dtype, PRECISION)
+        dx = _add_scaled(dx, y, first, tl.trans(tile), P, PRECISION)
         first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
         third = outer_scalars(x_columns, here, C, channels, weights, tl.minimum(outer + 3, end), outers, P)
-        dx = tl.dot(scaled, tl.trans(tile), dx, input_precision=PRECISION)
     return dx
 
 

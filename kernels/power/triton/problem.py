@@ -54,8 +54,9 @@ class Problem:
         self.heads = Heads(q.shape[2], k.shape[2], v.shape[2])
         self.K, self.V = int(k.shape[-1]), int(v.shape[-1])  # widths are constants, also where shapes are symbols
         self.dtype = product_dtype(q.dtype)
-        # The interpreter has no tensor cores, and nothing to round for.
-        self.precision = "ieee" if triton.knobs.runtime.interpret else _PRECISIONS[q.dtype]
+        self.precision = _PRECISIONS[q.dtype]
+        if triton.knobs.runtime.interpret and self.precision == "tf32":
+            self.precision = "tf32x3"  # the same path, but there are no tensor cores to round for
         self.exact_gates = log_g is not None and q.dtype == torch.float32
         self.hopper = supports_hopper(q, self.K, self.V, p)
         self.config: Config = config(self.q, self.K, self.V, p, hopper=self.hopper)
