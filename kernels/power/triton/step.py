@@ -24,7 +24,7 @@ from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, POWERS, WIDTHS
 
 __all__ = ["StepBlocks", "finish_kernel", "step_blocks", "step_kernel", "supports_triton_step", "triton_step"]
 
-PROGRAMS = 1024  # keep every multiprocessor busy to the end
+PROGRAMS = 1056  # that run at a time: 8 on each of the 132 multiprocessors of an H100 or H200
 MANY_STATES, FEW_TRIPS = 128, 8  # with so many states, so few trips are not worth a second kernel
 MOST_SPLITS = 256
 MOST_QUERIES = 32  # a state: each keeps what it has read in registers
@@ -212,11 +212,16 @@ class StepBlocks(NamedTuple):
 
 
 def step_blocks(states: int, D: int, V: int, *, programs: int = PROGRAMS, depth: int = 4, warps: int = 4) -> StepBlocks:
-    """Cut so many states of D rows into about so many programs, as even as whole trips allow."""
+    """Cut so many states of D rows such that programs, of which so many run at a time, leave few places idle.
+
+    The time is a program's trips, times how often programs take turns; of splits within a tenth, the fewest.
+    """
     trip = depth * StepBlocks(1, D, depth, warps).width(V)
     trips = triton.cdiv(D, trip)
     most = trips if states < MANY_STATES else max(1, trips // FEW_TRIPS)
-    splits = min(triton.cdiv(programs, states), most, MOST_SPLITS)
+    choices = range(1, min(triton.cdiv(4 * programs, states), most, MOST_SPLITS) + 1)
+    times = [triton.cdiv(states * splits, programs) * triton.cdiv(trips, splits) for splits in choices]
+    splits = next(splits for splits, time in zip(choices, times, strict=True) if time <= 1.1 * min(times))
     rows = triton.cdiv(trips, splits) * trip
     return StepBlocks(triton.cdiv(D, rows), rows, depth, warps)
 
