@@ -113,11 +113,11 @@ def power_attention(
         # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, S, z))
-    o, _, S, z, _ = op.attend(
+    o, _, S, z, *_ = op.attend(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,
-        save_states and wants_gradient, not (normalize and wants_gradient), use_triton,
+        save_states and wants_gradient, normalize and wants_gradient, use_triton,
     )  # fmt: skip
-    return PowerAttentionOutput(o.to(autocast_dtype(v)), PowerState(S, z) if return_state else None)
+    return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
 
 
 def power_attention_step(

@@ -23,7 +23,7 @@ from zoo.kernels.power.triton_support import TRITON, triton_op
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast
 
 if TRITON:
-    from zoo.kernels.power.triton.op import saved_states_shape, triton_backward, triton_forward
+    from zoo.kernels.power.triton.op import saved_gates_shape, saved_states_shape, triton_backward, triton_forward
     from zoo.kernels.power.triton.step import supports_triton_step, triton_step
 
 __all__ = ["attend", "step"]
@@ -89,34 +89,36 @@ def _fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, round_output: bool, use_triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    save_states: bool, save_output: bool, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output o `[B, T, Ho, V]`; denominator `[B, T, Ho]`, S and z, empty where they are not asked for.
 
-    All in the accumulation dtype, but o in that of v with round_output; the gradient of a normalised o needs all
-    digits. Last come the states between chunks, if they are to be saved for the backward pass: empty where it has to
-    compute them again.
+    All in the accumulation dtype, but o in that of v. Last come, if they are to be saved for the backward pass, the
+    states between chunks and the summed gates, empty where it has to compute them again, and o in the accumulation
+    dtype, empty where o is: the gradient of a normalised o needs all digits.
     """
     if use_triton:
         return triton_forward(
-            q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, round_output
+            q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, save_output
         )
     o, *rest = _chunked(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
-    return o.to(v.dtype) if round_output else o, *rest, _or_empty(None, q)
+    saved = _or_empty(None, q), _or_empty(None, q), o if save_output and o.dtype != v.dtype else _or_empty(None, q)
+    return o.to(v.dtype), *rest, *saved
 
 
 @attend.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, round_output: bool, use_triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    save_states: bool, save_output: bool, use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     o, *rest = _fake(q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state)
-    o = o.to(v.dtype) if round_output else o
+    exact = o if save_output and o.dtype != v.dtype else _or_empty(None, q)
     if not (use_triton and save_states):
-        return o, *rest, _or_empty(None, q)
+        return o.to(v.dtype), *rest, _or_empty(None, q), _or_empty(None, q), exact
     shape, dtype = saved_states_shape(q, k, v, S, cu_seqlens, p, chunk_size)
-    return o, *rest, q.new_empty(shape, dtype=dtype)
+    gates = q.new_empty(saved_gates_shape(q, k, v, log_g, cu_seqlens, p, chunk_size), dtype=torch.float32)
+    return o.to(v.dtype), *rest, q.new_empty(shape, dtype=dtype), gates, exact
 
 
 @torch.library.custom_op("zoo::power_attention_chunked_backward", mutates_args=())
@@ -171,14 +173,15 @@ def _fake_backward(
 def _attend_backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, cu_seqlens: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_g, S and z; the last three empty where there is no such input."""
     if use_triton:
         return triton_backward(
-            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, p, scale, normalize, chunk_size
-        )
+            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens,
+            p, scale, normalize, chunk_size,
+        )  # fmt: skip
     return _chunked_backward(
         do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size
     )
@@ -188,26 +191,27 @@ def _attend_backward(
 def _(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, cu_seqlens: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _fake_backward(do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, p, scale, normalize, chunk_size, _return_state, _save_states, _round_output, use_triton = inputs
-    o, denominator, _S, _z, states = output
-    ctx.save_for_backward(*tensors, o if normalize else _or_empty(None, o), denominator, states)
+    *tensors, p, scale, normalize, chunk_size, _return_state, _save_states, _save_output, use_triton = inputs
+    o, denominator, _S, _z, states, gates, exact = output
+    o = (o if exact.dim() == 1 else exact) if normalize else _or_empty(None, o)
+    ctx.save_for_backward(*tensors, o, denominator, states, gates)
     ctx.options = (p, scale, normalize, chunk_size, use_triton)
-    ctx.mark_non_differentiable(denominator, states)
+    ctx.mark_non_differentiable(denominator, states, gates, exact)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(
     ctx: Any, do: Tensor | None, _denominator: Tensor | None, dS: Tensor | None, dz: Tensor | None,
-    _states: Tensor | None,
+    _states: Tensor | None, _gates: Tensor | None, _exact: Tensor | None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    q, k, v, log_g, S, z, cu_seqlens, o, denominator, states = ctx.saved_tensors
+    q, k, v, log_g, S, z, cu_seqlens, o, denominator, states, gates = ctx.saved_tensors
     if dS is not None and dz is None:
         dz = dS.new_zeros(dS.shape[:-1])
     if dz is not None and dS is None:
@@ -218,11 +222,11 @@ def _differentiate(
         do = v.new_zeros(*v.shape[:2], Heads(q.shape[2], k.shape[2], v.shape[2]).output, v.shape[3])
     with in_backward_graph():
         dq, dk, dv, dlog_g, dS_in, dz_in = _attend_backward(
-            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, cu_seqlens, *ctx.options
+            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, *ctx.options
         )
-    gates = None if log_g is None else dlog_g
+    dlog_g = None if log_g is None else dlog_g
     incoming = (None, None) if S is None else (dS_in, dz_in)
-    return dq, dk, dv, gates, *incoming, *(None,) * 9
+    return dq, dk, dv, dlog_g, *incoming, *(None,) * 9
 
 
 attend.register_autograd(_differentiate, setup_context=_save)
@@ -271,7 +275,7 @@ def _shapes(q: Any, k: Any, v: Any) -> tuple[Heads, int, int]:
 @register_flop_formula(torch.ops.zoo.power_attention)
 def _(
     q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, cu_seqlens: Any,
-    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, save_states: bool, round_output: bool,
+    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool, save_states: bool, save_output: bool,
     use_triton: bool, *, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
     heads, K, V = _shapes(q, k, v)
@@ -281,7 +285,7 @@ def _(
 @register_flop_formula(torch.ops.zoo.power_attention_backward)
 def _(
     do: Any, dS: Any, dz: Any, q: Any, k: Any, v: Any, log_g: Any, S: Any, z: Any, o: Any, denominator: Any,
-    states: Any, cu_seqlens: Any, p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
+    states: Any, gates: Any, cu_seqlens: Any, p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
     *, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
     heads, K, V = _shapes(q, k, v)

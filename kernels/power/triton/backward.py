@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from zoo.kernels.power.heads import gather_heads
-from zoo.kernels.power.reference import vanishes
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
-from zoo.kernels.power.triton.problem import LOWEST_GATE, Problem
+from zoo.kernels.power.triton.problem import LOWEST_GATE, OutputGradient, Problem
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
@@ -32,26 +31,6 @@ class Gradients(NamedTuple):
     z: Tensor | None
 
 
-class _OutputGradient(NamedTuple):
-    """The gradients of numerator and denominator are `do inverse` and `-delta inverse`; they stay in these factors.
-
-    So do meets its first product unrounded, and terms that cancel do so in float32.
-    """
-
-    do: Tensor  # [B, T, Ho, V], in the products' dtype
-    delta: Tensor | None  # do . o [B, T, Ho], float32, if normalised
-    inverse: Tensor | None  # of the denominator, zero where it vanishes
-    factors: Tensor  # the inverse times scale^p, tokens last [slots, Ho, C], zero beyond a chunk's end
-
-
-def _output_gradient(problem: Problem, do: Tensor, o: Tensor, denominator: Tensor | None) -> _OutputGradient:
-    products = do.to(problem.dtype).contiguous()
-    if denominator is None:
-        return _OutputGradient(products, None, None, problem.output_factors(None))
-    inverse = torch.where(vanishes(denominator), 0, denominator.reciprocal())
-    return _OutputGradient(products, (do.float() * o).sum(-1), inverse, problem.output_factors(inverse))
-
-
 def backward(
     problem: Problem, do: Tensor, dS: Tensor | None, dz: Tensor | None, S: Tensor | None, z: Tensor | None,
     o: Tensor, denominator: Tensor | None, states: Tensor | None,
@@ -62,19 +41,19 @@ def backward(
     """
     initial = None if S is None or z is None else problem.from_packed(S, z)
     final_gradient = None if dS is None or dz is None else problem.from_packed(dS, dz, gradient=True)
-    gradient = _output_gradient(problem, do, o, denominator)
     dstates = initial_gradient = crossing = None
     has_states, has_dstates = problem.has_states(initial), problem.has_states(final_gradient)
     if has_states and states is None:
         wants_normaliser = denominator is not None or final_gradient is not None
         states, _ = states_before(problem, initial, wants_normaliser=wants_normaliser, wants_final=False)
-    if has_dstates or initial is not None:
-        queries = problem.queries_from_start(gradient.factors)
-        sums = add_up(problem, queries, gradient.do, exact=initial is not None)
+    wants_dstates = has_dstates or initial is not None
+    gradient = problem.output_gradient(do, o, denominator, decayed=wants_dstates)
+    if gradient.queries is not None:
+        sums = add_up(problem, gradient.queries, gradient.do, exact=initial is not None)
         if gradient.delta is None:
             sums[..., problem.layout.rows * problem.V :] = 0
         else:
-            add_up_normalisers(problem, sums, queries, -gradient.delta)
+            add_up_normalisers(problem, sums, gradient.queries, gradient.delta)
         dstates, initial_gradient, crossing = scan(
             problem, sums, final_gradient, wants_final=initial is not None,
             others=states if problem.gated and has_states else None, reverse=True,
@@ -83,7 +62,7 @@ def backward(
         states = None
     if not has_dstates:
         dstates = None
-    differentiate = _fused_gradients if problem.fused else _gradients
+    differentiate = passes.gradients if problem.fused else _gradients
     dq, dk, dv, q_along, k_along = differentiate(
         problem, gradient, states, dstates, has_initial=initial is not None, has_final=final_gradient is not None
     )
@@ -98,28 +77,8 @@ def backward(
     return Gradients(dq, dk, dv, dlog_g, S_gradient, z_gradient)
 
 
-def _gradient_dtype(problem: Problem, x: Tensor, heads: int) -> torch.dtype:
-    """float32 where gradients of several heads are still to be added."""
-    return x.dtype if x.shape[2] == heads else problem.gates.dtype
-
-
-def _fused_gradients(
-    problem: Problem, gradient: _OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
-    has_initial: bool, has_final: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads, do, factors = problem.heads, gradient.do, gradient.factors
-    q_dtype, k_dtype, v_dtype = (
-        _gradient_dtype(problem, x, count)
-        for x, count in ((problem.q, heads.output), (problem.k, heads.state), (problem.v, heads.state))
-    )
-    delta = None if gradient.delta is None else problem.rows_to_columns(gradient.delta)
-    dq, q_along = passes.query_gradient(problem, do, factors, delta, states, q_dtype, has_initial=has_initial)
-    dk, k_along = passes.key_gradient(problem, do, factors, delta, dstates, k_dtype, has_final=has_final)
-    return dq, dk, passes.value_gradient(problem, do, factors, dstates, v_dtype), q_along, k_along
-
-
 def _gradients(
-    problem: Problem, gradient: _OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
+    problem: Problem, gradient: OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
     has_initial: bool, has_final: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     heads, chunks = problem.heads, problem.chunks
@@ -132,15 +91,13 @@ def _gradients(
     return dq, dk, _value_gradient(problem, gradient, dstates), q_along, k_along
 
 
-def _or_anything(gradient: _OutputGradient, problem: Problem) -> tuple[Tensor, Tensor]:
-    """delta and inverse, or anything that no kernel will read."""
-    if gradient.delta is None or gradient.inverse is None:
-        return problem.gates, problem.gates
-    return gradient.delta, gradient.inverse
+def _gradient_dtype(problem: Problem, x: Tensor, heads: int) -> torch.dtype:
+    """float32 where gradients of several heads are still to be added."""
+    return x.dtype if x.shape[2] == heads else problem.gates.dtype
 
 
 def _query_gradient(
-    problem: Problem, gradient: _OutputGradient, states: Tensor | None, along: Tensor, has_initial: bool
+    problem: Problem, gradient: OutputGradient, states: Tensor | None, along: Tensor, has_initial: bool
 ) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.query_gradient
     q = problem.q
@@ -151,11 +108,11 @@ def _query_gradient(
     blocks = problem.blocks(launch.block)
     wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
-        *_or_anything(gradient, problem), problem.gates, problem.gates_low,
+        problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
         problem.gates if states is None else states, problem.gates if given is None else given, dq, along,
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
-        q.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
+        q.shape[1], chunks.size, layout.outers, layout.rows,
         *heads, heads.state, heads.output, blocks, chunks.slots,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
         KEYS=launch.other, NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
@@ -167,7 +124,7 @@ def _query_gradient(
 
 
 def _key_gradient(
-    problem: Problem, gradient: _OutputGradient, dstates: Tensor | None, along: Tensor, has_final: bool
+    problem: Problem, gradient: OutputGradient, dstates: Tensor | None, along: Tensor, has_final: bool
 ) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.key_gradient
     k = problem.k
@@ -178,11 +135,11 @@ def _key_gradient(
     blocks = problem.blocks(launch.block)
     wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
-        *_or_anything(gradient, problem), problem.gates, problem.gates_low,
+        problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
         problem.gates if dstates is None else dstates, problem.gates if given is None else given, dk, along,
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
-        k.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
+        k.shape[1], chunks.size, layout.outers, layout.rows,
         *heads, heads.state, heads.output, blocks, chunks.slots,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS,
         BLOCK=launch.block, QUERIES=launch.other, NORMALIZE=gradient.delta is not None,
@@ -193,7 +150,7 @@ def _key_gradient(
     return dk
 
 
-def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor | None) -> Tensor:
+def _value_gradient(problem: Problem, gradient: OutputGradient, dstates: Tensor | None) -> Tensor:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.value_gradient
     v = problem.v
     given = None
@@ -202,14 +159,14 @@ def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor
     dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=_gradient_dtype(problem, v, heads.state))
     blocks = problem.blocks(launch.block)
     wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
-        problem.q, problem.k, problem.keys, gradient.do, _or_anything(gradient, problem)[1], problem.gates,
+        problem.q, problem.k, problem.keys, gradient.do, gradient.factors, problem.gates,
         problem.gates_low, problem.gates if dstates is None else dstates,
         problem.gates if given is None else given, dv, problem.tables[0],
         layout.channels, layout.weights,
-        v.shape[1], chunks.size, layout.outers, layout.rows, problem.scale,
+        v.shape[1], chunks.size, layout.outers, layout.rows,
         heads.query, heads.key, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
-        NORMALIZE=gradient.delta is not None, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
+        GATED=problem.gated, EXACT_GATES=problem.exact_gates,
         HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=problem.packed, PRECISION=problem.precision,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
@@ -217,13 +174,14 @@ def _value_gradient(problem: Problem, gradient: _OutputGradient, dstates: Tensor
 
 
 def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
-    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs]` is of tokens before a chunk with those after it."""
+    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs, parts]` is of tokens before a chunk with those after it."""
     heads, chunks, log_g = problem.heads, problem.chunks, problem.log_g
     assert log_g is not None
     dlog_g = torch.empty_like(log_g)
     wrap_triton(gate_gradient_kernel)[(chunks.slots, heads.value)](
         q_along, k_along, log_g, problem.gates if crossing is None else crossing, dlog_g, problem.tables[0],
         chunks.tokens, chunks.size, chunks.slots, heads.state, heads.output, heads.value,
+        0 if crossing is None else crossing.shape[-1],
         BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_CROSSING=crossing is not None, PACKED=problem.packed,
     )  # fmt: skip
     return dlog_g

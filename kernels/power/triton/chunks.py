@@ -46,15 +46,6 @@ class Chunks(NamedTuple):
             return (places < self.tokens).view(-1, 1, self.size).repeat(self.batch, 1, 1)
         return self._token_index()[1].view(self.slots, 1, self.size)
 
-    def columns(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`[B, T, H, X]` with tokens last: `[slots, H, X, C]`; what stands beyond the end of a chunk is finite."""
-        x = x.to(dtype)
-        if self.bounds is None:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.slots // self.batch * self.size - self.tokens))
-        else:
-            x = x[:, self._token_index()[0]]
-        return x.reshape(self.slots, self.size, *x.shape[2:]).permute(0, 2, 3, 1).contiguous()
-
 
 def chunk_size(tokens: int, config: Config, wanted: int, packed: bool) -> int:
     """Tokens a chunk: as wanted, or, for 0, as configured; a short sequence is one chunk. In whole blocks of tokens."""

@@ -47,8 +47,8 @@ def add_up(problem: Problem, x: Columns, y: Tensor, *, exact: bool) -> Tensor:
     return sums
 
 
-def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tensor | None) -> None:
-    """Fill z's part of `sums` with `sum decay m(x) weight`; weights are `[B, T, Ho]`, None for ones."""
+def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, delta: Tensor | None) -> None:
+    """Fill z's part of `sums` with `sum decay m(x)`, times -delta `[slots, Ho, C]` if there is one."""
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.sums
     # Products of degree 2 are so few that one launch takes all.
     width, prefixes = (problem.K, (problem.K,)) if problem.p == 2 else (layout.inner, layout.prefixes)
@@ -56,11 +56,11 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, weights: Tens
     for inner, prefix in enumerate(prefixes):
         outers = min(64, max(16, triton.next_power_of_2(prefix)))
         wrap_triton(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), chunks.slots, heads.state)](
-            x.plain, x.decayed, x.plain if weights is None else weights, sums, problem.tables[0], layout.channels,
+            x.plain, x.decayed, x.plain if delta is None else delta, sums, problem.tables[0], layout.channels,
             chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
             x.plain.shape[1], heads.state, x.decayed.shape[1] // heads.state,
             K=problem.K, V=problem.V, P=problem.p, INNER=width, TILED=layout.inner, OUTERS=outers, BLOCK=launch.block,
-            WEIGHTED=weights is not None, PACKED=problem.packed, PRECISION=problem.precision,
+            HAS_DELTA=delta is not None, PACKED=problem.packed, PRECISION=problem.precision,
             num_warps=4, num_stages=2,
         )  # fmt: skip
         base += prefix * layout.inner
@@ -71,7 +71,7 @@ class Scan(NamedTuple):
 
     states: Tensor  # before each chunk, or gradients after it [slots, Hs, rows (V + 1)]
     final: Tensor | None  # [sequences, Hs, rows (V + 1)], float32
-    products: Tensor | None  # of other states with these gradients and the chunks' decay [slots, Hs]
+    products: Tensor | None  # of other states with these gradients and the chunks' decay, in parts [slots, Hs, parts]
 
 
 def scan(
@@ -97,14 +97,15 @@ def scan(
         sums, problem.gates if in_place else states, problem.gates, problem.gates if initial is None else initial,
         problem.gates if final is None else final, sums if others is None else others,
         problem.gates if products is None else products,
-        problem.gates if others is None else problem.layout.row_weights,
+        problem.layout.row_weights if products is not None and problem.p > 2 else problem.gates,
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
         REVERSE=reverse, WANTS_PRODUCTS=products is not None,
-        WEIGHTED=products is not None and not problem.layout.even, V=problem.V, PACKED=problem.packed,
-        IN_PLACE=in_place, AHEAD=ahead, PRECISION=problem.precision, num_warps=4,
+        WEIGHTED=products is not None and not problem.layout.even, K=problem.K, V=problem.V, P=problem.p,
+        INNER=problem.layout.inner, PACKED=problem.packed, IN_PLACE=in_place, AHEAD=ahead,
+        PRECISION=problem.precision, num_warps=4,
     )  # fmt: skip
-    return Scan(states, final, None if products is None else products.sum(-1))
+    return Scan(states, final, products)
 
 
 def states_before(
@@ -124,7 +125,8 @@ def states_before(
 class Output(NamedTuple):
     """What the forward pass gives."""
 
-    o: Tensor  # [B, T, Ho, V], in the dtype asked for
+    o: Tensor  # [B, T, Ho, V], in the dtype of v
+    exact: Tensor | None  # the same in float32, where asked for
     denominator: Tensor | None  # [B, T, Ho], float32, if normalised
     S: Tensor | None  # packed, where asked for
     z: Tensor | None
@@ -132,9 +134,9 @@ class Output(NamedTuple):
 
 
 def forward(
-    problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool, dtype: torch.dtype
+    problem: Problem, S: Tensor | None, z: Tensor | None, *, normalize: bool, return_state: bool, exact: bool
 ) -> Output:
-    """The output in a dtype and, where asked for, the state after the last token."""
+    """The output and, where asked for, the same in float32 and the state after the last token."""
     initial = None if S is None or z is None else problem.from_packed(S, z)
     states, final = None, None
     has_states = problem.has_states(initial)
@@ -143,17 +145,18 @@ def forward(
     if not has_states:
         states = None
     attend = passes.outputs if problem.fused else _outputs
-    o, denominator = attend(problem, states, dtype, normalize=normalize, has_initial=initial is not None)
+    o, exact_o, denominator = attend(problem, states, exact, normalize=normalize, has_initial=initial is not None)
     S_out, z_out = (None, None) if final is None else problem.to_packed(final)
-    return Output(o, denominator if normalize else None, S_out, z_out, states)
+    return Output(o, exact_o, denominator, S_out, z_out, states)
 
 
 def _outputs(
-    problem: Problem, states: Tensor | None, dtype: torch.dtype, *, normalize: bool, has_initial: bool
-) -> tuple[Tensor, Tensor]:
+    problem: Problem, states: Tensor | None, exact: bool, *, normalize: bool, has_initial: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.output
     B, T = problem.q.shape[:2]
-    o = problem.q.new_empty(B, T, heads.output, problem.V, dtype=dtype)
+    o = problem.v.new_empty(B, T, heads.output, problem.V)
+    exact_o = torch.empty_like(o, dtype=torch.float32) if exact else o
     denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
     given = None
     if states is not None:
@@ -161,14 +164,13 @@ def _outputs(
     blocks = problem.blocks(launch.block)
     wrap_triton(output_kernel)[(blocks * heads.output * chunks.slots,)](
         problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low,
-        problem.gates if states is None else states,
-        problem.gates if given is None else given, o, denominator, problem.tables[0], layout.channels, layout.weights,
+        problem.gates if states is None else states, problem.gates if given is None else given,
+        o, exact_o, denominator, problem.tables[0], layout.channels, layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
-        KEYS=launch.other, NORMALIZE=normalize, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
-        HAS_STATES=states is not None, GIVEN=given is not None,
-        HAS_INITIAL=has_initial, PACKED=problem.packed, PRECISION=problem.precision,
-        num_warps=launch.warps, num_stages=launch.stages,
+        KEYS=launch.other, NORMALIZE=normalize, EXACT=exact, GATED=problem.gated, EXACT_GATES=problem.exact_gates,
+        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=problem.packed,
+        PRECISION=problem.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return o, denominator
+    return o, exact_o if exact else None, denominator if normalize else None

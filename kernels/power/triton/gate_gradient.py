@@ -29,13 +29,14 @@ def _segmented(x, cut, y, cut_here):
     return tl.where(cut_here > 0, y, x + y), cut | cut_here
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "SLOTS"])
 def gate_gradient_kernel(
-    q_along, k_along, log_g, crossing, dlog_g, bounds, T, C, SLOTS, STATES, OUTPUTS, HEADS,
+    q_along, k_along, log_g, crossing, dlog_g, bounds, T, C, SLOTS, STATES, OUTPUTS, HEADS, PARTS,
     BLOCK: tl.constexpr, LOWEST: tl.constexpr, HAS_CROSSING: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dlog_g `[B T, Hv]` float32, from `q . dq / p` `[2, slots, Ho, C]` and `k . dk / p` `[2, slots, Hs, C]`: the
-    chunk's part and the states'; crossing `[slots, Hs]` is of tokens before the chunk with those after it.
+    chunk's part and the states'; crossing `[slots, Hs, PARTS]` adds up to that of tokens before the chunk with those
+    after it.
     """
     slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
@@ -61,7 +62,10 @@ def gate_gradient_kernel(
     carry = tl.zeros((1,), tl.float64)
     if HAS_CROSSING:
         for state in range(head * (STATES // HEADS), (head + 1) * (STATES // HEADS)):
-            carry += tl.load(crossing + slot * STATES + state)
+            for first in range(0, PARTS, BLOCK):
+                part = first + tl.arange(0, BLOCK)
+                parts = tl.load(crossing + (slot * STATES + state) * PARTS + part, part < PARTS, 0)
+                carry += tl.sum(parts.to(tl.float64), 0)
     for step in range(0, blocks):
         first = (blocks - 1 - step) * BLOCK
         at = first + tl.arange(0, BLOCK)

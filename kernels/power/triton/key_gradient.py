@@ -12,10 +12,10 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["key_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS"])
 def key_gradient_kernel(
-    q, k, k_columns, v, do, delta, inverse, gates, gates_low, dstates, given, dk, along, bounds,
-    channels, symmetric, gradient_weights, T, C, outers, rows, scale,
+    q, k, k_columns, v, do, delta, factors, gates, gates_low, dstates, given, dk, along, bounds,
+    channels, symmetric, gradient_weights, T, C, outers, rows,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
@@ -27,7 +27,6 @@ def key_gradient_kernel(
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
     HAS_NORMALISER; the rest as in `query_gradient_kernel`.
     """
-    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     state = program // BLOCKS % STATES
@@ -40,8 +39,8 @@ def key_gradient_kernel(
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     do += start * OUTPUTS * V
-    delta += start * OUTPUTS
-    inverse += start * OUTPUTS
+    delta += slot * OUTPUTS * C
+    factors += slot * OUTPUTS * C
     dk += (start * STATES + state) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -84,13 +83,12 @@ def key_gradient_kernel(
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            left = tl.where(there < tokens, scale, 0.0)
+            left = tl.load(factors + head * C + there)
             if GATED:
                 left *= decay(gates, gates_low, there, last, EXACT_GATES)
             dscores = tl.dot(values, tl.trans(do_there), input_precision=PRECISION)
             if NORMALIZE:
-                dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
-                left *= tl.load(inverse + rows_there * OUTPUTS + head)
+                dscores -= tl.load(delta + head * C + there)[None, :]
             if P > 1 or GATED:
                 scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
             if P > 1:
@@ -114,16 +112,15 @@ def key_gradient_kernel(
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
             dscores = tl.dot(values, tl.trans(do_there), input_precision=PRECISION)
             if NORMALIZE:
-                dscores -= tl.load(delta + rows_there * OUTPUTS + head)[None, :]
-                dscores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
+                dscores -= tl.load(delta + head * C + there)[None, :]
             if P > 1 or GATED:
                 scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
             if P > 1:
                 dscores *= power(scores, P - 1)
             if GATED:
                 dscores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
-            causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
-            dscores = tl.where(causal, dscores * scale, 0.0)
+            dscores *= tl.load(factors + head * C + there)[None, :]
+            dscores = tl.where(here[:, None] <= there[None, :], dscores, 0.0)
             if GATED:
                 in_chunk += tl.sum(dscores * scores, 1)
             dscores = as_operand(dscores, dtype, PRECISION)

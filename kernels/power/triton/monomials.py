@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "power"]
+__all__ = ["count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "pair_weights", "power"]
 
 
 @triton.jit
@@ -33,6 +33,15 @@ def pair_rows(one, other, INNER: tl.constexpr):
     outer, inner = tl.where(swapped, other, one), tl.where(swapped, one, other)
     block = inner // INNER
     return INNER * INNER * (block * (block + 1) // 2) + outer * INNER + inner % INNER, swapped
+
+
+@triton.jit
+def pair_weights(row, K: tl.constexpr, INNER: tl.constexpr):
+    """How often a row of degree 2 counts in a product of two states: twice where it stands for both orders."""
+    result = tl.where(row < 0, 1.0, 2.0)
+    for block in tl.static_range(K // INNER):
+        result = tl.where(row // (INNER * INNER) == block * (block + 3) // 2, 1.0, result)
+    return result
 
 
 @triton.jit

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.triton.backward import backward
-from zoo.kernels.power.triton.chunks import count_slots
+from zoo.kernels.power.triton.chunks import count_slots, cut
 from zoo.kernels.power.triton.configs import config
 from zoo.kernels.power.triton.forward import forward
 from zoo.kernels.power.triton.hopper.op import supports_hopper
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
 
-__all__ = ["saved_states_shape", "triton_backward", "triton_forward"]
+__all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
 
 
 def saved_states_shape(
@@ -30,6 +30,17 @@ def saved_states_shape(
     return (slots, heads.state, Layout(K, p, blocks.inner, q).rows * (V + 1)), dtype
 
 
+def saved_gates_shape(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor | None, p: int, chunk_size: int
+) -> Sequence[int]:
+    """Shape of the summed gates that `triton_forward` saves, in float32; none are where they have low parts as well."""
+    if log_g is None or q.dtype == torch.float32:
+        return (0,)
+    K, V = int(k.shape[-1]), int(v.shape[-1])
+    chunks = cut(q, config(q, K, V, p, hopper=supports_hopper(q, K, V, p)), chunk_size, cu_seqlens)
+    return chunks.slots, Heads(q.shape[2], k.shape[2], v.shape[2]).state, chunks.size
+
+
 def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return like.new_empty(0, dtype=dtype) if x is None else x
 
@@ -37,24 +48,29 @@ def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32
 def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, round_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    save_states: bool, save_output: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
     problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size)
-    dtype = v.dtype if round_output else torch.float32
-    output = forward(problem, S, z, normalize=normalize, return_state=return_state, dtype=dtype)
+    exact = save_output and v.dtype != torch.float32
+    output = forward(problem, S, z, normalize=normalize, return_state=return_state, exact=exact)
     states = _or_empty(output.states, q, problem.dtype) if save_states else _or_empty(None, q)
-    return output.o, _or_empty(output.denominator, q), _or_empty(output.S, q), _or_empty(output.z, q), states
+    gates = problem.gates if save_states and problem.gated and not problem.exact_gates else None
+    denominator, S_out, z_out, gates, exact_o = (
+        _or_empty(x, q) for x in (output.denominator, output.S, output.z, gates, output.exact)
+    )
+    return output.o, denominator, S_out, z_out, states, gates, exact_o
 
 
 def triton_backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, cu_seqlens: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
-    problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size)
+    summed = None if gates.dim() == 1 else gates
+    problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size, gates=summed)
     saved = None if states.dim() == 1 else states
     gradients = backward(problem, do, dS, dz, S, z, o, denominator if normalize else None, saved)
     dlog_g, dS_in, dz_in = (_or_empty(x, q) for x in gradients[3:])

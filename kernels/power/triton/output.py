@@ -7,7 +7,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
 from zoo.kernels.power.triton.from_state import add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
-from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.operands import as_operand, divide
 
 __all__ = ["VANISHING", "output_kernel"]
 
@@ -15,17 +15,17 @@ __all__ = ["VANISHING", "output_kernel"]
 VANISHING = tl.constexpr(2.0**-103)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "BLOCKS"])
 def output_kernel(
-    q, q_columns, k_columns, v, gates, gates_low, states, given, o, denominator, bounds, channels, weights,
-    T, C, outers, rows, scale,
+    q, q_columns, k_columns, v, gates, gates_low, states, given, o, exact, denominator, bounds,
+    channels, weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, EXACT: tl.constexpr, GATED: tl.constexpr,
+    EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o `[B T, Ho, V]` and denominator `[B T, Ho]`.
+    """o `[B T, Ho, V]`, the same in float32 if EXACT, and denominator `[B T, Ho]`.
 
     q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
     `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`; what they give to the queries may be
@@ -46,6 +46,7 @@ def output_kernel(
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     o += (start * OUTPUTS + head) * V
+    exact += (start * OUTPUTS + head) * V
     denominator += start * OUTPUTS + head
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -110,6 +111,8 @@ def output_kernel(
         total *= scale
         tl.store(denominator + here * OUTPUTS, total, exists)
         vanishes = tl.abs(total) < VANISHING
-        y = tl.where(vanishes[:, None], 0.0, y / tl.where(vanishes, 1.0, total)[:, None])
-    out = o + here[:, None] * OUTPUTS * V + values[None, :]
-    tl.store(out, y.to(o.dtype.element_ty), exists[:, None])
+        y = tl.where(vanishes[:, None], 0.0, divide(y, tl.where(vanishes, 1.0, total)[:, None], PRECISION))
+    places = here[:, None] * OUTPUTS * V + values[None, :]
+    tl.store(o + places, y.to(o.dtype.element_ty), exists[:, None])
+    if EXACT:
+        tl.store(exact + places, y, exists[:, None])

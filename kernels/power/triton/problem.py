@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from zoo.kernels.power.expansion import coefficients
-from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
 from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
 from zoo.kernels.power.triton.hopper.op import fuses, gradients_from_states, outputs_from_states, supports_hopper
 from zoo.kernels.power.triton.layout import Layout
+from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 
-__all__ = ["LOWEST_GATE", "Columns", "Problem", "product_dtype"]
+__all__ = ["LOWEST_GATE", "Columns", "OutputGradient", "Problem", "product_dtype"]
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_GATE = -128.0
@@ -38,6 +39,18 @@ class Columns(NamedTuple):
     decayed: Tensor  # [slots, Hs or Ho, K, C], times what is left of each token, zero beyond a chunk's end; or float32
 
 
+class OutputGradient(NamedTuple):
+    """The gradients of numerator and denominator are `do factors` and `-delta factors`; they stay in these factors.
+
+    So do meets its first product unrounded, and terms that cancel do so in float32.
+    """
+
+    do: Tensor  # [B, T, Ho, V], in the products' dtype
+    delta: Tensor | None  # do . o, tokens last [slots, Ho, C], float32, if normalised
+    factors: Tensor  # scale^p, over the denominator if normalised, zero where it vanishes or there is no token
+    queries: Columns | None  # queries, and the same times factors and what is left at them of their chunk's start
+
+
 class Problem:
     """The inputs of one call, laid out for the kernels. Products are of `dtype`, sums and states carried in float32.
 
@@ -46,8 +59,9 @@ class Problem:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor | None, *,
-        p: int, scale: float, chunk_size: int,
+        p: int, scale: float, chunk_size: int, gates: Tensor | None = None,
     ) -> None:  # fmt: skip
+        """gates: summed, as an earlier call left them, where keys need not be summed up once more."""
         self.q, self.k, self.v = q.contiguous(), k.contiguous(), v.contiguous()
         self.log_g = None if log_g is None else log_g.float().contiguous()
         self.p, self.scale = p, scale**p
@@ -64,6 +78,8 @@ class Problem:
         self.layout = Layout(self.K, p, self.config.inner, self.q)
         if self.log_g is None:
             self.gates = self.gates_low = q.new_empty(0, dtype=torch.float32)
+        elif gates is not None:
+            self.gates = self.gates_low = gates
         else:
             self.gates, self.gates_low, self.left = self._gate_sums(self.log_g)
 
@@ -84,19 +100,14 @@ class Problem:
     @cached_property
     def keys(self) -> Tensor:
         """Keys with tokens last `[slots, Hk, K, C]`."""
-        return self._columns(self.k, None).plain
+        keys = self._room_for_columns(self.heads.key)
+        self._launch_columns(self.gates, keys, keys, None)
+        return keys
 
     @cached_property
     def queries(self) -> Tensor:
-        """Queries with tokens last `[slots, Hq, K, C]`; anything at p = 1, where none scales a tile."""
-        if self.p == 1:
-            return self.q
-        return self._columns(self.q, None).plain
-
-    @cached_property
-    def _existing(self) -> Tensor:
-        """Which places of a chunk hold tokens `[slots, 1, C]`."""
-        return self.chunks.exists(self.q.device)
+        """Queries with tokens last `[slots, Hq, K, C]`; anything where none scales a tile."""
+        return self.q
 
     def _gate_sums(self, log_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`gates`, `gates_low` and `left`, see `gate_sums_kernel`; `gates_low` only where gates are exact."""
@@ -111,57 +122,57 @@ class Problem:
         return gates, gates_low, left
 
     def keys_to_end(self, *, exact: bool) -> Columns:
-        """Keys, and what is left of them at their chunk's end.
+        """Keys, and what is left of them at their chunk's end; leaves keys and queries with tokens last.
 
         exact: for a state that is returned, so that its monomials are rounded once, and not with the decay before.
         """
-        left = self.left if self.gated else self._existing.float().expand(-1, self.heads.state, -1)
+        heads = self.heads
+        left = self.left if self.gated else self.chunks.exists(self.q.device).float().repeat(1, heads.state, 1)
         dtype = torch.float32 if exact and self.p > 1 and not self.hopper else self.dtype
-        columns = self._columns(self.k, left, dtype=dtype)
-        self.keys = columns.plain
-        return columns
+        self.keys, decayed = self._room_for_columns(heads.key), self._room_for_columns(heads.state, dtype)
+        if self.p > 1:
+            self.queries = self._room_for_columns(heads.query)
+        self._launch_columns(left, self.keys, decayed, self.queries if self.p > 1 else None)
+        return Columns(self.keys, decayed)
 
-    def output_factors(self, inverse: Tensor | None) -> Tensor:
-        """scale^p, over the denominators if there are any (inverse `[B, T, Ho]`), zero beyond: `[slots, Ho, C]`."""
-        factors = torch.where(self._existing, self.scale, 0.0)
-        if inverse is None:
-            return factors.expand(-1, self.heads.output, -1).contiguous()
-        return factors * self.rows_to_columns(inverse)
-
-    def rows_to_columns(self, x: Tensor) -> Tensor:
-        """`[B, T, Ho]` with tokens last: `[slots, Ho, C]`."""
-        return self.chunks.columns(x[..., None], torch.float32)[:, :, 0]
-
-    def queries_from_start(self, factors: Tensor) -> Columns:
-        """Queries, and the same times what is left at them of their chunk's start, and factors `[slots, Ho, C]`."""
-        if self.gated:
-            factors = spread_heads(self.gates.exp2(), self.heads.output, 1) * factors
-        columns = self._columns(self.q, factors, wants_plain=self.p > 1)
-        self.queries = columns.plain
-        return columns
-
-    def _columns(
-        self, x: Tensor, factors: Tensor | None, *, wants_plain: bool = True, dtype: torch.dtype | None = None
-    ) -> Columns:
-        """x `[B, T, H, K]` with tokens last, if wanted, and times factors `[slots, Hs or Ho, C]`, if there are any.
-
-        dtype: of what factors scale, the products' if None.
-
-        A kernel, because the compiler would transpose once more for each kernel that reads them.
-        """
-        chunks, heads = self.chunks, x.shape[2]
-        plain = self._room(chunks.slots, heads, self.K, chunks.size if wants_plain else 0, dtype=self.dtype)
-        scaled = plain
-        if factors is not None:
-            factors = factors.contiguous()
-            scaled = self._room(chunks.slots, factors.shape[1], self.K, chunks.size, dtype=dtype or self.dtype)
-        wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, heads)](
-            x, x if factors is None else factors, plain, scaled, self.tables[0],
-            chunks.tokens, chunks.size, heads, 1 if factors is None else factors.shape[1] // heads,
-            K=self.K, BLOCK=COLUMNS_BLOCK, PLAIN=wants_plain, SCALED=factors is not None, PACKED=self.packed,
-            PRECISION=self.precision,
+    def _launch_columns(self, left: Tensor, keys: Tensor, decayed: Tensor, queries: Tensor | None) -> None:
+        """Fill keys, what is `decayed` by left unless that is the keys themselves, and queries if there are any."""
+        chunks, heads = self.chunks, self.heads
+        programs = heads.key + (0 if queries is None else heads.query)
+        wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
+            self.k, self.q, left, keys, decayed, keys if queries is None else queries, self.tables[0],
+            chunks.tokens, chunks.size, heads.key, heads.query, heads.state // heads.key,
+            K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not keys, PACKED=self.packed, PRECISION=self.precision,
         )  # fmt: skip
-        return Columns(plain, scaled)
+
+    def output_gradient(self, do: Tensor, o: Tensor, denominator: Tensor | None, *, decayed: bool) -> OutputGradient:
+        """The output's gradient; leaves keys and queries with tokens last.
+
+        decayed: with queries, where there are states.
+        """
+        chunks, heads = self.chunks, self.heads
+        normalize = denominator is not None
+        do = do.to(self.dtype).contiguous()
+        factors = self._room(chunks.slots, heads.output, chunks.size, dtype=torch.float32)
+        delta = self._room(*factors.shape, dtype=torch.float32) if normalize else factors
+        wants_keys = "keys" not in self.__dict__ and (decayed or not self.fused)
+        wants_queries = "queries" not in self.__dict__ and decayed and self.p > 1
+        if wants_keys:
+            self.keys = self._room_for_columns(heads.key)
+        if wants_queries:
+            self.queries = self._room_for_columns(heads.query)
+        weighted = self._room_for_columns(heads.output) if decayed else factors
+        programs = heads.query + (heads.key if wants_keys else 0)
+        wrap_triton(output_gradient_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
+            self.q, self.k, do, o if normalize else do, denominator if normalize else self.nothing, self.gates,
+            factors, delta, self.queries if wants_queries else factors, weighted, self.keys if wants_keys else factors,
+            self.tables[0], chunks.tokens, chunks.size, self.scale,
+            heads.query, heads.key, heads.output // heads.query, heads.output // heads.state,
+            K=self.K, V=self.V, BLOCK=COLUMNS_BLOCK, NORMALIZE=normalize, GATED=self.gated, PLAIN=wants_queries,
+            DECAYED=decayed, PACKED=self.packed, PRECISION=self.precision,
+        )  # fmt: skip
+        columns = Columns(self.queries if self.p > 1 else weighted, weighted) if decayed else None
+        return OutputGradient(do, delta if normalize else None, factors, columns)
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
@@ -184,6 +195,9 @@ class Problem:
     def has_states(self, given: Tensor | None) -> bool:
         """Whether chunks have states beside them: given from outside, or because a sequence has several chunks."""
         return given is not None or not self.chunks.single
+
+    def _room_for_columns(self, heads: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self._room(self.chunks.slots, heads, self.K, self.chunks.size, dtype=dtype or self.dtype)
 
     def states(self, dtype: torch.dtype) -> Tensor:
         """Room for one state a chunk."""

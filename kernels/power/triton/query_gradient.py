@@ -12,10 +12,10 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["query_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS"])
 def query_gradient_kernel(
-    q, q_columns, k_columns, v, do, delta, inverse, gates, gates_low, states, given, dq, along, bounds,
-    channels, symmetric, gradient_weights, T, C, outers, rows, scale,
+    q, q_columns, k_columns, v, do, delta, factors, gates, gates_low, states, given, dq, along, bounds,
+    channels, symmetric, gradient_weights, T, C, outers, rows,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
@@ -24,11 +24,9 @@ def query_gradient_kernel(
 ):  # fmt: skip
     """dq `[B T, Ho, K]`, and along `[2, slots, Ho, C]`, its product with q divided by p: the chunk's part, the states'.
 
-    The gradients of numerator and denominator are do `[B T, Ho, V]` and -delta `[B T, Ho]` times the inverse
-    `[B T, Ho]` of the denominator; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by
-    the states among it.
+    The gradients of numerator and denominator are do `[B T, Ho, V]` and, if NORMALIZE, -delta `[slots, Ho, C]` times
+    factors `[slots, Ho, C]`; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by the states among it.
     """
-    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     head = program // BLOCKS % OUTPUTS
@@ -42,8 +40,7 @@ def query_gradient_kernel(
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     do += (start * OUTPUTS + head) * V
-    delta += start * OUTPUTS + head
-    inverse += start * OUTPUTS + head
+    delta += (slot * OUTPUTS + head) * C
     dq += (start * OUTPUTS + head) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -54,7 +51,8 @@ def query_gradient_kernel(
     at = existing * Q_HEADS * K
     channel, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
     do_here = tl.load(do + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
-    delta_here = tl.load(delta + existing * OUTPUTS) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
+    # Places of existing tokens, here and of factors: from those of all the compiler makes another layout, and spills.
+    delta_here = tl.load(delta + existing) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
     queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
     in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
@@ -115,9 +113,7 @@ def query_gradient_kernel(
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
 
-    factor = tl.full((BLOCK,), 1.0, tl.float32) * scale
-    if NORMALIZE:
-        factor *= tl.load(inverse + existing * OUTPUTS)
+    factor = tl.load(factors + (slot * OUTPUTS + head) * C + existing)
     # Weights are homogeneous of degree P in q.
     result *= P * factor[:, None]
     exists = here < tokens

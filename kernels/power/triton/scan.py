@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.monomials import pair_weights
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["scan_kernel"]
@@ -29,20 +30,21 @@ def _load(
     return added, decays, other
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_per_row"])
 def scan_kernel(
     sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, STATES,
     blocks,
     BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
-    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
-    IN_PLACE: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
+    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    P: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr, IN_PLACE: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What stands before each chunk's sums `[slots, Hs, size]`, in states of that shape or IN_PLACE.
 
     initial and final are `[rows, Hs, size]`, float32. AHEAD chunks are loaded at once.
 
     Backwards in time, `products [slots, Hs, blocks]` can be had: of states `others` before chunks with the gradients
-    after them, and the chunks' decay, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED.
+    after them, and the chunks' decay, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED and P > 2.
     """
     block, row, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     if PACKED:
@@ -58,7 +60,8 @@ def scan_kernel(
     weight = 1.0
     if WEIGHTED:
         rows = size // (V + 1)
-        weight = tl.load(weights + tl.where(at < rows * V, at // V, at - rows * V), mask, 0)
+        tiled = tl.where(at < rows * V, at // V, at - rows * V)
+        weight = pair_weights(tiled, K, INNER) if P == 2 else tl.load(weights + tiled, mask, 0)
     # Chunks' loads are under way before the stores to those before them: the compiler must assume that those are to the
     # same place, and would wait for them.
     added, decays, other = _load(

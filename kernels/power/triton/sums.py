@@ -82,18 +82,19 @@ def state_sums_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def normaliser_sums_kernel(
-    x_columns, x_decayed, weights, sums, bounds, channels, T, C, outers, rows, base, inner, prefix,
+    x_columns, x_decayed, delta, sums, bounds, channels, T, C, outers, rows, base, inner, prefix,
     X_HEADS, STATES, REPEATS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, TILED: tl.constexpr, OUTERS: tl.constexpr,
-    BLOCK: tl.constexpr, WEIGHTED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z's part of `sums`, which stands behind S's, for one inner block; weights `[B T, Hs REPEATS]` if WEIGHTED.
+    """z's part of `sums`, which stands behind S's, for one inner block; times -delta `[slots, Hs REPEATS, C]` if
+    HAS_DELTA.
 
     A program takes OUTERS outer monomials: one product of them with the inner channels. At P = 2 one launch takes all
     channels as inner ones, and leaves out what a layout of TILED inner channels does not hold.
     """
     group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    _, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
     offsets, inners = tl.arange(0, BLOCK), tl.arange(0, INNER)
     outer = group * OUTERS + tl.arange(0, OUTERS)
     result = tl.zeros((OUTERS, INNER), tl.float32)
@@ -106,8 +107,8 @@ def normaliser_sums_kernel(
             tile = tl.load(decayed + (inner * INNER + inners)[None, :] * C + at[:, None])
             mask = (outer < prefix)[:, None] & (at < tokens)[None, :]
             scaled = outer_columns(x, at[None, :], C, channels, outer[:, None], outers, mask, P)
-            if WEIGHTED:
-                scaled *= tl.load(weights + (start + tl.minimum(at, tokens - 1)) * STATES * REPEATS + head)[None, :]
+            if HAS_DELTA:
+                scaled *= -tl.load(delta + (slot * STATES * REPEATS + head) * C + at)[None, :]
             scaled = as_operand(scaled, tile.dtype, PRECISION)
             result = tl.dot(scaled, tile, result, input_precision=PRECISION)
     out = sums + (slot * STATES + state) * rows * (V + 1) + rows * V + base

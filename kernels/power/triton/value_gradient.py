@@ -12,17 +12,16 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["value_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "BLOCKS"])
 def value_gradient_kernel(
-    q, k, k_columns, do, inverse, gates, gates_low, dstates, given, dv, bounds, channels, weights,
-    T, C, outers, rows, scale,
+    q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, bounds, channels, weights,
+    T, C, outers, rows,
     Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
-    BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    BLOCK: tl.constexpr, QUERIES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
-    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     program = tl.program_id(0)
     token = program % BLOCKS * BLOCK
     state = program // BLOCKS % STATES
@@ -34,7 +33,7 @@ def value_gradient_kernel(
     k += start * K_HEADS * K + state * K_HEADS // STATES * K
     k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
     do += start * OUTPUTS * V
-    inverse += start * OUTPUTS
+    factors += slot * OUTPUTS * C
     dv += (start * STATES + state) * V
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
@@ -68,11 +67,9 @@ def value_gradient_kernel(
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            left = tl.where(there < tokens, scale, 0.0)
+            left = tl.load(factors + head * C + there)
             if GATED:
                 left *= decay(gates, gates_low, there, last, EXACT_GATES)
-            if NORMALIZE:
-                left *= tl.load(inverse + rows_there * OUTPUTS + head)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
             scores = as_operand(scores * left[None, :], dtype, PRECISION)
             result = tl.dot(scores, do_there, result, input_precision=PRECISION)
@@ -88,10 +85,8 @@ def value_gradient_kernel(
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
             if GATED:
                 scores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
-            if NORMALIZE:
-                scores *= tl.load(inverse + rows_there * OUTPUTS + head)[None, :]
-            causal = (here[:, None] <= there[None, :]) & (there < tokens)[None, :]
-            scores = tl.where(causal, scores * scale, 0.0)
+            scores *= tl.load(factors + head * C + there)[None, :]
+            scores = tl.where(here[:, None] <= there[None, :], scores, 0.0)
             result = tl.dot(as_operand(scores, dtype, PRECISION), do_there, result, input_precision=PRECISION)
 
     out = dv + here[:, None] * STATES * V + value[None, :]

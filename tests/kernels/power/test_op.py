@@ -74,12 +74,13 @@ def test_opcheck_attention(call: str) -> None:
 def test_opcheck_backward(call: str) -> None:
     *tensors, p, scale, normalize, chunk_size, return_state, _, _, use_triton = ATTEND_CALLS[call]()
     tensors = [None if x is None else x.detach() for x in tensors]
-    o, denominator, S, z, states = torch.ops.zoo.power_attention(
+    o, denominator, S, z, states, gates, _ = torch.ops.zoo.power_attention(
         *tensors, p, scale, normalize, chunk_size, return_state, True, False, use_triton
     )
     gradients = (torch.ones_like(o), S.clone() if return_state else None, z.clone() if return_state else None)
     *tensors, cu_seqlens = tensors
-    arguments = (*gradients, *tensors, o, denominator, states, cu_seqlens, p, scale, normalize, chunk_size, use_triton)
+    saved, options = (o, denominator, states, gates), (p, scale, normalize, chunk_size, use_triton)
+    arguments = (*gradients, *tensors, *saved, cu_seqlens, *options)
     torch.library.opcheck(torch.ops.zoo.power_attention_backward, arguments)
 
 

@@ -59,8 +59,8 @@ def _attend(
 
 @gluon.jit
 def _store(
-    result, total, y, denominator, here, tokens, scale, HEADS, V: gl.constexpr, sums: gl.constexpr,
-    NORMALIZE: gl.constexpr,
+    result, total, y, exact, denominator, here, tokens, scale, HEADS, V: gl.constexpr, sums: gl.constexpr,
+    NORMALIZE: gl.constexpr, EXACT: gl.constexpr,
 ):  # fmt: skip
     exists = here < tokens
     result *= scale
@@ -69,18 +69,22 @@ def _store(
         gl.store(denominator + here * HEADS, total, exists)
         vanishes = gl.abs(total) < VANISHING
         result = gl.where(vanishes[:, None], 0.0, result / gl.where(vanishes, 1.0, total)[:, None])
-    value = gl.arange(0, V, gl.SliceLayout(0, sums))
-    gl.store(y + here[:, None] * HEADS * V + value[None, :], result.to(y.dtype.element_ty), exists[:, None])
+    places = here[:, None] * HEADS * V + gl.arange(0, V, gl.SliceLayout(0, sums))[None, :]
+    gl.store(y + places, result.to(y.dtype.element_ty), exists[:, None])
+    if EXACT:
+        gl.store(exact + places, result, exists[:, None])
 
 
-@gluon.jit(do_not_specialize=["T"])
+@gluon.jit(do_not_specialize=["T", "BLOCKS"])
 def attend_kernel(
-    x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, C, rows, scale,
+    x, x_columns, other, values, states, gates, weights, y, exact, denominator, bounds, T, C, rows, scale,
     HEADS, SHARED, PARTNERS, X_SHARED, OTHER_SHARED, VALUE_SHARED, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, HAS_STATES: gl.constexpr, FIRST: gl.constexpr, NORMALIZE: gl.constexpr,
-    GATED: gl.constexpr, REVERSE: gl.constexpr, PACKED: gl.constexpr, TRIPS: gl.constexpr, WARPS: gl.constexpr,
+    EXACT: gl.constexpr, GATED: gl.constexpr, REVERSE: gl.constexpr, PACKED: gl.constexpr, TRIPS: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Outputs y `[B T, HEADS, V]` of queries x, and their denominators `[B T, HEADS]` if NORMALIZE.
+    """Outputs y `[B T, HEADS, V]` of queries x, the same in float32 if EXACT, and their denominators `[B T, HEADS]` if
+    NORMALIZE.
 
     x is `[B T, Hx, K]`, x_columns `[slots, Hx, K, C]`, other (the keys) `[B T, Hk, K]`, values
     `[B T, Hv, V]`, states `[slots, Hs, rows (V + 1)]`, summed gates `[slots, Hs, C]`.
@@ -122,6 +126,7 @@ def attend_kernel(
     gates += (slot * STATES + state) * C
     weights += (slot * HEADS + head) * PARTNERS * C
     y += (start * HEADS + head) * V
+    exact += (start * HEADS + head) * V
     denominator += start * HEADS + head
 
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * K, SIZE], swizzled)
@@ -223,5 +228,5 @@ def attend_kernel(
             pool.index(step % RING * 2 + 1), factor0, factor1, operand, NORMALIZE,
         )  # fmt: skip
     sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
-    _store(sum0, total0, y, denominator, here0, tokens, scale, HEADS, V, sums, NORMALIZE)
-    _store(sum1, total1, y, denominator, here1, tokens, scale, HEADS, V, sums, NORMALIZE)
+    _store(sum0, total0, y, exact, denominator, here0, tokens, scale, HEADS, V, sums, NORMALIZE, EXACT)
+    _store(sum1, total1, y, exact, denominator, here1, tokens, scale, HEADS, V, sums, NORMALIZE, EXACT)

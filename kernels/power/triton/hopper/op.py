@@ -59,7 +59,7 @@ def outputs_from_states(
     blocks = triton.cdiv(min(C, T), BLOCK)
     launch(
         outputs_kernel, blocks * (V // 64) * heads * slots,
-        x, x_columns, states, y, bounds, T, C, rows, x_heads, heads, states_count, blocks,
+        (x, x_columns, states, y, bounds), (T, C, rows, x_heads, heads, states_count, blocks),
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
         warps=WARPS,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def gradients_from_states(
     blocks = triton.cdiv(min(C, T), BLOCK)
     launch(
         gradients_kernel, blocks * (K // 64) * heads * slots,
-        y, x_columns, states, dx, bounds, T, C, rows, y_heads, x_heads, heads, states_count, blocks,
+        (y, x_columns, states, dx, bounds), (T, C, rows, y_heads, x_heads, heads, states_count, blocks),
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
         warps=WARPS,
     )  # fmt: skip
@@ -126,8 +126,9 @@ def chunk_sums(
     blocks = K // 16
     launch(
         sums_kernel, blocks * (blocks + 1) // 4 * (V // 64) * states * slots,
-        x_columns, x_decayed, y, sums, bounds, T, C, rows, x_heads, heads // x_heads, y_heads, heads // y_heads, states,
-        heads // states, K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, warps=8,
+        (x_columns, x_decayed, y, sums, bounds),
+        (T, C, rows, x_heads, heads // x_heads, y_heads, heads // y_heads, states, heads // states),
+        K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, warps=8,
     )  # fmt: skip
     return sums
 
@@ -145,74 +146,145 @@ def fuses(K: int, V: int) -> bool:
     return K == V == 64
 
 
-@register_op("power_attend_chunks")
-def attend_chunks(
+def _attend(
     x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
-    bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
-    state_heads: int, rows: int, first: bool, normalize: bool, reverse: bool, packed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Outputs `[B, T, heads, V]` and denominators, or gradients of values; see `attend_kernel`.
-
-    Absent states (with their columns), gates and weights are empty, as are the denominators if not normalised.
-    """
+    y: Tensor, exact_y: Tensor | None, denominator: Tensor | None, bounds: Tensor, scale: float, size: int, slots: int,
+    partners: int, state_heads: int, rows: int, *, first: bool, reverse: bool, packed: bool,
+) -> None:  # fmt: skip
+    """Fill outputs, or gradients of values: see `attend_kernel`."""
     from zoo.kernels.power.triton.hopper.attend import attend_kernel
 
-    (B, T, x_heads, K), V = x.shape, values.shape[3]
-    y = x.new_empty(B, T, heads, V, dtype=dtype)
-    denominator = x.new_empty((B, T, heads) if normalize else (0,), dtype=torch.float32)
+    (_, T, x_heads, K), (heads, V) = x.shape, y.shape[2:]
     blocks = triton.cdiv(min(size, T), BLOCK)
     launch(
         attend_kernel, blocks * heads * slots,
-        x, x_columns, other, values, states, gates, weights, y, denominator, bounds, T, size, rows, scale,
-        heads, heads // state_heads, partners // state_heads, heads // x_heads, partners // other.shape[2],
-        partners // values.shape[2], blocks,
-        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=normalize, GATED=gates.numel() > 0,
-        REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS, warps=WARPS,
+        (x, x_columns, other, values, states, gates, weights, y, y if exact_y is None else exact_y,
+         gates if denominator is None else denominator, bounds),
+        (T, size, rows, scale, heads, heads // state_heads, partners // state_heads, heads // x_heads,
+         partners // other.shape[2], partners // values.shape[2], blocks),
+        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=denominator is not None,
+        EXACT=exact_y is not None, GATED=gates.numel() > 0, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K),
+        WARPS=WARPS, warps=WARPS,
     )  # fmt: skip
-    return y, denominator
+
+
+def _differentiate(
+    x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
+    factors: Tensor, delta: Tensor, dx: Tensor, along: Tensor, bounds: Tensor, size: int, slots: int, partners: int,
+    state_heads: int, rows: int, *, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
+) -> None:  # fmt: skip
+    """Fill gradients of queries or keys, and their product with them: see `differentiate_kernel`."""
+    from zoo.kernels.power.triton.hopper.differentiate import differentiate_kernel
+
+    (_, T, x_heads, K), heads, (own_heads, V) = x.shape, dx.shape[2], own.shape[2:]
+    blocks = triton.cdiv(min(size, T), BLOCK)
+    launch(
+        differentiate_kernel, blocks * heads * slots,
+        (x, x_columns, own, other, values, states, gates, factors, delta, dx, along, bounds),
+        (T, size, rows, heads, heads // state_heads, partners // state_heads, heads // x_heads, heads // own_heads,
+         partners // other.shape[2], partners // values.shape[2], blocks, slots),
+        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=delta.numel() > 0,
+        HAS_NORMALISER=has_normaliser, GATED=gates.numel() > 0, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K),
+        WARPS=WARPS, warps=WARPS,
+    )  # fmt: skip
+
+
+def _outputs(q: Tensor, v: Tensor, heads: int, normalize: bool, exact: bool) -> list[Tensor]:
+    """Room for what `attend_chunks` returns."""
+    shape = (*q.shape[:2], heads, v.shape[3])
+    outputs = [v.new_empty(shape)]
+    if exact:
+        outputs.append(v.new_empty(shape, dtype=torch.float32))
+    if normalize:
+        outputs.append(v.new_empty(shape[:3], dtype=torch.float32))
+    return outputs
+
+
+@register_op("power_attend_chunks")
+def attend_chunks(
+    q: Tensor, q_columns: Tensor, k: Tensor, v: Tensor, states: Tensor, gates: Tensor, bounds: Tensor,
+    scale: float, size: int, slots: int, heads: int, state_heads: int, rows: int, first: bool, normalize: bool,
+    exact: bool, packed: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Outputs `[B, T, heads, V]`, the same in float32 if exact, and denominators `[B, T, heads]` if normalised.
+
+    Absent states (with their columns) and gates are empty.
+    """
+    outputs = _outputs(q, v, heads, normalize, exact)
+    _attend(
+        q, q_columns, k, v, states, gates, gates, outputs[0], outputs[1] if exact else None,
+        outputs[-1] if normalize else None, bounds, scale, size, slots, state_heads, state_heads, rows,
+        first=first, reverse=False, packed=packed,
+    )  # fmt: skip
+    return outputs
 
 
 @torch.library.register_fake("zoo::power_attend_chunks")
 def _(
-    x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
-    bounds: Tensor, dtype: torch.dtype, scale: float, size: int, slots: int, heads: int, partners: int,
-    state_heads: int, rows: int, first: bool, normalize: bool, reverse: bool, packed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    y = x.new_empty(*x.shape[:2], heads, values.shape[3], dtype=dtype)
-    return y, x.new_empty((*x.shape[:2], heads) if normalize else (0,), dtype=torch.float32)
+    q: Tensor, q_columns: Tensor, k: Tensor, v: Tensor, states: Tensor, gates: Tensor, bounds: Tensor,
+    scale: float, size: int, slots: int, heads: int, state_heads: int, rows: int, first: bool, normalize: bool,
+    exact: bool, packed: bool,
+) -> list[Tensor]:  # fmt: skip
+    return _outputs(q, v, heads, normalize, exact)
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, size: int, slots: int, heads: int, state_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for what `differentiate_chunks` returns: gradients are float32 where those of several heads are added."""
+
+    def gradient(x: Tensor, count: int) -> Tensor:
+        dtype = x.dtype if x.shape[2] == count else torch.float32
+        return x.new_empty(*x.shape[:2], count, x.shape[3], dtype=dtype)
+
+    q_along, k_along = (
+        q.new_empty((2, slots, count, size) if gates.numel() > 0 else (0,), dtype=torch.float32)
+        for count in (heads, state_heads)
+    )
+    return gradient(q, heads), gradient(k, state_heads), gradient(v, state_heads), q_along, k_along
 
 
 @register_op("power_differentiate_chunks")
 def differentiate_chunks(
-    x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
-    weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,
-    partners: int, state_heads: int, rows: int, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of queries or keys `[B, T, heads, K]`, and their product with them; see `differentiate_kernel`."""
-    from zoo.kernels.power.triton.hopper.differentiate import differentiate_kernel
+    q: Tensor, q_columns: Tensor, k: Tensor, k_columns: Tensor, v: Tensor, do: Tensor, factors: Tensor, delta: Tensor,
+    states: Tensor, dstates: Tensor, gates: Tensor, bounds: Tensor, size: int, slots: int, heads: int, state_heads: int,
+    rows: int, first: bool, has_normaliser: bool, packed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of queries `[B, T, heads, K]`, keys and values, and products of the former two with queries and keys.
 
-    (B, T, x_heads, K), (own_heads, V) = x.shape, own.shape[2:]
-    gated = gates.numel() > 0
-    dx = x.new_empty(B, T, heads, K, dtype=dtype)
-    along = x.new_empty((2, slots, heads, size) if gated else (0,), dtype=torch.float32)
-    blocks = triton.cdiv(min(size, T), BLOCK)
-    launch(
-        differentiate_kernel, blocks * heads * slots,
-        x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, size, rows,
-        heads, heads // state_heads, partners // state_heads, heads // x_heads, heads // own_heads,
-        partners // other.shape[2], partners // values.shape[2], blocks, slots,
-        K=K, V=V, HAS_STATES=states.numel() > 0, FIRST=first, NORMALIZE=delta.numel() > 0,
-        HAS_NORMALISER=has_normaliser, GATED=gated, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K), WARPS=WARPS,
-        warps=WARPS,
+    One op, because three cost the CPU as much as three launches more.
+
+    Args:
+        q, k, v: `[B, T, H, K or V]`.
+        q_columns, k_columns: the same with tokens last; empty where there are no states, or gradients of states.
+        do, factors, delta: the output's gradient, see `OutputGradient`; delta is empty if not normalised.
+        states, dstates: before each chunk, and their gradients after it, or empty.
+        gates: summed, or empty.
+        bounds: as in `outputs_from_states`, like the rest.
+        size, slots: of chunks.
+        heads, state_heads: of outputs and states.
+        has_normaliser: whether the states' gradients have one.
+    """
+    dq, dk, dv, q_along, k_along = gradients = _gradients(q, k, v, gates, size, slots, heads, state_heads)
+    _differentiate(
+        q, q_columns, do, k, v, states, gates, factors, delta, dq, q_along, bounds, size, slots, state_heads,
+        state_heads, rows, first=first, has_normaliser=delta.numel() > 0, reverse=False, packed=packed,
     )  # fmt: skip
-    return dx, along
+    _differentiate(
+        k, k_columns, v, q, do, dstates, gates, factors, delta, dk, k_along, bounds, size, slots, heads,
+        state_heads, rows, first=True, has_normaliser=has_normaliser, reverse=True, packed=packed,
+    )  # fmt: skip
+    _attend(
+        k, k_columns, q, do, dstates, gates, factors, dv, None, None, bounds, 1.0, size, slots, heads,
+        state_heads, rows, first=True, reverse=True, packed=packed,
+    )  # fmt: skip
+    return gradients
 
 
 @torch.library.register_fake("zoo::power_differentiate_chunks")
 def _(
-    x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
-    weights: Tensor, delta: Tensor, bounds: Tensor, dtype: torch.dtype, size: int, slots: int, heads: int,
-    partners: int, state_heads: int, rows: int, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    dx = x.new_empty(*x.shape[:2], heads, x.shape[3], dtype=dtype)
-    return dx, x.new_empty((2, slots, heads, size) if gates.numel() > 0 else (0,), dtype=torch.float32)
+    q: Tensor, q_columns: Tensor, k: Tensor, k_columns: Tensor, v: Tensor, do: Tensor, factors: Tensor, delta: Tensor,
+    states: Tensor, dstates: Tensor, gates: Tensor, bounds: Tensor, size: int, slots: int, heads: int, state_heads: int,
+    rows: int, first: bool, has_normaliser: bool, packed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _gradients(q, k, v, gates, size, slots, heads, state_heads)

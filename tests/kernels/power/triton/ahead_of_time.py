@@ -94,10 +94,13 @@ def launches(
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
         problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
-        options = {"normalize": normalize, "return_state": return_state, "dtype": torch.float32}
-        output = forward_module.forward(problem, None, None, **options)
+        options = {"normalize": normalize, "return_state": return_state}
+        exact = normalize and not return_state and dtype != torch.float32
+        output = forward_module.forward(problem, None, None, **options, exact=exact)
         if not return_state:
-            backward_module.backward(problem, do, None, None, None, None, output.o, output.denominator, output.states)
+            o = output.exact if exact else output.o
+            problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)  # which has no columns yet
+            backward_module.backward(problem, do, None, None, None, None, o, output.denominator, output.states)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p)
         step_module.triton_step(*token, *state, p=p, scale=1.0, normalize=normalize)
