@@ -58,13 +58,13 @@ def rwkv7(
         return_state: also return the state after the last token.
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and leaves the state alone.
         resets: bool `[B, T]`: a marked token forgets all before it.
-        log_w_floor: what all log decays are known to be at least. fla-core's kernels divide by decays, and are for
-            those that are not below about -9; a higher floor allows them longer chunks, and more speed.
+        log_w_floor: what all log decays are known to be at least. fla-core's kernels divide by decays, and are exact
+            enough for those from -0.607 on, as RWKV-7's are.
         chunk_size: tokens a chunk, rounded up to a power of two; None: chosen for speed. It changes speed and rounding
             only.
         impl: `"fla"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs, the
             kernels of fla-core on a GPU if the package is there (`pip install 'mixer-zoo[fla]'`) and they take the
-            inputs: bfloat16 or float16, heads of 16 to 128 channels, no resets, decays above a floor.
+            inputs: bfloat16, heads of 16 to 128 channels, no resets, log decays from -0.607 on.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -92,7 +92,7 @@ def rwkv7(
             o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
     else:
         use_fla = _use_fla(impl, r, log_w_floor, resets)
-        chunk_size = fla.resolve_chunk_size(chunk_size, log_w_floor) if use_fla else chunk_size or 0
+        chunk_size = fla.resolve_chunk_size(chunk_size) if use_fla else chunk_size or 0
         o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size, use_fla)
     return Rwkv7Output(o, after if return_state else None)
 

@@ -180,16 +180,16 @@ def _like(**changes: Any) -> Any:
     ("changes", "floor", "resets", "expected"),
     [
         ({}, FLOOR, False, ""),
-        ({"dtype": torch.float16, "shape": (1, 1, 1, 16)}, -9.0, False, ""),
+        ({"shape": (1, 1, 1, 16)}, -0.5, False, ""),
         ({"is_cuda": False, "device": "cpu"}, FLOOR, False, "impl: 'fla' needs tensors on a GPU, r was on cpu"),
-        ({"dtype": torch.float32}, FLOOR, False, "r: impl='fla' takes bfloat16 or float16, was torch.float32"),
+        ({"dtype": torch.float16}, FLOOR, False, "r: impl='fla' takes bfloat16, was torch.float16"),
         ({"shape": (1, 1, 1, 24)}, FLOOR, False, "r: impl='fla' takes heads of 16, 32, 64 or 128 channels, was 24"),
         ({}, FLOOR, True, "resets: impl='fla' takes none, as its decays are never 0"),
         (
             {},
-            -math.inf,
+            -0.7,
             False,
-            "log_w_floor: impl='fla' needs log decays known to be at least -9, was -inf",
+            "log_w_floor: impl='fla' needs log decays known to be at least -0.607, was -0.7",
         ),
     ],
 )  # fmt: skip
@@ -201,13 +201,16 @@ def test_misfits_are_named(
     assert found == (f"{expected}; impl='chunked' runs anywhere" if expected else "")
 
 
-@pytest.mark.parametrize(
-    ("chunk_size", "floor", "expected"),
-    [(None, -0.607, 64), (None, -2.5, 64), (None, -4.0, 32), (None, -9.0, 16), (1, -0.607, 16), (20, -0.607, 16),
-     (32, -0.607, 32), (1000, -0.607, 64), (64, -4.0, 32)],
-)  # fmt: skip
-def test_chunks_are_as_long_as_decays_allow(chunk_size: int | None, floor: float, expected: int) -> None:
-    assert fla.resolve_chunk_size(chunk_size, floor) == expected
+@pytest.mark.parametrize(("chunk_size", "expected"), [(None, 64), (1, 16), (20, 16), (32, 32), (1000, 64)])
+def test_chunks_are_no_longer_than_asked_for(chunk_size: int | None, expected: int) -> None:
+    assert fla.resolve_chunk_size(chunk_size) == expected
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_gradients_of_the_last_state_alone_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(random_problem(2, 40, 3, 16), do=None)
+    monkeypatch.setattr(fla, "backward", None)
+    check_same(problem, run_fla(problem), run(problem, "recurrent"))
 
 
 @pytest.mark.parametrize("floor", [0.5, math.nan])
