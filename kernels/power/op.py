@@ -7,6 +7,7 @@ cannot return None, so absent ones are empty.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def attend(
 
 
 @attend.register_fake
-def _(
+def _fake_attend(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
     save_states: bool, save_output: bool, use_triton: bool,
@@ -188,13 +189,20 @@ def _attend_backward(
 
 
 @_attend_backward.register_fake
-def _(
+def _fake_attend_backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int, use_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _fake_backward(do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size)
+
+
+if TRITON:
+    torch.library.register_fake("zoo::power_attention_kernels", partial(_fake_attend, use_triton=True))
+    torch.library.register_fake(
+        "zoo::power_attention_backward_kernels", partial(_fake_attend_backward, use_triton=True)
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from zoo.kernels.power import power_attention
 from zoo.kernels.power.triton.configs import Config, Row, architecture, config, using
-from zoo.kernels.power.triton.hopper.op import supports_hopper
+from zoo.kernels.power.triton.hopper.launches import supports_hopper
 from zoo.kernels.power.triton.tune import Case, tune, write_row
 
 __all__ = ["tune_case"]

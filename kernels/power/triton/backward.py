@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
+from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.problem import LOWEST_GATE, OutputGradient, Problem
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
@@ -106,7 +106,7 @@ def _query_gradient(
         given = problem.gradients_from_states(gradient.do, problem.queries, states, heads.output, has_initial)
     dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=_gradient_dtype(problem, q, heads.output))
     blocks = problem.blocks(launch.block)
-    wrap_triton(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
+    launcher(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
         problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
         problem.gates if states is None else states, problem.gates if given is None else given, dq, along,
@@ -133,7 +133,7 @@ def _key_gradient(
         given = problem.gradients_from_states(problem.v, problem.keys, dstates, heads.state, True)
     dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=_gradient_dtype(problem, k, heads.state))
     blocks = problem.blocks(launch.block)
-    wrap_triton(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
+    launcher(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
         problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
         problem.gates if dstates is None else dstates, problem.gates if given is None else given, dk, along,
@@ -158,7 +158,7 @@ def _value_gradient(problem: Problem, gradient: OutputGradient, dstates: Tensor 
         given = problem.outputs_from_states(problem.k, problem.keys, dstates, heads.state, True)
     dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=_gradient_dtype(problem, v, heads.state))
     blocks = problem.blocks(launch.block)
-    wrap_triton(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
+    launcher(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, gradient.factors, problem.gates,
         problem.gates_low, problem.gates if dstates is None else dstates,
         problem.gates if given is None else given, dv, problem.tables[0],
@@ -178,7 +178,7 @@ def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, crossing:
     heads, chunks, log_g = problem.heads, problem.chunks, problem.log_g
     assert log_g is not None
     dlog_g = torch.empty_like(log_g)
-    wrap_triton(gate_gradient_kernel)[(chunks.slots, heads.value)](
+    launcher(gate_gradient_kernel)[(chunks.slots, heads.value)](
         q_along, k_along, log_g, problem.gates if crossing is None else crossing, dlog_g, problem.tables[0],
         chunks.tokens, chunks.size, chunks.slots, heads.state, heads.output, heads.value,
         0 if crossing is None else crossing.shape[-1],

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from zoo.kernels.power.triton.hopper import passes
-from zoo.kernels.power.triton.hopper.op import chunk_sums
+from zoo.kernels.power.triton.hopper.launches import chunk_sums
+from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.problem import Columns, Problem
 from zoo.kernels.power.triton.scan import scan_kernel
@@ -35,7 +35,7 @@ def add_up(problem: Problem, x: Columns, y: Tensor, *, exact: bool) -> Tensor:
     launch, base = config.sums, 0
     for inner, prefix in enumerate(layout.prefixes):
         grid = (triton.cdiv(prefix, config.outer), chunks.slots, heads.state)
-        wrap_triton(state_sums_kernel)[grid](
+        launcher(state_sums_kernel)[grid](
             x.plain, x.decayed, y, sums, problem.tables[0], layout.channels,
             chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
             x.plain.shape[1], y.shape[2], heads.state, x.decayed.shape[1] // heads.state,
@@ -55,7 +55,7 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, delta: Tensor
     base = 0
     for inner, prefix in enumerate(prefixes):
         outers = min(64, max(16, triton.next_power_of_2(prefix)))
-        wrap_triton(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), chunks.slots, heads.state)](
+        launcher(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), chunks.slots, heads.state)](
             x.plain, x.decayed, x.plain if delta is None else delta, sums, problem.tables[0], layout.channels,
             chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
             x.plain.shape[1], heads.state, x.decayed.shape[1] // heads.state,
@@ -93,7 +93,7 @@ def scan(
         products = problem.gates.new_empty(chunks.slots, problem.heads.state, blocks)
     # Few programs wait for memory; many are at its bandwidth.
     ahead = 4 if blocks * problem.heads.state < 512 else 1
-    wrap_triton(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
+    launcher(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
         sums, problem.gates if in_place else states, problem.gates, problem.gates if initial is None else initial,
         problem.gates if final is None else final, sums if others is None else others,
         problem.gates if products is None else products,
@@ -162,7 +162,7 @@ def _outputs(
     if states is not None:
         given = problem.outputs_from_states(problem.q, problem.queries, states, heads.output, has_initial)
     blocks = problem.blocks(launch.block)
-    wrap_triton(output_kernel)[(blocks * heads.output * chunks.slots,)](
+    launcher(output_kernel)[(blocks * heads.output * chunks.slots,)](
         problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low,
         problem.gates if states is None else states, problem.gates if given is None else given,
         o, exact_o, denominator, problem.tables[0], layout.channels, layout.weights,

@@ -1,33 +1,117 @@
-"""Launches that cost the CPU little: a short sequence's kernels end before the next ones are launched."""
+"""Launches: seen by the compiler where it traces them, and of little cost to the CPU inside an op opaque to it."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, reduce
 from operator import or_
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.library import wrap_triton
 
-__all__ = ["launch"]
+__all__ = ["Launches", "compile_together", "launch", "launcher", "rehearsal", "unseen"]
 
 _compiled: dict[tuple[Any, ...], Any] = {}
+_here = threading.local()
+
+
+class _Launch(NamedTuple):
+    kernel: Any
+    grid: tuple[int, ...]
+    dtypes: list[torch.dtype]
+    numbers: tuple[float, ...]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+Launches = dict[tuple[Any, ...], _Launch]
+"""By what kernels are compiled for."""
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within an op that is opaque to the compiler: `launcher` launches there and then."""
+    before = getattr(_here, "unseen", False)
+    _here.unseen = True
+    try:
+        yield
+    finally:
+        _here.unseen = before
+
+
+@contextmanager
+def rehearsal() -> Iterator[Launches]:
+    """Write down what is launched, on fake tensors, and launch nothing."""
+    launches: Launches = {}
+    _here.rehearsed = launches
+    try:
+        yield launches
+    finally:
+        _here.rehearsed = None
+
+
+def compile_together(launches: Launches, device: torch.device) -> None:
+    """Compile what is not compiled yet, each kernel in a thread of its own: the compilers mostly leave Python alone."""
+    missing = {key: each for key, each in launches.items() if key not in _compiled}
+    if len(missing) < 2:
+        return
+
+    def build(each: _Launch) -> Any:
+        kernel = each.kernel.warmup(*each.dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
+        with torch.cuda.device(device):
+            _ = kernel.run  # loads it, which takes a C compiler in some versions of Triton
+        return kernel
+
+    with ThreadPoolExecutor(len(missing)) as threads:
+        _compiled.update(zip(missing, threads.map(build, missing.values()), strict=True))
+
+
+def launcher(kernel: Any) -> Any:
+    """Return what is called as a Triton kernel is, `launcher(kernel)[grid](*tensors, *numbers, **constants)`."""
+    return _Launcher(kernel) if getattr(_here, "unseen", False) else wrap_triton(kernel)
+
+
+class _Launcher:
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> "_Launcher":
+        self.grid = grid
+        return self
+
+    def __call__(self, *arguments: Any, num_warps: int = 4, num_stages: int | None = None, **constants: Any) -> None:
+        count = next((i for i, x in enumerate(arguments) if not isinstance(x, Tensor)), len(arguments))
+        tensors, numbers = arguments[:count], arguments[count:]
+        launch(self.kernel, self.grid, tensors, numbers, warps=num_warps, stages=num_stages, **constants)
 
 
 def launch(
-    kernel: Any, programs: int, tensors: tuple[Tensor, ...], numbers: tuple[float, ...], *, warps: int, **constants: Any
-) -> None:
-    """Launch `kernel[(programs,)](*tensors, *numbers, **constants)`, whose constants are in the order of its signature.
+    kernel: Any, grid: tuple[int, ...], tensors: tuple[Tensor, ...], numbers: tuple[float, ...], *,
+    warps: int, stages: int | None = None, **constants: Any,
+) -> None:  # fmt: skip
+    """Launch `kernel[grid](*tensors, *numbers, **constants)`, whose constants are in the order of its signature.
 
     What a kernel is compiled for follows from the key here, so that Triton has to find it out once a key only.
     """
-    values = tuple(constants.values())
-    addresses = [x.data_ptr() for x in tensors]
+    values, dtypes = tuple(constants.values()), [x.dtype for x in tensors]
+    rehearsed = getattr(_here, "rehearsed", None)
+    addresses = [0] if rehearsed is not None else [x.data_ptr() for x in tensors]
     # Nearly all are aligned: one look at all of them.
     misaligned = tuple(x % 16 for x in addresses) if reduce(or_, addresses) % 16 else None
-    key = (id(kernel), warps, tensors[0].device, values, _kinds(numbers), misaligned, *[x.dtype for x in tensors])
+    key = (id(kernel), warps, stages, tensors[0].device, values, _kinds(numbers), misaligned, *dtypes)
     compiled = _compiled.get(key)
-    if compiled is None:
-        _compiled[key] = kernel[(programs,)](*tensors, *numbers, **constants, num_warps=warps)
+    if compiled is not None and rehearsed is None:
+        compiled[(*grid, 1, 1)[:3]](*tensors, *numbers, *values)
+        return
+    assert tuple(kernel.arg_names[-len(constants) :]) == tuple(constants), kernel.__name__
+    options = {"num_warps": warps} if stages is None else {"num_warps": warps, "num_stages": stages}
+    if rehearsed is None:
+        _compiled[key] = kernel[grid](*tensors, *numbers, **constants, **options)
     else:
-        compiled[programs, 1, 1](*tensors, *numbers, *values)
+        rehearsed[key] = _Launch(kernel, grid, dtypes, numbers, constants, options)
 
 
 @lru_cache(maxsize=1024)

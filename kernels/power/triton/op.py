@@ -1,18 +1,28 @@
-"""The Triton implementation behind the op: plain tensors in and out, absent ones empty."""
+"""The Triton implementation behind the op: plain tensors in and out, absent ones empty.
 
-from collections.abc import Sequence
+The compiler sees through the op to its kernels, but where some are Hopper's own, which it does not know. There each
+pass is one opaque op: to see the rest took a third of the time in which a model is compiled, and more of the CPU's time
+for a call than all launches.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.triton.backward import backward
 from zoo.kernels.power.triton.chunks import count_slots, cut
 from zoo.kernels.power.triton.configs import config
 from zoo.kernels.power.triton.forward import forward
-from zoo.kernels.power.triton.hopper.op import supports_hopper
+from zoo.kernels.power.triton.hopper.launches import supports_hopper
+from zoo.kernels.power.triton.launch import Launches, compile_together, rehearsal, unseen
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
+from zoo.kernels.power.triton.registration import register_op
+from zoo.kernels.power.triton_support import INTERPRETED
 
 __all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
 
@@ -41,6 +51,10 @@ def saved_gates_shape(
     return chunks.slots, Heads(q.shape[2], k.shape[2], v.shape[2]).state, chunks.size
 
 
+def _has_own_kernels(q: Tensor, k: Tensor, v: Tensor, p: int) -> bool:
+    return supports_hopper(q, int(k.shape[-1]), int(v.shape[-1]), p)
+
+
 def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return like.new_empty(0, dtype=dtype) if x is None else x
 
@@ -51,6 +65,30 @@ def triton_forward(
     save_states: bool, save_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
+    run = _forward_unseen if _has_own_kernels(q, k, v, p) else _forward
+    return run(
+        q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, save_output
+    )
+
+
+def triton_backward(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
+    p: int, scale: float, normalize: bool, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `zoo.kernels.power.op.attend`."""
+    run = _backward_unseen if _has_own_kernels(q, k, v, p) else _backward
+    return run(
+        do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
+    )
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+    save_states: bool, save_output: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size)
     exact = save_output and v.dtype != torch.float32
     output = forward(problem, S, z, normalize=normalize, return_state=return_state, exact=exact)
@@ -62,16 +100,75 @@ def triton_forward(
     return output.o, denominator, S_out, z_out, states, gates, exact_o
 
 
-def triton_backward(
+def _backward(
     do: Tensor, dS: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `zoo.kernels.power.op.attend`."""
     summed = None if gates.dim() == 1 else gates
     problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size, gates=summed)
     saved = None if states.dim() == 1 else states
     gradients = backward(problem, do, dS, dz, S, z, o, denominator if normalize else None, saved)
     dlog_g, dS_in, dz_in = (_or_empty(x, q) for x in gradients[3:])
     return gradients.q, gradients.k, gradients.v, dlog_g, dS_in, dz_in
+
+
+_prepared: set[Hashable] = set()  # kinds of calls
+_seen: set[Hashable] = set()  # calls, by their shapes: which kind they are takes longer to tell
+
+
+def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> Launches:
+    """What a forward pass launches, and the backward pass if anything is saved for one; arguments as `_forward`'s."""
+    p, scale, normalize, chunk_size, _, save_states, save_output = options
+    with FakeTensorMode() as mode, unseen(), rehearsal() as launches:
+        *inputs, cu_seqlens = (None if x is None else mode.from_tensor(x) for x in tensors)
+        run: Any = _forward
+        o, denominator, _, _, states, gates, exact = run(*inputs, cu_seqlens, *options)
+        if save_states or save_output:
+            run, saved = _backward, (o if exact.dim() == 1 else exact, denominator, states, gates)
+            run(torch.empty_like(o), None, None, *inputs, *saved, cu_seqlens, p, scale, normalize, chunk_size)
+    return launches
+
+
+def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
+    """Before the first call of its kind, compile its kernels side by side."""
+    call = (tensors[0].device, *(None if x is None else x.shape for x in tensors), *options)
+    if call in _seen or INTERPRETED:
+        return
+    if len(_seen) > 1000:
+        _seen.clear()
+    _seen.add(call)
+    q, k, v, *rest = tensors
+    blocks = config(q, k.shape[3], v.shape[3], options[0], hopper=True)
+    single = count_slots(q, blocks, options[3], rest[-1]) <= len(q)
+    kind = (q.device, *(x.shape[2:] for x in (q, k, v)), single, *(x is None for x in rest), *options)
+    if kind not in _prepared:
+        _prepared.add(kind)
+        compile_together(_rehearse(tensors, options), q.device)
+
+
+@register_op("power_attention_kernels")
+def _forward_unseen(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
+    save_states: bool, save_output: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tensors = (q, k, v, log_g, S, z, cu_seqlens)
+    options = (p, scale, normalize, chunk_size, return_state, save_states, save_output)
+    _prepare(tensors, options)
+    with unseen():
+        return _forward(*tensors, *options)
+
+
+@register_op("power_attention_backward_kernels")
+def _backward_unseen(
+    do: Tensor, dS: Tensor | None, dz: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
+    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
+    p: int, scale: float, normalize: bool, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    with unseen():
+        return _backward(
+            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
+        )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from zoo.kernels.power.expansion import coefficients
 from zoo.kernels.power.heads import Heads
@@ -14,7 +13,8 @@ from zoo.kernels.power.triton.chunks import Chunks, cut
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
 from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
-from zoo.kernels.power.triton.hopper.op import fuses, gradients_from_states, outputs_from_states, supports_hopper
+from zoo.kernels.power.triton.hopper.launches import fuses, gradients_from_states, outputs_from_states, supports_hopper
+from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 
@@ -114,7 +114,7 @@ class Problem:
         slots, C, heads = self.chunks.slots, self.chunks.size, self.heads
         gates, left = (self._room(slots, heads.state, C, dtype=torch.float32) for _ in range(2))
         gates_low = self._room(slots, heads.state, C, dtype=torch.float32) if self.exact_gates else gates
-        wrap_triton(gate_sums_kernel)[(slots, heads.state)](
+        launcher(gate_sums_kernel)[(slots, heads.state)](
             log_g, gates, gates_low, left, self.tables[0], self.chunks.tokens, C, heads.value,
             heads.state // heads.value, BLOCK=GATES_BLOCK, LOWEST=LOWEST_GATE, EXACT=self.exact_gates,
             PACKED=self.packed,
@@ -139,7 +139,7 @@ class Problem:
         """Fill keys, what is `decayed` by left unless that is the keys themselves, and queries if there are any."""
         chunks, heads = self.chunks, self.heads
         programs = heads.key + (0 if queries is None else heads.query)
-        wrap_triton(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
+        launcher(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
             self.k, self.q, left, keys, decayed, keys if queries is None else queries, self.tables[0],
             chunks.tokens, chunks.size, heads.key, heads.query, heads.state // heads.key,
             K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not keys, PACKED=self.packed, PRECISION=self.precision,
@@ -163,7 +163,7 @@ class Problem:
             self.queries = self._room_for_columns(heads.query)
         weighted = self._room_for_columns(heads.output) if decayed else factors
         programs = heads.query + (heads.key if wants_keys else 0)
-        wrap_triton(output_gradient_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
+        launcher(output_gradient_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
             self.q, self.k, do, o if normalize else do, denominator if normalize else self.nothing, self.gates,
             factors, delta, self.queries if wants_queries else factors, weighted, self.keys if wants_keys else factors,
             self.tables[0], chunks.tokens, chunks.size, self.scale,

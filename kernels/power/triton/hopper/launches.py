@@ -1,11 +1,10 @@
-"""The Hopper kernels as ops: opaque to the compiler, which does not know Gluon; what prepares their inputs is not."""
+"""What launches the Hopper kernels, inside an op: the compiler does not know Gluon."""
 
 import torch
 import triton
 from torch import Tensor
 
-from zoo.kernels.power.triton.hopper.launch import launch
-from zoo.kernels.power.triton.registration import register_op
+from zoo.kernels.power.triton.launch import launch
 
 __all__ = [
     "attend_chunks",
@@ -34,7 +33,6 @@ def _trips(K: int) -> int:
     return 4 if K == 64 else 2
 
 
-@register_op("power_outputs_from_states")
 def outputs_from_states(
     x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
     first: bool, packed: bool,
@@ -58,7 +56,7 @@ def outputs_from_states(
     y = x.new_empty(B, T, heads, V, dtype=torch.float32)
     blocks = triton.cdiv(min(C, T), BLOCK)
     launch(
-        outputs_kernel, blocks * (V // 64) * heads * slots,
+        outputs_kernel, (blocks * (V // 64) * heads * slots,),
         (x, x_columns, states, y, bounds), (T, C, rows, x_heads, heads, states_count, blocks),
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(K), STAGES=STAGES, WARPS=WARPS,
         warps=WARPS,
@@ -66,15 +64,6 @@ def outputs_from_states(
     return y
 
 
-@torch.library.register_fake("zoo::power_outputs_from_states")
-def _(
-    x: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, V: int, rows: int,
-    first: bool, packed: bool,
-) -> Tensor:  # fmt: skip
-    return x.new_empty(*x.shape[:2], heads, V, dtype=torch.float32)
-
-
-@register_op("power_gradients_from_states")
 def gradients_from_states(
     y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
     packed: bool,
@@ -87,7 +76,7 @@ def gradients_from_states(
     dx = y.new_empty(B, T, heads, K, dtype=torch.float32)
     blocks = triton.cdiv(min(C, T), BLOCK)
     launch(
-        gradients_kernel, blocks * (K // 64) * heads * slots,
+        gradients_kernel, (blocks * (K // 64) * heads * slots,),
         (y, x_columns, states, dx, bounds), (T, C, rows, y_heads, x_heads, heads, states_count, blocks),
         K=K, V=V, FIRST=first, PACKED=packed, TRIPS=_trips(max(K, V)), STAGES=STAGES, WARPS=WARPS,
         warps=WARPS,
@@ -95,15 +84,6 @@ def gradients_from_states(
     return dx
 
 
-@torch.library.register_fake("zoo::power_gradients_from_states")
-def _(
-    y: Tensor, x_columns: Tensor, states: Tensor, bounds: Tensor, heads: int, rows: int, first: bool,
-    packed: bool,
-) -> Tensor:  # fmt: skip
-    return y.new_empty(*y.shape[:2], heads, x_columns.shape[2], dtype=torch.float32)
-
-
-@register_op("power_chunk_sums")
 def chunk_sums(
     x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
     dtype: torch.dtype,
@@ -125,20 +105,12 @@ def chunk_sums(
     sums = y.new_empty(slots, states, rows * (V + 1), dtype=dtype)
     blocks = K // 16
     launch(
-        sums_kernel, blocks * (blocks + 1) // 4 * (V // 64) * states * slots,
+        sums_kernel, (blocks * (blocks + 1) // 4 * (V // 64) * states * slots,),
         (x_columns, x_decayed, y, sums, bounds),
         (T, C, rows, x_heads, heads // x_heads, y_heads, heads // y_heads, states, heads // states),
         K=K, V=V, PER_TRIP=SUMS_PER_TRIP, PACKED=packed, warps=8,
     )  # fmt: skip
     return sums
-
-
-@torch.library.register_fake("zoo::power_chunk_sums")
-def _(
-    x_columns: Tensor, x_decayed: Tensor, y: Tensor, bounds: Tensor, states: int, rows: int, packed: bool,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    return y.new_empty(x_columns.shape[0], states, rows * (y.shape[-1] + 1), dtype=dtype)
 
 
 def fuses(K: int, V: int) -> bool:
@@ -157,7 +129,7 @@ def _attend(
     (_, T, x_heads, K), (heads, V) = x.shape, y.shape[2:]
     blocks = triton.cdiv(min(size, T), BLOCK)
     launch(
-        attend_kernel, blocks * heads * slots,
+        attend_kernel, (blocks * heads * slots,),
         (x, x_columns, other, values, states, gates, weights, y, y if exact_y is None else exact_y,
          gates if denominator is None else denominator, bounds),
         (T, size, rows, scale, heads, heads // state_heads, partners // state_heads, heads // x_heads,
@@ -179,7 +151,7 @@ def _differentiate(
     (_, T, x_heads, K), heads, (own_heads, V) = x.shape, dx.shape[2], own.shape[2:]
     blocks = triton.cdiv(min(size, T), BLOCK)
     launch(
-        differentiate_kernel, blocks * heads * slots,
+        differentiate_kernel, (blocks * heads * slots,),
         (x, x_columns, own, other, values, states, gates, factors, delta, dx, along, bounds),
         (T, size, rows, heads, heads // state_heads, partners // state_heads, heads // x_heads, heads // own_heads,
          partners // other.shape[2], partners // values.shape[2], blocks, slots),
@@ -200,7 +172,6 @@ def _outputs(q: Tensor, v: Tensor, heads: int, normalize: bool, exact: bool) -> 
     return outputs
 
 
-@register_op("power_attend_chunks")
 def attend_chunks(
     q: Tensor, q_columns: Tensor, k: Tensor, v: Tensor, states: Tensor, gates: Tensor, bounds: Tensor,
     scale: float, size: int, slots: int, heads: int, state_heads: int, rows: int, first: bool, normalize: bool,
@@ -219,15 +190,6 @@ def attend_chunks(
     return outputs
 
 
-@torch.library.register_fake("zoo::power_attend_chunks")
-def _(
-    q: Tensor, q_columns: Tensor, k: Tensor, v: Tensor, states: Tensor, gates: Tensor, bounds: Tensor,
-    scale: float, size: int, slots: int, heads: int, state_heads: int, rows: int, first: bool, normalize: bool,
-    exact: bool, packed: bool,
-) -> list[Tensor]:  # fmt: skip
-    return _outputs(q, v, heads, normalize, exact)
-
-
 def _gradients(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, size: int, slots: int, heads: int, state_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -244,15 +206,12 @@ def _gradients(
     return gradient(q, heads), gradient(k, state_heads), gradient(v, state_heads), q_along, k_along
 
 
-@register_op("power_differentiate_chunks")
 def differentiate_chunks(
     q: Tensor, q_columns: Tensor, k: Tensor, k_columns: Tensor, v: Tensor, do: Tensor, factors: Tensor, delta: Tensor,
     states: Tensor, dstates: Tensor, gates: Tensor, bounds: Tensor, size: int, slots: int, heads: int, state_heads: int,
     rows: int, first: bool, has_normaliser: bool, packed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of queries `[B, T, heads, K]`, keys and values, and products of the former two with queries and keys.
-
-    One op, because three cost the CPU as much as three launches more.
 
     Args:
         q, k, v: `[B, T, H, K or V]`.
@@ -279,12 +238,3 @@ def differentiate_chunks(
         state_heads, rows, first=True, reverse=True, packed=packed,
     )  # fmt: skip
     return gradients
-
-
-@torch.library.register_fake("zoo::power_differentiate_chunks")
-def _(
-    q: Tensor, q_columns: Tensor, k: Tensor, k_columns: Tensor, v: Tensor, do: Tensor, factors: Tensor, delta: Tensor,
-    states: Tensor, dstates: Tensor, gates: Tensor, bounds: Tensor, size: int, slots: int, heads: int, state_heads: int,
-    rows: int, first: bool, has_normaliser: bool, packed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _gradients(q, k, v, gates, size, slots, heads, state_heads)

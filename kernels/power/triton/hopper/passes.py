@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from zoo.kernels.power.triton.hopper.op import attend_chunks, differentiate_chunks
+from zoo.kernels.power.triton.hopper.launches import attend_chunks, differentiate_chunks
 from zoo.kernels.power.triton.problem import OutputGradient, Problem
 
 __all__ = ["gradients", "outputs"]

@@ -67,7 +67,7 @@ def launches(
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
+            self.kernel, self.arg_names, self.__name__ = kernel, kernel.arg_names, kernel.__name__
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             def record(*values: Any, **named: Any) -> None:
@@ -85,7 +85,7 @@ def launches(
     log_g = torch.zeros(1, T, heads[2]) if gated else None
     with pytest.MonkeyPatch.context() as monkeypatch:
         for module in (forward_module, backward_module, problem_module):
-            monkeypatch.setattr(module, "wrap_triton", Recorder)
+            monkeypatch.setattr(module, "launcher", Recorder)
         if hopper:
             monkeypatch.setattr(problem_module, "supports_hopper", lambda *_: True)
             for module in (attend, differentiate, gradients, outputs, sums):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import power_attention
+from zoo.kernels.power.triton import op
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
@@ -129,6 +130,28 @@ def test_compiles_whole_with_what_surrounds_it() -> None:
     compiled.sum().backward()
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(layer.project.weight.grad, gradient)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_opaque_passes_give_the_same(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with kernels of its own, where the compiler sees neither pass."""
+    inputs = tensors(80, (2, 1, 1), 16, 16)
+    plain = run(problem(*inputs, p=p, chunk_size=32), "triton")
+    monkeypatch.setattr(op, "_has_own_kernels", lambda *_: True)
+    opaque = run(problem(*inputs, p=p, chunk_size=32), "triton")
+    assert all(torch.equal(x, opaque[name]) for name, x in plain.items())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_opaque_passes_pass_opcheck(packed: bool) -> None:
+    q, k, v, log_g = tensors(40, (2, 1, 1), 16, 16)
+    cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
+    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, False)
+    torch.library.opcheck(torch.ops.zoo.power_attention_kernels, arguments)
+    o, denominator, S, z, states, gates, _ = torch.ops.zoo.power_attention_kernels(*arguments)
+    saved = (o, denominator, states, gates)
+    arguments = (torch.ones_like(o), S, z, q, k, v, log_g, None, None, *saved, cu_seqlens, 2, 0.25, True, 0)
+    torch.library.opcheck(torch.ops.zoo.power_attention_backward_kernels, arguments)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -1,0 +1,47 @@
+"""What a call launches is known before it is launched, so that its kernels can be compiled side by side."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from zoo.kernels.power.triton import launch as module
+from zoo.kernels.power.triton import op, problem
+from zoo.kernels.power.triton_support import INTERPRETED
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+
+class _Everything(dict[Any, Any]):
+    """Kernels that are all compiled, and do nothing."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self[key] = None
+        return self
+
+    def __getitem__(self, grid: Any) -> Any:
+        assert len(grid) == 3
+        return lambda *_: None
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize(("gated", "heads"), [(True, (2, 2, 2)), (False, (4, 2, 1))])
+@pytest.mark.parametrize("T", [500, 4097])
+def test_a_rehearsal_finds_what_is_launched(
+    monkeypatch: pytest.MonkeyPatch, width: int, gated: bool, heads: tuple[int, int, int], T: int
+) -> None:
+    for place in (op, problem):
+        monkeypatch.setattr(place, "supports_hopper", lambda *_: True)
+    q, k, v = (torch.zeros(1, T, count, width, dtype=torch.bfloat16) for count in heads)
+    tensors = (q, k, v, torch.zeros(1, T, heads[2]) if gated else None, None, None, None)
+    options = (2, 0.125, True, 0, False, True, True)
+    rehearsed = op._rehearse(tensors, options)
+
+    launched = _Everything()
+    monkeypatch.setattr(module, "_compiled", launched)
+    with module.unseen():
+        o, denominator, _, _, states, gates, exact = op._forward(*tensors, *options)
+        saved = (exact, denominator, states, gates)
+        op._backward(torch.zeros_like(o), None, None, *tensors[:6], *saved, None, 2, 0.125, True, 0)
+    assert set(launched) == set(rehearsed)
+    assert len(rehearsed) > 4
