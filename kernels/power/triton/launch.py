@@ -60,8 +60,8 @@ def compile_together(launches: Launches, device: torch.device) -> None:
         return
 
     def build(each: _Launch) -> Any:
-        kernel = each.kernel.warmup(*each.dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
-        with torch.cuda.device(device):
+        with torch.cuda.device(device):  # threads begin with the first
+            kernel = each.kernel.warmup(*each.dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
             _ = kernel.run  # loads it, which takes a C compiler in some versions of Triton
         return kernel
 
