@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zoo.kernels.power import PowerState, power_attention
+from zoo.kernels.power.triton import launch
 from zoo.kernels.power.triton.configs import config
 
 from ..error_law import norms
@@ -175,6 +176,18 @@ def test_lengths_cause_at_most_two_compilations() -> None:
             problem = make_problem(T=T)
             o = compiled(problem.q, problem.k, problem.v, problem.log_g)
             torch.testing.assert_close(o, power_attention(problem.q, problem.k, problem.v, problem.log_g).o)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="needs kernels of its own"
+)
+def test_other_lengths_and_batches_compile_nothing() -> None:
+    def kernels(B: int, T: int) -> set[int]:
+        run(make_problem(B=B, T=T, heads=(8, 8, 8)), "triton")
+        return {id(kernel) for kernel in launch._compiled.values()}
+
+    before = kernels(1, 8192)
+    assert kernels(2, 4097) | kernels(1, 65536) | kernels(3, 9000) == before
 
 
 def test_packed_sequences_equal_separate_calls() -> None:
