@@ -8,8 +8,8 @@ import torch
 from click.testing import Result
 from torch import Tensor
 
+from zoo.blocks.gate import RetentionGate
 from zoo.mixers import mixers
-from zoo.mixers.gated_power import GatedPower
 from zoo.recipe import Recipe, available_recipes, load_recipe
 from zoo.training import compile_check
 
@@ -92,12 +92,12 @@ def test_show_compiles_whole(zoo: Callable[..., Result], recipe: str, monkeypatc
 
 
 def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: GatedPower, x: Tensor) -> Tensor | None:
+    def broken(self: RetentionGate, x: Tensor) -> Tensor:
         torch._dynamo.graph_break()
-        return None
+        return x.new_zeros(*x.shape[:-1], self.out_features)
 
     monkeypatch.setattr(compile_check, "_BACKEND", "eager")
-    monkeypatch.setattr(GatedPower, "_log_gates", broken)
+    monkeypatch.setattr(RetentionGate, "forward", broken)
     output = zoo("show", "tiny", "mixer=gated-power", "--compile").stdout
     training = next(line.split() for line in output.splitlines() if line.strip().startswith("training"))
     assert int(training[-3]) > 0
