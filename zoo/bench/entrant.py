@@ -13,7 +13,7 @@ from zoo.bench.contestants import Contestant, Refusal, first_line
 from zoo.bench.timing import Run, Timer, Timing
 from zoo.training.memory import is_out_of_memory
 
-__all__ = ["BOTH", "FORWARD", "OUT_OF_MEMORY", "Entrant", "Outcome", "reason_of"]
+__all__ = ["BOTH", "FORWARD", "OUT_OF_MEMORY", "Entrant", "Outcome", "peak_bytes", "reason_of"]
 
 FORWARD, BOTH = "forward", "forward+backward"
 OUT_OF_MEMORY = "out of memory"
@@ -57,7 +57,7 @@ class Entrant:
 
         def run() -> Outcome:
             call = self._call(tokens, passes)
-            return Outcome(timer(call), self._peak_bytes(call) if passes == BOTH else None)
+            return Outcome(timer(call), peak_bytes(call, self.case.device) if passes == BOTH else None)
 
         outcome, reason = self._attempt(passes, run)
         return outcome or Outcome(absent=reason)
@@ -95,15 +95,17 @@ class Entrant:
             torch.cuda.empty_cache()
         return None, reason
 
-    def _peak_bytes(self, call: Run) -> int | None:
-        if not self.case.device.startswith("cuda"):
-            return None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+
+def peak_bytes(call: Run, device: str) -> int | None:
+    """Return the most memory that a call has at a time beyond what is there before; None if it is not a GPU's."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def reason_of(error: BaseException, warned: list[str]) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.bench.contestants import Refusal
-from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY, reason_of
+from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY, peak_bytes, reason_of
 from zoo.bench.timing import Run, Timer
 from zoo.errors import InputError, nearest
 from zoo.kernels.rwkv7 import fla, rwkv7
@@ -158,7 +158,7 @@ def _measure(name: str, mix: Mix, case: Rwkv7Case, tokens: int, passes: str, tim
 
     call: Run = both if passes == BOTH else torch.no_grad()(lambda: mix(inputs))
     try:
-        timing, peak = timer(call), _peak_bytes(case, call)
+        timing, peak = timer(call), peak_bytes(call, case.device)
     except Exception as error:
         reason = reason_of(error, [])
     else:
@@ -168,17 +168,6 @@ def _measure(name: str, mix: Mix, case: Rwkv7Case, tokens: int, passes: str, tim
     if reason == OUT_OF_MEMORY and case.device.startswith("cuda"):
         torch.cuda.empty_cache()
     return Rwkv7Measurement(name, tokens, passes, absent=reason)
-
-
-def _peak_bytes(case: Rwkv7Case, call: Run) -> int | None:
-    if not case.device.startswith("cuda"):
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def write_rwkv7_csv(measurements: Sequence[Rwkv7Measurement], path: Path) -> None:

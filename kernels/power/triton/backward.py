@@ -81,19 +81,10 @@ def _gradients(
     problem: Problem, gradient: OutputGradient, states: Tensor | None, dstates: Tensor | None, *,
     has_initial: bool, has_final: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads, chunks = problem.heads, problem.chunks
-    q_along, k_along = (
-        problem.q.new_empty((2, chunks.slots, count, chunks.size) if problem.gated else (0,), dtype=torch.float32)
-        for count in (heads.output, heads.state)
-    )
+    q_along, k_along = problem.along()
     dq = _query_gradient(problem, gradient, states, q_along, has_initial)
     dk = _key_gradient(problem, gradient, dstates, k_along, has_final)
     return dq, dk, _value_gradient(problem, gradient, dstates), q_along, k_along
-
-
-def _gradient_dtype(problem: Problem, x: Tensor, heads: int) -> torch.dtype:
-    """float32 where gradients of several heads are still to be added."""
-    return x.dtype if x.shape[2] == heads else problem.gates.dtype
 
 
 def _query_gradient(
@@ -104,7 +95,7 @@ def _query_gradient(
     given = None
     if states is not None:
         given = problem.gradients_from_states(gradient.do, problem.queries, states, heads.output, has_initial)
-    dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=_gradient_dtype(problem, q, heads.output))
+    dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=problem.gradient_dtype(q, heads.output))
     blocks = problem.blocks(launch.block)
     launcher(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
@@ -131,7 +122,7 @@ def _key_gradient(
     given = None
     if dstates is not None:
         given = problem.gradients_from_states(problem.v, problem.keys, dstates, heads.state, True)
-    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=_gradient_dtype(problem, k, heads.state))
+    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=problem.gradient_dtype(k, heads.state))
     blocks = problem.blocks(launch.block)
     launcher(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
@@ -156,7 +147,7 @@ def _value_gradient(problem: Problem, gradient: OutputGradient, dstates: Tensor 
     given = None
     if dstates is not None:
         given = problem.outputs_from_states(problem.k, problem.keys, dstates, heads.state, True)
-    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=_gradient_dtype(problem, v, heads.state))
+    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=problem.gradient_dtype(v, heads.state))
     blocks = problem.blocks(launch.block)
     launcher(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, gradient.factors, problem.gates,

@@ -6,6 +6,7 @@ for a call than all launches.
 """
 
 from collections.abc import Hashable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -149,26 +150,15 @@ def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
 
 
 @register_op("power_attention_kernels")
-def _forward_unseen(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, save_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = (q, k, v, log_g, S, z, cu_seqlens)
-    options = (p, scale, normalize, chunk_size, return_state, save_states, save_output)
-    _prepare(tensors, options)
+@wraps(_forward)  # and so of its signature
+def _forward_unseen(*arguments: Any) -> Any:
+    _prepare(arguments[:7], arguments[7:])
     with unseen():
-        return _forward(*tensors, *options)
+        return _forward(*arguments)
 
 
 @register_op("power_attention_backward_kernels")
-def _backward_unseen(
-    do: Tensor, dS: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
-    p: int, scale: float, normalize: bool, chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+@wraps(_backward)
+def _backward_unseen(*arguments: Any) -> Any:
     with unseen():
-        return _backward(
-            do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
-        )
+        return _backward(*arguments)

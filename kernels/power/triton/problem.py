@@ -192,6 +192,16 @@ class Problem:
         """Blocks of tokens in the longest chunk."""
         return -(-min(self.chunks.size, self.chunks.tokens) // block)
 
+    def gradient_dtype(self, x: Tensor, heads: int) -> torch.dtype:
+        """float32 where gradients of several heads are still to be added."""
+        return x.dtype if x.shape[2] == heads else torch.float32
+
+    def along(self) -> tuple[Tensor, Tensor]:
+        """Room for products of queries and keys with their gradients `[2, slots, Ho or Hs, C]`, empty if not gated."""
+        shapes = ((2, self.chunks.slots, count, self.chunks.size) for count in (self.heads.output, self.heads.state))
+        q_along, k_along = (self.q.new_empty(x if self.gated else (0,), dtype=torch.float32) for x in shapes)
+        return q_along, k_along
+
     def has_states(self, given: Tensor | None) -> bool:
         """Whether chunks have states beside them: given from outside, or because a sequence has several chunks."""
         return given is not None or not self.chunks.single

@@ -7,9 +7,9 @@ from torch import Tensor
 from zoo.kernels.power.triton.launch import launch
 
 __all__ = [
-    "attend_chunks",
+    "attend",
     "chunk_sums",
-    "differentiate_chunks",
+    "differentiate",
     "fuses",
     "gradients_from_states",
     "outputs_from_states",
@@ -118,12 +118,15 @@ def fuses(K: int, V: int) -> bool:
     return K == V == 64
 
 
-def _attend(
+def attend(
     x: Tensor, x_columns: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor, weights: Tensor,
     y: Tensor, exact_y: Tensor | None, denominator: Tensor | None, bounds: Tensor, scale: float, size: int, slots: int,
     partners: int, state_heads: int, rows: int, *, first: bool, reverse: bool, packed: bool,
 ) -> None:  # fmt: skip
-    """Fill outputs, or gradients of values: see `attend_kernel`."""
+    """Fill outputs y, or gradients of values: see `attend_kernel`.
+
+    Absent states (with their columns) and gates are empty.
+    """
     from zoo.kernels.power.triton.hopper.attend import attend_kernel
 
     (_, T, x_heads, K), (heads, V) = x.shape, y.shape[2:]
@@ -140,12 +143,15 @@ def _attend(
     )  # fmt: skip
 
 
-def _differentiate(
+def differentiate(
     x: Tensor, x_columns: Tensor, own: Tensor, other: Tensor, values: Tensor, states: Tensor, gates: Tensor,
     factors: Tensor, delta: Tensor, dx: Tensor, along: Tensor, bounds: Tensor, size: int, slots: int, partners: int,
     state_heads: int, rows: int, *, first: bool, has_normaliser: bool, reverse: bool, packed: bool,
 ) -> None:  # fmt: skip
-    """Fill gradients of queries or keys, and their product with them: see `differentiate_kernel`."""
+    """Fill gradients dx of queries or keys, and their product with them: see `differentiate_kernel`.
+
+    What is absent is empty, as in `attend`, and so is delta if the output is not normalised.
+    """
     from zoo.kernels.power.triton.hopper.differentiate import differentiate_kernel
 
     (_, T, x_heads, K), heads, (own_heads, V) = x.shape, dx.shape[2], own.shape[2:]
@@ -159,82 +165,3 @@ def _differentiate(
         HAS_NORMALISER=has_normaliser, GATED=gates.numel() > 0, REVERSE=reverse, PACKED=packed, TRIPS=_trips(K),
         WARPS=WARPS, warps=WARPS,
     )  # fmt: skip
-
-
-def _outputs(q: Tensor, v: Tensor, heads: int, normalize: bool, exact: bool) -> list[Tensor]:
-    """Room for what `attend_chunks` returns."""
-    shape = (*q.shape[:2], heads, v.shape[3])
-    outputs = [v.new_empty(shape)]
-    if exact:
-        outputs.append(v.new_empty(shape, dtype=torch.float32))
-    if normalize:
-        outputs.append(v.new_empty(shape[:3], dtype=torch.float32))
-    return outputs
-
-
-def attend_chunks(
-    q: Tensor, q_columns: Tensor, k: Tensor, v: Tensor, states: Tensor, gates: Tensor, bounds: Tensor,
-    scale: float, size: int, slots: int, heads: int, state_heads: int, rows: int, first: bool, normalize: bool,
-    exact: bool, packed: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Outputs `[B, T, heads, V]`, the same in float32 if exact, and denominators `[B, T, heads]` if normalised.
-
-    Absent states (with their columns) and gates are empty.
-    """
-    outputs = _outputs(q, v, heads, normalize, exact)
-    _attend(
-        q, q_columns, k, v, states, gates, gates, outputs[0], outputs[1] if exact else None,
-        outputs[-1] if normalize else None, bounds, scale, size, slots, state_heads, state_heads, rows,
-        first=first, reverse=False, packed=packed,
-    )  # fmt: skip
-    return outputs
-
-
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, size: int, slots: int, heads: int, state_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Room for what `differentiate_chunks` returns: gradients are float32 where those of several heads are added."""
-
-    def gradient(x: Tensor, count: int) -> Tensor:
-        dtype = x.dtype if x.shape[2] == count else torch.float32
-        return x.new_empty(*x.shape[:2], count, x.shape[3], dtype=dtype)
-
-    q_along, k_along = (
-        q.new_empty((2, slots, count, size) if gates.numel() > 0 else (0,), dtype=torch.float32)
-        for count in (heads, state_heads)
-    )
-    return gradient(q, heads), gradient(k, state_heads), gradient(v, state_heads), q_along, k_along
-
-
-def differentiate_chunks(
-    q: Tensor, q_columns: Tensor, k: Tensor, k_columns: Tensor, v: Tensor, do: Tensor, factors: Tensor, delta: Tensor,
-    states: Tensor, dstates: Tensor, gates: Tensor, bounds: Tensor, size: int, slots: int, heads: int, state_heads: int,
-    rows: int, first: bool, has_normaliser: bool, packed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of queries `[B, T, heads, K]`, keys and values, and products of the former two with queries and keys.
-
-    Args:
-        q, k, v: `[B, T, H, K or V]`.
-        q_columns, k_columns: the same with tokens last; empty where there are no states, or gradients of states.
-        do, factors, delta: the output's gradient, see `OutputGradient`; delta is empty if not normalised.
-        states, dstates: before each chunk, and their gradients after it, or empty.
-        gates: summed, or empty.
-        bounds: as in `outputs_from_states`, like the rest.
-        size, slots: of chunks.
-        heads, state_heads: of outputs and states.
-        has_normaliser: whether the states' gradients have one.
-    """
-    dq, dk, dv, q_along, k_along = gradients = _gradients(q, k, v, gates, size, slots, heads, state_heads)
-    _differentiate(
-        q, q_columns, do, k, v, states, gates, factors, delta, dq, q_along, bounds, size, slots, state_heads,
-        state_heads, rows, first=first, has_normaliser=delta.numel() > 0, reverse=False, packed=packed,
-    )  # fmt: skip
-    _differentiate(
-        k, k_columns, v, q, do, dstates, gates, factors, delta, dk, k_along, bounds, size, slots, heads,
-        state_heads, rows, first=True, has_normaliser=has_normaliser, reverse=True, packed=packed,
-    )  # fmt: skip
-    _attend(
-        k, k_columns, q, do, dstates, gates, factors, dv, None, None, bounds, 1.0, size, slots, heads,
-        state_heads, rows, first=True, reverse=True, packed=packed,
-    )  # fmt: skip
-    return gradients
