@@ -23,7 +23,7 @@ from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
 __all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
 
 _FASTEST_DECAY = math.exp(-0.5)  # -log w is below this
-_LOG_W_FLOOR = -1.001 * _FASTEST_DECAY  # also after rounding
+_LOG_W_FLOOR = -0.607  # that, also after rounding; the least that fla-core's kernels may take
 
 
 class Rwkv7Config(Config):

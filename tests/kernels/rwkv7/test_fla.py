@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.errors import InputError
 from zoo.kernels.rwkv7 import fla, op, rwkv7
+from zoo.mixers import rwkv7 as mixer
 
 from .problems import TOKENS, Problem, Tensors, check_same, differentiate, random_problem, run
 
@@ -199,6 +200,11 @@ def test_misfits_are_named(
     monkeypatch.setattr(fla, "MISSING", "")
     found = fla.misfit(_like(**changes), floor, torch.ones(2, 3, dtype=torch.bool) if resets else None)
     assert found == (f"{expected}; impl='chunked' runs anywhere" if expected else "")
+
+
+def test_the_mixers_own_decays_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fla, "MISSING", "")
+    assert fla.misfit(_like(), mixer._LOG_W_FLOOR, None) == ""
 
 
 @pytest.mark.parametrize(("chunk_size", "expected"), [(None, 64), (1, 16), (20, 16), (32, 32), (1000, 64)])
