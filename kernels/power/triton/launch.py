@@ -1,7 +1,7 @@
 """Launches: seen by the compiler where it traces them, and of little cost to the CPU inside an op opaque to it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, reduce
@@ -9,64 +9,81 @@ from operator import or_
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-__all__ = ["Launches", "compile_together", "launch", "launcher", "rehearsal", "unseen"]
+__all__ = ["Launch", "bound", "compile_together", "current_stream", "launch", "launcher", "rehearsal", "unseen"]
 
 _compiled: dict[tuple[Any, ...], Any] = {}
 _here = threading.local()
 
 
-class _Launch(NamedTuple):
+class Launch(NamedTuple):
+    """What was, or would be, launched."""
+
+    key: tuple[Any, ...]  # what the kernel is compiled for
     kernel: Any
     grid: tuple[int, ...]
-    dtypes: list[torch.dtype]
+    tensors: tuple[Tensor, ...]
     numbers: tuple[float, ...]
     constants: dict[str, Any]
     options: dict[str, int]
 
 
-Launches = dict[tuple[Any, ...], _Launch]
-"""By what kernels are compiled for."""
-
-
 @contextmanager
-def unseen() -> Iterator[None]:
-    """Within an op that is opaque to the compiler: `launcher` launches there and then."""
+def unseen(device: torch.device) -> Iterator[None]:
+    """Within an op that is opaque to the compiler: `launcher` launches there and then, on that device."""
     before = getattr(_here, "unseen", False)
     _here.unseen = True
     try:
-        yield
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            yield
+        else:
+            with torch.cuda.device(device):
+                yield
     finally:
         _here.unseen = before
 
 
 @contextmanager
-def rehearsal() -> Iterator[Launches]:
-    """Write down what is launched, on fake tensors, and launch nothing."""
-    launches: Launches = {}
-    _here.rehearsed = launches
-    try:
-        yield launches
-    finally:
-        _here.rehearsed = None
+def rehearsal() -> Iterator[list[Launch]]:
+    """Write down what an op's body launches, on fake tensors, and launch nothing."""
+    launches: list[Launch] = []
+    with unseen(torch.device("meta")):
+        _here.rehearsed = launches
+        try:
+            yield launches
+        finally:
+            _here.rehearsed = None
 
 
-def compile_together(launches: Launches, device: torch.device) -> None:
+def compile_together(launches: Iterable[Launch], device: torch.device) -> None:
     """Compile what is not compiled yet, each kernel in a thread of its own: the compilers mostly leave Python alone."""
-    missing = {key: each for key, each in launches.items() if key not in _compiled}
+    missing = {each.key: each for each in launches if each.key not in _compiled}
     if len(missing) < 2:
         return
 
-    def build(each: _Launch) -> Any:
+    def build(each: Launch) -> Any:
+        dtypes = [x.dtype for x in each.tensors]
         with torch.cuda.device(device):  # threads begin with the first
-            kernel = each.kernel.warmup(*each.dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
+            kernel = each.kernel.warmup(*dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
             _ = kernel.run  # loads it, which takes a C compiler in some versions of Triton
         return kernel
 
     with ThreadPoolExecutor(len(missing)) as threads:
         _compiled.update(zip(missing, threads.map(build, missing.values()), strict=True))
+
+
+def bound(launch: Launch) -> Any:
+    """The compiled kernel of a launch, bound to its grid: takes arguments and a stream. None if not compiled."""
+    compiled = _compiled.get(launch.key)
+    return None if compiled is None else compiled[(*launch.grid, 1, 1)[:3]]
+
+
+def current_stream(device: torch.device) -> int:
+    """The stream that kernels are launched on."""
+    return int(triton.runtime.driver.active.get_current_stream(device.index))
 
 
 def launcher(kernel: Any) -> Any:
@@ -104,14 +121,14 @@ def launch(
     key = (id(kernel), warps, stages, tensors[0].device, values, _kinds(numbers), misaligned, *dtypes)
     compiled = _compiled.get(key)
     if compiled is not None and rehearsed is None:
-        compiled[(*grid, 1, 1)[:3]](*tensors, *numbers, *values)
+        compiled[(*grid, 1, 1)[:3]](*addresses, *numbers, *values)
         return
     assert tuple(kernel.arg_names[-len(constants) :]) == tuple(constants), kernel.__name__
     options = {"num_warps": warps} if stages is None else {"num_warps": warps, "num_stages": stages}
     if rehearsed is None:
         _compiled[key] = kernel[grid](*tensors, *numbers, **constants, **options)
     else:
-        rehearsed[key] = _Launch(kernel, grid, dtypes, numbers, constants, options)
+        rehearsed.append(Launch(key, kernel, grid, tensors, numbers, constants, options))
 
 
 @lru_cache(maxsize=1024)

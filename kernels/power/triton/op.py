@@ -19,11 +19,11 @@ from zoo.kernels.power.triton.chunks import count_slots, cut
 from zoo.kernels.power.triton.configs import config
 from zoo.kernels.power.triton.forward import forward
 from zoo.kernels.power.triton.hopper.launches import supports_hopper
-from zoo.kernels.power.triton.launch import Launches, compile_together, rehearsal, unseen
+from zoo.kernels.power.triton.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
+from zoo.kernels.power.triton.recording import Recorder
 from zoo.kernels.power.triton.registration import register_op
-from zoo.kernels.power.triton_support import INTERPRETED
 
 __all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
 
@@ -66,7 +66,11 @@ def triton_forward(
     save_states: bool, save_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
-    run = _forward_unseen if _has_own_kernels(q, k, v, p) else _forward
+    run: Any = _forward
+    if _has_own_kernels(q, k, v, p):
+        run = _forward_unseen
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # where the compiler sees it
+        log_g = None if log_g is None else log_g.float().contiguous()
     return run(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, save_output
     )
@@ -79,7 +83,11 @@ def triton_backward(
     p: int, scale: float, normalize: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
-    run = _backward_unseen if _has_own_kernels(q, k, v, p) else _backward
+    run: Any = _backward
+    if _has_own_kernels(q, k, v, p):
+        run = _backward_unseen
+        do, q, k, v = do.to(q.dtype).contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+        log_g = None if log_g is None else log_g.float().contiguous()
     return run(
         do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
     )
@@ -115,14 +123,10 @@ def _backward(
     return gradients.q, gradients.k, gradients.v, dlog_g, dS_in, dz_in
 
 
-_prepared: set[Hashable] = set()  # kinds of calls
-_seen: set[Hashable] = set()  # calls, by their shapes: which kind they are takes longer to tell
-
-
-def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> Launches:
+def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> list[Launch]:
     """What a forward pass launches, and the backward pass if anything is saved for one; arguments as `_forward`'s."""
     p, scale, normalize, chunk_size, _, save_states, save_output = options
-    with FakeTensorMode() as mode, unseen(), rehearsal() as launches:
+    with FakeTensorMode() as mode, rehearsal() as launches:
         *inputs, cu_seqlens = (None if x is None else mode.from_tensor(x) for x in tensors)
         run: Any = _forward
         o, denominator, _, _, states, gates, exact = run(*inputs, cu_seqlens, *options)
@@ -132,14 +136,11 @@ def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> Launches:
     return launches
 
 
+_prepared: set[Hashable] = set()  # kinds of calls
+
+
 def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
     """Before the first call of its kind, compile its kernels side by side."""
-    call = (tensors[0].device, *(None if x is None else x.shape for x in tensors), *options)
-    if call in _seen or INTERPRETED:
-        return
-    if len(_seen) > 1000:
-        _seen.clear()
-    _seen.add(call)
     q, k, v, *rest = tensors
     blocks = config(q, k.shape[3], v.shape[3], options[0], hopper=True)
     single = count_slots(q, blocks, options[3], rest[-1]) <= len(q)
@@ -149,16 +150,18 @@ def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
         compile_together(_rehearse(tensors, options), q.device)
 
 
+_run_forward, _run_backward = Recorder(_forward, _prepare), Recorder(_backward)
+
+
 @register_op("power_attention_kernels")
 @wraps(_forward)  # and so of its signature
 def _forward_unseen(*arguments: Any) -> Any:
-    _prepare(arguments[:7], arguments[7:])
-    with unseen():
-        return _forward(*arguments)
+    with unseen(arguments[0].device):
+        return _run_forward(arguments[:7], arguments[7:])
 
 
 @register_op("power_attention_backward_kernels")
 @wraps(_backward)
 def _backward_unseen(*arguments: Any) -> Any:
-    with unseen():
-        return _backward(*arguments)
+    with unseen(arguments[0].device):
+        return _run_backward(arguments[:14], arguments[14:])

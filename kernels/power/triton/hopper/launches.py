@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 
 from zoo.kernels.power.triton.launch import launch
+from zoo.kernels.power.triton_support import INTERPRETED
 
 __all__ = [
     "attend",
@@ -23,9 +24,11 @@ SUMS_PER_TRIP = 2
 
 def supports_hopper(x: Tensor, K: int, V: int, p: int) -> bool:
     """Whether these kernels take inputs like x."""
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or p != 2 or K not in (64, 128) or V not in (64, 128):
+    if INTERPRETED or x.device.type != "cuda" or torch.version.hip is not None:
         return False
-    return torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
+    if x.dtype != torch.bfloat16 or p != 2 or K not in (64, 128) or V not in (64, 128):
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _trips(K: int) -> int:

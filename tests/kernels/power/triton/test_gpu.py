@@ -12,7 +12,7 @@ from zoo.kernels.power.triton import launch
 from zoo.kernels.power.triton.configs import config
 
 from ..error_law import norms
-from ..problems import Problem, Tensors, make_gates, make_state, run
+from ..problems import Problem, Tensors, attend, make_gates, make_state, run
 from .plain import run_in_chunks
 
 pytestmark = [
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 NARROW = (torch.bfloat16, torch.float16)
+UNIT = 2.0**-24  # float32's unit roundoff
 
 
 def make_problem(
@@ -63,20 +64,34 @@ def check_error_law(problem: Problem) -> None:
 
 
 def _compare(problem: Problem, exact: Tensors, baseline: Tensors, in_chunks: Tensors, ours: Tensors) -> None:
-    broken = []
+    broken, cancelling = [], _cancelling(problem.double())
     for name, reference in exact.items():
         error, squares, state_form = (norms(x[name].double() - reference) for x in (ours, baseline, in_chunks))
         assert all(map(math.isfinite, error)), name
-        allowed = (squares[0], max(squares[1], state_form[1]))
         scale, digits = norms(reference), 3e-6
         if name == "dlog_g":  # sums of pairs' products, which add up to do . o for each token, and cancel
             assert problem.do is not None
             along = norms((problem.do * exact["o"]).sum(-1))
             scale, digits = (max(scale[0], along[0]), max(scale[1], along[1])), 3e-5
+        if name in cancelling:  # rounded once: all there is where a token is alone, and its gradient is zero
+            squares = tuple(a + UNIT * b / 1.5 for a, b in zip(squares, norms(cancelling[name]), strict=True))
+        allowed = (squares[0], max(squares[1], state_form[1]))
         for norm, mine, theirs, size in zip(("L2", "max"), error, allowed, scale, strict=True):
             if mine > 1.5 * theirs + digits * size:
                 broken.append(f"{name} {norm}: {mine:.2e}, baseline {theirs:.2e} (x{mine / max(theirs, 1e-300):.2f})")
     assert not broken, "; ".join(broken)
+
+
+def _cancelling(problem: Problem) -> Tensors:
+    """The numerators' share of the gradients for q and k, where denominators take it away again."""
+    if not problem.normalize or problem.do is None:
+        return {}
+    state = None if problem.z is None else problem.z[..., None]
+    ones = replace(problem, v=torch.ones_like(problem.v[..., :1]), S=state, normalize=False)
+    denominator = attend(ones, "quadratic")[0]
+    do = torch.where(denominator == 0, 0, problem.do / denominator)
+    found = run(replace(problem, do=do, normalize=False), "quadratic")
+    return {name: found[name] for name in ("dq", "dk")}
 
 
 @pytest.mark.parametrize("T", [1, 15, 17, 1000, 1025, 4097])

@@ -1,0 +1,196 @@
+"""A recorded pass does what the pass itself does, with memory of its own."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from zoo.kernels.power.triton import launch as launch_module
+from zoo.kernels.power.triton import op, problem, recording
+from zoo.kernels.power.triton.launch import launch, unseen
+from zoo.kernels.power.triton.recording import Recorder, record
+from zoo.kernels.power.triton_support import INTERPRETED
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+CPU = torch.device("cpu")
+
+
+def _floats(address: int, size: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+
+
+def _add(a: int, b: int, out: int, size: int, scale: float, _: bool, stream: int = 0) -> None:
+    """What stands for a kernel: `out = scale a + b`."""
+    _floats(out, size)[:] = scale * _floats(a, size) + _floats(b, size)
+
+
+class _Kernels(dict[Any, Any]):
+    """Whatever is asked for is compiled, and is the same kernel; launches are counted."""
+
+    def __init__(self, run: Callable[..., None]) -> None:
+        super().__init__()
+        self.run, self.launches = run, 0
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self
+
+    def __getitem__(self, grid: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> None:
+            self.launches += 1
+            self.run(*arguments, **options)
+
+        return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch_module, "_compiled", _Kernels(_add))
+        patch.setattr(recording, "current_stream", lambda _: 0)
+        yield
+
+
+class _Named:
+    """What `launch` asks of a kernel."""
+
+    arg_names = ("a", "b", "out", "size", "scale", "FLAG")
+
+
+def _add_tensors(a: Tensor, b: Tensor, out: Tensor, scale: float) -> None:
+    launch(_Named, (1,), (a, b, out), (out.numel(), scale), warps=4, FLAG=True)
+
+
+SIZE = 16
+# Each line takes memory of so many rows, and writes a row of it from rows of what came before.
+LINES = st.lists(st.tuples(*[st.integers(0, 9)] * 6), min_size=1, max_size=12)
+
+
+def _program(lines: list[tuple[int, ...]], outputs: int) -> Callable[..., tuple[Tensor, ...]]:
+    def run(x: Tensor, y: Tensor | None, scale: float) -> tuple[Tensor, ...]:
+        known = [x] if y is None else [x, y]  # each row of these is written
+        for kind, rows, first, second, first_row, second_row in lines:
+            a, b = known[first % len(known)], known[second % len(known)]
+            shape = (1 + rows % 3, SIZE)
+            room = [torch.empty(shape), x.new_empty(shape), torch.empty_like(x)[: shape[0]]][kind % 3]
+            for row in range(len(room)):
+                _add_tensors(a[(first_row + row) % len(a)], b[second_row % len(b)].view(4, 4), room[row], scale + row)
+            known.append(room)
+        results = []
+        for source in known[-outputs:]:
+            results.append(torch.empty(SIZE))
+            _add_tensors(source[0], x[0], results[-1], 1.0)
+        return *results, x.new_empty(0)
+
+    return run
+
+
+@given(lines=LINES, outputs=st.integers(1, 3), second=st.booleans(), scale=st.sampled_from([0.5, -1.0]))
+def test_replayed_as_run(lines: list[tuple[int, ...]], outputs: int, second: bool, scale: float) -> None:
+    function = _program(lines, outputs)
+    found = record(function, (torch.zeros(3, SIZE), torch.zeros(3, SIZE) if second else None), (scale,))
+    assert found is not None
+    for seed in range(2):
+        torch.manual_seed(seed)
+        x, y = torch.randn(3, SIZE), torch.randn(3, SIZE) if second else None
+        with unseen(CPU):
+            expected = function(x, y, scale)
+        actual = found.replay([a.data_ptr() for a in (x, y) if a is not None], CPU)
+        for a, b in zip(actual, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_memory_is_used_again() -> None:
+    def chain(x: Tensor) -> tuple[Tensor, ...]:
+        for _ in range(10):
+            room = torch.empty(1 << 10)
+            _add_tensors(x, x, room, 1.0)
+            x = room
+        last = torch.empty(1 << 10)
+        _add_tensors(x, x, last, 1.0)
+        return (last,)
+
+    found = record(chain, (torch.zeros(1 << 10),), ())
+    assert found is not None
+    assert found.memory == 2 * 4 << 10
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x + 1,),
+        lambda x: (torch.empty_like(x).zero_(),),
+        lambda x: (x,),
+        lambda x: (torch.empty(4, 4)[1:],),
+        lambda x: (torch.empty(4, 4).T,),
+        lambda x: (torch.empty(4),) * 2,
+    ],
+)
+def test_what_does_more_than_launch_is_not_recorded(function: Callable[..., tuple[Tensor, ...]]) -> None:
+    assert record(function, (torch.zeros(4),), ()) is None
+
+
+def test_replayed_from_the_second_call_on() -> None:
+    calls = []
+
+    def double(x: Tensor, scale: float) -> tuple[Tensor, ...]:
+        calls.append(x)
+        out = torch.empty_like(x)
+        _add_tensors(x, x, out, scale)
+        return (out,)
+
+    met: list[int] = []
+    run, x = Recorder(double, lambda tensors, _: met.append(tensors[0].numel())), torch.arange(8.0)
+    with unseen(CPU):
+        for _ in range(4):
+            assert torch.equal(run((x,), (1.0,))[0], 2 * x)
+        assert len(calls) == 2
+        assert torch.equal(run((x,), (2.0,))[0], 3 * x)  # other options
+        assert torch.equal(run((x[:4],), (1.0,))[0], 2 * x[:4])  # another shape
+        for _ in range(3):
+            run((x[1:],), (1.0,))  # not aligned
+            run((x.view(2, 4).T,), (1.0,))  # not contiguous: this function may look at strides
+    assert len(calls) == 2 + 2 + 6
+    assert met == [8, 8, 4, 7, 8]
+
+
+@pytest.mark.parametrize("T", [500, 4097])
+def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+    """As they are called: the same launches, with the same numbers, that take the inputs where they are."""
+    for place in (op, problem):
+        monkeypatch.setattr(place, "supports_hopper", lambda *_: True)
+    launched: list[Any] = []
+    monkeypatch.setattr(launch_module, "_compiled", _Kernels(lambda *x, **_: launched.append(x)))
+    q, k, v = (torch.zeros(2, T, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+    tensors, options = (q, k, v, torch.zeros(2, T, 2), None, None, None), (2, 0.125, True, 0, False, True, True)
+    with unseen(CPU):
+        o, denominator, _, _, states, gates, exact = op._forward(*tensors, *options)
+        passes = [
+            (op._forward, tensors, options),
+            (op._backward, (torch.zeros_like(o), None, None, *tensors[:6], exact, denominator, states, gates, None),
+             options[:4]),
+        ]  # fmt: skip
+        for function, given, rest in passes:
+            launched.clear()
+            expected = function(*given, *rest)
+            direct = list(launched)
+            found = record(function, given, rest)
+            assert found is not None
+            launched.clear()
+            inputs = [x.data_ptr() for x in given if x is not None]
+            outputs = found.replay(inputs, CPU)
+            assert [(x.shape, x.dtype) for x in outputs] == [(x.shape, x.dtype) for x in expected]
+            for a, b in zip(launched, direct, strict=True):
+                assert [x for x in a if x in inputs] == [x for x in b if x in inputs]
+                assert _numbers(a) == _numbers(b)
+
+
+def _numbers(arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments that are no addresses."""
+    return [x for x in arguments if isinstance(x, str) or x < 1 << 30]
