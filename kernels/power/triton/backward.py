@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.power.heads import gather_heads
-from zoo.kernels.power.triton.forward import OUTERS, add_up, add_up_normalisers, scan, states_before
+from zoo.kernels.power.triton.forward import (
+    OUTERS,
+    add_up,
+    add_up_normalisers,
+    clear_normalisers,
+    scan,
+    states_before,
+)
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
@@ -50,12 +57,14 @@ def backward(
     gradient = problem.output_gradient(do, o, denominator, decayed=wants_dstates)
     if gradient.queries is not None:
         sums = add_up(problem, gradient.queries, gradient.do, exact=initial is not None)
-        if gradient.delta is None:
-            sums[..., problem.layout.rows * problem.V :] = 0
-        else:
+        has_states_beside = initial is not None or final_gradient is not None
+        if gradient.delta is not None:
             add_up_normalisers(problem, sums, gradient.queries, gradient.delta)
+        elif has_states_beside:
+            clear_normalisers(problem, sums)
         dstates, initial_gradient, crossing = scan(
             problem, sums, final_gradient, wants_final=initial is not None,
+            has_normalisers=gradient.delta is not None or has_states_beside,
             others=states if problem.gated and has_states else None, reverse=True,
         )  # fmt: skip
     if not has_states:

@@ -33,19 +33,6 @@ class Chunks(NamedTuple):
         """Whether no sequence has more than one chunk."""
         return self.bounds is None and self.slots == self.batch
 
-    def _token_index(self) -> tuple[Tensor, Tensor]:
-        """Packed: each slot's tokens `[slots * C]`, clamped to existing ones, and whether they exist."""
-        assert self.bounds is not None
-        index = self.bounds[:, :1] + torch.arange(self.size, device=self.bounds.device)
-        return index.clamp(max=self.tokens - 1).flatten(), (index < self.bounds[:, 1:2]).flatten()
-
-    def exists(self, device: torch.device) -> Tensor:
-        """Which places of a chunk hold tokens `[slots, 1, C]`."""
-        if self.bounds is None:
-            places = torch.arange(self.slots // self.batch * self.size, device=device)
-            return (places < self.tokens).view(-1, 1, self.size).repeat(self.batch, 1, 1)
-        return self._token_index()[1].view(self.slots, 1, self.size)
-
 
 def chunk_size(tokens: int, config: Config, wanted: int, packed: bool) -> int:
     """Tokens a chunk: as wanted, or, for 0, as configured; a short sequence is one chunk. In whole blocks of tokens."""

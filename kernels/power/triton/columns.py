@@ -30,12 +30,13 @@ def store_columns(columns, tile, row, at, C, K: tl.constexpr):
 @triton.jit(do_not_specialize=["T"])
 def columns_kernel(
     k, q, left, keys, decayed, queries, bounds, T, C, K_HEADS, Q_HEADS, REPEATS,
-    K: tl.constexpr, BLOCK: tl.constexpr, DECAYED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BLOCK: tl.constexpr, DECAYED: tl.constexpr, GATED: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """keys `[slots, Hk, K, C]` of k `[B T, Hk, K]`, and queries of q, of which there may be no heads; zero beyond a
     chunk's end.
 
-    If DECAYED, decayed `[slots, Hk REPEATS, K, C]`, keys times left `[slots, Hk REPEATS, C]`.
+    If DECAYED, decayed `[slots, Hk REPEATS, K, C]`, keys times left `[slots, Hk REPEATS, C]` if GATED.
     """
     token, slot, head = tl.program_id(0) * BLOCK, tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
@@ -46,9 +47,10 @@ def columns_kernel(
         if DECAYED:
             for repeat in range(REPEATS):
                 row = (slot * K_HEADS + head) * REPEATS + repeat
-                share = tl.load(left + row * C + at, at < C, 0)
-                product = as_operand(tile.to(tl.float32) * share[None, :], decayed.dtype.element_ty, PRECISION)
-                store_columns(decayed, product, row, at, C, K)
+                product = tile.to(tl.float32)
+                if GATED:
+                    product *= tl.load(left + row * C + at, at < C, 0)[None, :]
+                store_columns(decayed, as_operand(product, decayed.dtype.element_ty, PRECISION), row, at, C, K)
     else:
         tile = load_columns(q, start, at, tokens, Q_HEADS, head - K_HEADS, K)
         store_columns(queries, tile, slot * Q_HEADS + head - K_HEADS, at, C, K)

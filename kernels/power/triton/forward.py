@@ -14,7 +14,7 @@ from zoo.kernels.power.triton.problem import Columns, Problem
 from zoo.kernels.power.triton.scan import scan_kernel
 from zoo.kernels.power.triton.sums import normaliser_sums_kernel, state_sums_kernel
 
-__all__ = ["Output", "add_up", "add_up_normalisers", "forward", "scan", "states_before"]
+__all__ = ["Output", "add_up", "add_up_normalisers", "clear_normalisers", "forward", "scan", "states_before"]
 
 SCAN_BLOCK = 1024
 OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
@@ -66,6 +66,11 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, delta: Tensor
         base += prefix * layout.inner
 
 
+def clear_normalisers(problem: Problem, sums: Tensor) -> None:
+    """What `add_up_normalisers` fills, where there is nothing to add up but a state beside it."""
+    sums[..., problem.layout.rows * problem.V :] = 0
+
+
 class Scan(NamedTuple):
     """What stands between chunks."""
 
@@ -75,15 +80,23 @@ class Scan(NamedTuple):
 
 
 def scan(
-    problem: Problem, sums: Tensor, initial: Tensor | None, *, wants_final: bool, others: Tensor | None = None,
-    reverse: bool = False,
+    problem: Problem, sums: Tensor, initial: Tensor | None, *, wants_final: bool, has_normalisers: bool,
+    others: Tensor | None = None, reverse: bool = False,
 ) -> Scan:  # fmt: skip
     """From chunks' sums the states before them, or, reverse, gradients after them; in place where the dtype allows it.
 
-    others: states before the chunks, to be multiplied with the gradients.
+    Args:
+        problem: the call's.
+        sums: `[slots, Hs, rows (V + 1)]`.
+        initial: before the first chunk `[sequences, Hs, rows (V + 1)]`.
+        wants_final: whether what stands after the last chunk is wanted as well.
+        has_normalisers: whether z's part of sums was filled; without it, that part is left alone.
+        others: states before the chunks, to be multiplied with the gradients.
+        reverse: backwards in time.
     """
     chunks, size = problem.chunks, sums.shape[-1]
-    blocks = triton.cdiv(size, SCAN_BLOCK)
+    live = size if has_normalisers else problem.layout.rows * problem.V
+    blocks = triton.cdiv(live, SCAN_BLOCK)
     in_place = sums.dtype == problem.dtype
     states = sums if in_place else problem.states(problem.dtype)
     final = products = None
@@ -98,7 +111,8 @@ def scan(
         problem.gates if final is None else final, sums if others is None else others,
         problem.gates if products is None else products,
         problem.layout.row_weights if products is not None and problem.p > 2 else problem.gates,
-        problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, problem.heads.state, blocks,
+        problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, live, problem.heads.state,
+        blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
         REVERSE=reverse, WANTS_PRODUCTS=products is not None,
         WEIGHTED=products is not None and not problem.layout.even, K=problem.K, V=problem.V, P=problem.p,
@@ -116,9 +130,10 @@ def states_before(
     sums = add_up(problem, keys, problem.v, exact=wants_final)
     if wants_normaliser or wants_final:
         add_up_normalisers(problem, sums, keys, None)
-    else:
-        sums[..., problem.layout.rows * problem.V :] = 0
-    scanned = scan(problem, sums, initial, wants_final=wants_final)
+    elif initial is not None:
+        clear_normalisers(problem, sums)
+    has_normalisers = wants_normaliser or wants_final or initial is not None
+    scanned = scan(problem, sums, initial, wants_final=wants_final, has_normalisers=has_normalisers)
     return scanned.states, scanned.final
 
 

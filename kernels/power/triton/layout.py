@@ -12,7 +12,7 @@ The gradient for x of `sum m(x) S y` needs every channel with every outer monomi
 """
 
 from functools import cached_property, lru_cache
-from itertools import combinations_with_replacement
+from itertools import accumulate, combinations_with_replacement, pairwise
 
 import numpy as np
 import torch
@@ -53,8 +53,9 @@ class Layout:
     @cached_property
     def _tables(self) -> tuple[Tensor, ...]:
         whole, parts = power_tables(self.K, self.p, self.inner, self.like.device)
-        sizes = [part.size for part in _integers(self.K, self.p, self.inner)]
-        return (*whole.split(sizes), parts)
+        ends = list(accumulate((part.size for part in _integers(self.K, self.p, self.inner)), initial=0))
+        # Not by `split`: some versions of the compiler can neither keep what a list holds nor make it again.
+        return (*(whole[start:end] for start, end in pairwise(ends)), parts)
 
     @property
     def channels(self) -> Tensor:

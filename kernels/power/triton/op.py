@@ -1,8 +1,8 @@
 """The Triton implementation behind the op: plain tensors in and out, absent ones empty.
 
-The compiler sees through the op to its kernels, but where some are Hopper's own, which it does not know. There each
-pass is one opaque op: to see the rest took a third of the time in which a model is compiled, and more of the CPU's time
-for a call than all launches.
+Either the compiler sees through the op to its kernels, or each pass is one opaque op. It is where models train, in
+bfloat16 at p <= 2: to see through it took a third of the time in which a model is compiled, there is nothing left to
+fuse, and Hopper's own kernels the compiler does not know. An opaque pass is launched as it was recorded.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,6 +24,7 @@ from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
 from zoo.kernels.power.triton.recording import Recorder
 from zoo.kernels.power.triton.registration import register_op
+from zoo.kernels.power.triton_support import INTERPRETED
 
 __all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
 
@@ -52,8 +53,8 @@ def saved_gates_shape(
     return chunks.slots, Heads(q.shape[2], k.shape[2], v.shape[2]).state, chunks.size
 
 
-def _has_own_kernels(q: Tensor, k: Tensor, v: Tensor, p: int) -> bool:
-    return supports_hopper(q, int(k.shape[-1]), int(v.shape[-1]), p)
+def _is_opaque(q: Tensor, p: int) -> bool:
+    return q.device.type == "cuda" and q.dtype == torch.bfloat16 and p <= 2 and not INTERPRETED
 
 
 def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,7 +68,7 @@ def triton_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
     run: Any = _forward
-    if _has_own_kernels(q, k, v, p):
+    if _is_opaque(q, p):
         run = _forward_unseen
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # where the compiler sees it
         log_g = None if log_g is None else log_g.float().contiguous()
@@ -84,7 +85,7 @@ def triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `zoo.kernels.power.op.attend`."""
     run: Any = _backward
-    if _has_own_kernels(q, k, v, p):
+    if _is_opaque(q, p):
         run = _backward_unseen
         do, q, k, v = do.to(q.dtype).contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
         log_g = None if log_g is None else log_g.float().contiguous()
@@ -142,10 +143,11 @@ _prepared: set[Hashable] = set()  # kinds of calls
 def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
     """Before the first call of its kind, compile its kernels side by side."""
     q, k, v, *rest = tensors
-    blocks = config(q, k.shape[3], v.shape[3], options[0], hopper=True)
+    K, V, p = k.shape[3], v.shape[3], options[0]
+    blocks = config(q, K, V, p, hopper=supports_hopper(q, K, V, p))
     single = count_slots(q, blocks, options[3], rest[-1]) <= len(q)
     kind = (q.device, *(x.shape[2:] for x in (q, k, v)), single, *(x is None for x in rest), *options)
-    if kind not in _prepared:
+    if kind not in _prepared and not INTERPRETED:
         _prepared.add(kind)
         compile_together(_rehearse(tensors, options), q.device)
 

@@ -127,11 +127,11 @@ class Problem:
         exact: for a state that is returned, so that its monomials are rounded once, and not with the decay before.
         """
         heads = self.heads
-        left = self.left if self.gated else self.chunks.exists(self.q.device).float().repeat(1, heads.state, 1)
         dtype = torch.float32 if exact and self.p > 1 and not self.hopper else self.dtype
         self.keys, decayed = self._room_for_columns(heads.key), self._room_for_columns(heads.state, dtype)
         if self.p > 1:
             self.queries = self._room_for_columns(heads.query)
+        left = self.left if self.gated else self.gates
         self._launch_columns(left, self.keys, decayed, self.queries if self.p > 1 else None)
         return Columns(self.keys, decayed)
 
@@ -142,7 +142,8 @@ class Problem:
         launcher(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
             self.k, self.q, left, keys, decayed, keys if queries is None else queries, self.tables[0],
             chunks.tokens, chunks.size, heads.key, heads.query, heads.state // heads.key,
-            K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not keys, PACKED=self.packed, PRECISION=self.precision,
+            K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not keys, GATED=self.gated, PACKED=self.packed,
+            PRECISION=self.precision,
         )  # fmt: skip
 
     def output_gradient(self, do: Tensor, o: Tensor, denominator: Tensor | None, *, decayed: bool) -> OutputGradient:

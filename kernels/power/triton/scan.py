@@ -32,8 +32,8 @@ def _load(
 
 @triton.jit(do_not_specialize=["slots_per_row"])
 def scan_kernel(
-    sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, STATES,
-    blocks,
+    sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, live,
+    STATES, blocks,
     BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
     REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     P: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr, IN_PLACE: tl.constexpr, AHEAD: tl.constexpr,
@@ -41,7 +41,8 @@ def scan_kernel(
 ):  # fmt: skip
     """What stands before each chunk's sums `[slots, Hs, size]`, in states of that shape or IN_PLACE.
 
-    initial and final are `[rows, Hs, size]`, float32. AHEAD chunks are loaded at once.
+    initial and final are `[rows, Hs, size]`, float32. AHEAD chunks are loaded at once. Of a state only the first `live`
+    numbers are read and written.
 
     Backwards in time, `products [slots, Hs, blocks]` can be had: of states `others` before chunks with the gradients
     after them, and the chunks' decay, by blocks. weights `[rows]` say how often a row counts, where WEIGHTED and P > 2.
@@ -52,7 +53,7 @@ def scan_kernel(
     else:
         first, last = row * slots_per_row, (row + 1) * slots_per_row
     at = block * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
+    mask = at < live
     before = sums if IN_PLACE else states
     carry = tl.zeros((BLOCK,), tl.float32)
     if HAS_INITIAL:

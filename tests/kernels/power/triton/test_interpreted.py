@@ -134,10 +134,10 @@ def test_compiles_whole_with_what_surrounds_it() -> None:
 
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_opaque_passes_give_the_same(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU with kernels of its own, where the compiler sees neither pass."""
+    """As in bfloat16 on a GPU, where the compiler sees neither pass."""
     inputs = tensors(80, (2, 1, 1), 16, 16)
     plain = run(problem(*inputs, p=p, chunk_size=32), "triton")
-    monkeypatch.setattr(op, "_has_own_kernels", lambda *_: True)
+    monkeypatch.setattr(op, "_is_opaque", lambda *_: True)
     opaque = run(problem(*inputs, p=p, chunk_size=32), "triton")
     assert all(torch.equal(x, opaque[name]) for name, x in plain.items())
 
