@@ -27,7 +27,7 @@ def store_columns(columns, tile, row, at, C, K: tl.constexpr):
     tl.store(columns + places, tile.to(columns.dtype.element_ty), (at < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "K_HEADS", "Q_HEADS"])
 def columns_kernel(
     k, q, left, keys, decayed, queries, bounds, T, C, K_HEADS, Q_HEADS, REPEATS,
     K: tl.constexpr, BLOCK: tl.constexpr, DECAYED: tl.constexpr, GATED: tl.constexpr, PACKED: tl.constexpr,

@@ -29,7 +29,7 @@ def _segmented(x, cut, y, cut_here):
     return tl.where(cut_here > 0, y, x + y), cut | cut_here
 
 
-@triton.jit(do_not_specialize=["T", "SLOTS"])
+@triton.jit(do_not_specialize=["T", "SLOTS", "STATES", "OUTPUTS", "HEADS"])
 def gate_gradient_kernel(
     q_along, k_along, log_g, crossing, dlog_g, bounds, T, C, SLOTS, STATES, OUTPUTS, HEADS, PARTS,
     BLOCK: tl.constexpr, LOWEST: tl.constexpr, HAS_CROSSING: tl.constexpr, PACKED: tl.constexpr,

@@ -12,7 +12,7 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 __all__ = ["gate_sums_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "VALUES"])
 def gate_sums_kernel(
     log_g, gates, gates_low, left, bounds, T, C, VALUES, REPEATS,
     BLOCK: tl.constexpr, LOWEST: tl.constexpr, EXACT: tl.constexpr, PACKED: tl.constexpr,

@@ -12,7 +12,7 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["key_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS"])
+@triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def key_gradient_kernel(
     q, k, k_columns, v, do, delta, factors, gates, gates_low, dstates, given, dk, along, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows,

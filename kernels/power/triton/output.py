@@ -15,7 +15,7 @@ __all__ = ["VANISHING", "output_kernel"]
 VANISHING = tl.constexpr(2.0**-103)
 
 
-@triton.jit(do_not_specialize=["T", "BLOCKS"])
+@triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def output_kernel(
     q, q_columns, k_columns, v, gates, gates_low, states, given, o, exact, denominator, bounds,
     channels, weights, T, C, outers, rows, scale,

@@ -14,7 +14,7 @@ from zoo.kernels.power.triton.output import VANISHING
 __all__ = ["output_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "Q_HEADS", "K_HEADS"])
 def output_gradient_kernel(
     q, k, do, o, denominator, gates, factors, delta, queries, decayed, keys, bounds, T, C, scale,
     Q_HEADS, K_HEADS, REPEATS, SHARED,

@@ -30,7 +30,7 @@ def _load(
     return added, decays, other
 
 
-@triton.jit(do_not_specialize=["slots_per_row"])
+@triton.jit(do_not_specialize=["slots_per_row", "STATES"])
 def scan_kernel(
     sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, live,
     STATES, blocks,

@@ -25,7 +25,7 @@ def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl
     return tl.dot(tile, y, total, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])
 def state_sums_kernel(
     x_columns, x_decayed, y, sums, bounds, channels, T, C, outers, rows, base, inner, end,
     X_HEADS, Y_HEADS, STATES, REPEATS,
@@ -80,7 +80,7 @@ def state_sums_kernel(
         tl.store(out + 3 * INNER * V, sum3.to(sums.dtype.element_ty), mask=first + 3 < end)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "X_HEADS", "STATES"])
 def normaliser_sums_kernel(
     x_columns, x_decayed, delta, sums, bounds, channels, T, C, outers, rows, base, inner, prefix,
     X_HEADS, STATES, REPEATS,

@@ -12,7 +12,7 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["value_gradient_kernel"]
 
 
-@triton.jit(do_not_specialize=["T", "BLOCKS"])
+@triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "STATES", "OUTPUTS"])
 def value_gradient_kernel(
     q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, bounds, channels, weights,
     T, C, outers, rows,

@@ -75,7 +75,7 @@ def _store(
         gl.store(exact + places, result, exists[:, None])
 
 
-@gluon.jit(do_not_specialize=["T", "BLOCKS"])
+@gluon.jit(do_not_specialize=["T", "BLOCKS", "HEADS"])
 def attend_kernel(
     x, x_columns, other, values, states, gates, weights, y, exact, denominator, bounds, T, C, rows, scale,
     HEADS, SHARED, PARTNERS, X_SHARED, OTHER_SHARED, VALUE_SHARED, BLOCKS,

@@ -79,7 +79,7 @@ def _store(
         gl.store(state_along + here, gl.where(exists, by_states * factor, 0.0))
 
 
-@gluon.jit(do_not_specialize=["T", "BLOCKS", "SLOTS"])
+@gluon.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "HEADS"])
 def differentiate_kernel(
     x, x_columns, own, other, values, states, gates, weights, delta, dx, along, bounds, T, C, rows,
     HEADS, SHARED, PARTNERS, X_SHARED, OWN_SHARED, OTHER_SHARED, VALUE_SHARED, BLOCKS, SLOTS,

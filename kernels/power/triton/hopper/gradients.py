@@ -64,7 +64,7 @@ def add_gradients(
     return sum0, sum1, free0, free1
 
 
-@gluon.jit(do_not_specialize=["T", "BLOCKS"])
+@gluon.jit(do_not_specialize=["T", "BLOCKS", "Y_HEADS", "X_HEADS", "HEADS", "STATES"])
 def gradients_kernel(
     y, x_columns, states, dx, bounds, T, C, rows, Y_HEADS, X_HEADS, HEADS, STATES, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, FIRST: gl.constexpr, PACKED: gl.constexpr,

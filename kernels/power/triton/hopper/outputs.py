@@ -87,7 +87,7 @@ def add_outputs(
     return sum0, sum1, free0, free1
 
 
-@gluon.jit(do_not_specialize=["T", "BLOCKS"])
+@gluon.jit(do_not_specialize=["T", "BLOCKS", "X_HEADS", "HEADS", "STATES"])
 def outputs_kernel(
     x, x_columns, states, y, bounds, T, C, rows, X_HEADS, HEADS, STATES, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, FIRST: gl.constexpr, PACKED: gl.constexpr,

@@ -67,7 +67,7 @@ def _channels(first, second, layout: gl.constexpr):
     return (gl.where(row < 16, first, second) * 16 + row % 16)[:, None]
 
 
-@gluon.jit(do_not_specialize=["T"])
+@gluon.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])
 def sums_kernel(
     x_columns, x_decayed, y, sums, bounds, T, C, rows, X_HEADS, X_SHARED, Y_HEADS, Y_SHARED, STATES, REPEATS,
     K: gl.constexpr, V: gl.constexpr, PER_TRIP: gl.constexpr, PACKED: gl.constexpr,
