@@ -41,12 +41,14 @@ def test_trains_compiled_under_autocast(name: str, mode: Checkpointing) -> None:
             loss, expected = compiled(tokens, targets, resets=resets), plain.loss(tokens, targets, resets=resets)
         found = torch.autograd.grad(loss, list(model.parameters()))
         wanted = torch.autograd.grad(expected, list(plain.parameters()))
+        exact = torch.autograd.grad(plain.loss(tokens, targets, resets=resets), list(plain.parameters()))
         assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
         scale = torch.stack([gradient.norm() for gradient in wanted]).amax()
-        for (parameter, _), a, b in zip(model.named_parameters(), found, wanted, strict=True):
+        for (parameter, _), a, b, c in zip(model.named_parameters(), found, wanted, exact, strict=True):
             assert a.isfinite().all(), parameter
-            # What autocast rounds, it rounds elsewhere when it is fused.
-            assert (a - b).norm() <= 0.1 * b.norm() + 0.01 * scale, parameter
+            # What autocast rounds, it rounds elsewhere when it is fused. Untrained models without a normaliser are so
+            # ill-conditioned that rounding to bfloat16 makes most of their gradients.
+            assert (a - c).norm() <= 1.5 * (b - c).norm() + 0.1 * b.norm() + 0.01 * scale, parameter
     assert counter.frame_count <= 3  # two recompiles
 
 
