@@ -1,5 +1,9 @@
 """The Triton kernels without a GPU, run as Python by the interpreter: small problems, all that they can do."""
 
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,7 +11,8 @@ from torch import Tensor, nn
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import power_attention
-from zoo.kernels.power.triton import op
+from zoo.kernels.power.triton import op, recording
+from zoo.kernels.power.triton.launch import Launch, unseen
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
@@ -140,6 +145,51 @@ def test_opaque_passes_give_the_same(p: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(op, "_is_opaque", lambda *_: True)
     opaque = run(problem(*inputs, p=p, chunk_size=32), "triton")
     assert all(torch.equal(x, opaque[name]) for name, x in plain.items())
+
+
+def _interpreted(launch: Launch) -> Callable[..., None]:
+    """What stands for a compiled kernel: takes addresses."""
+
+    def tensor(address: int, like: Tensor) -> Tensor:
+        size = sum((count - 1) * stride for count, stride in zip(like.shape, like.stride(), strict=True)) + 1
+        if not like.numel():
+            return torch.empty(like.shape, dtype=like.dtype)
+        memory = (ctypes.c_char * (size * like.element_size())).from_address(address)
+        return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
+
+    def run(*arguments: Any, stream: int) -> None:
+        tensors = [tensor(address, like) for address, like in zip(arguments, launch.tensors, strict=False)]
+        launch.kernel[launch.grid](*tensors, *launch.numbers, **launch.constants, **launch.options)
+
+    return run
+
+
+@pytest.fixture
+def _memory_is_filled() -> Iterator[None]:
+    """With NaN, so that what nobody has written is seen where it is read."""
+    torch.use_deterministic_algorithms(True)  # which `fill_uninitialized_memory` needs, and that is the default
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_memory_is_filled")
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("p", [1, 2])
+def test_recorded_passes_give_the_same(p: int, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "bound", _interpreted)
+    monkeypatch.setattr(recording, "current_stream", lambda _: 0)
+    q, k, v, log_g = tensors(70, (2, 2, 2), 16, 16)
+    inputs, options = (q, k, v, log_g if gated else None, None, None, None), (p, 0.25, p == 2, 0, False, True, p == 2)
+    with unseen(q.device):
+        o, denominator, _, _, states, gates, _ = op._forward(*inputs, *options)
+        saved = (torch.ones_like(o), None, None, *inputs[:6], o, denominator, states, gates, None)
+        passes = [(op._forward, inputs, options), (op._backward, saved, options[:4])]
+        for function, given, rest in passes:
+            recorded = recording.record(function, given, rest)
+            assert recorded is not None
+            found = recorded.replay([x.data_ptr() for x in given if x is not None], q.device)
+            for x, y in zip(found[:3], function(*given, *rest)[:3], strict=True):
+                torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
