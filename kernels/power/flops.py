@@ -5,10 +5,7 @@ weights inside a chunk at their causal mean of `(C + 1) / 2` keys a query: what 
 an implementation works in. Expansions, gates and the normaliser's division are pointwise and left out, as is usual.
 """
 
-from functools import cache
-
-import opt_einsum
-
+from zoo.kernels.contractions import contraction_flops
 from zoo.kernels.power.chunked import resolve_chunk_size
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
@@ -16,19 +13,15 @@ from zoo.kernels.power.heads import Heads
 __all__ = ["backward_flops", "forward_flops", "step_flops"]
 
 
-@cache
-def _contraction(expression: str, *shapes: tuple[int, ...]) -> int:
-    """FLOPs of one contraction; a sum over an index costs one addition an element."""
-    return int(opt_einsum.contract_path(expression, *shapes, shapes=True)[1].opt_cost)
-
-
 def _token_flops(heads: Heads, K: int, V: int, p: int) -> tuple[int, int]:
     """For one token: reading and updating the state; meeting one key and its value."""
     D, Ho, Hs = state_size(K, p), heads.output, heads.state
-    read = _contraction("hd,hdv->hv", (Ho, D), (Ho, D, V + 1))
+    read = contraction_flops("hd,hdv->hv", (Ho, D), (Ho, D, V + 1))
     # The token is summed over, which makes the outer product a contraction too; shape 2 counts its addition.
-    update = _contraction("thd,thv->hdv", (2, Hs, D), (2, Hs, V + 1)) // 2
-    pair = _contraction("hk,hk->h", (Ho, K), (Ho, K)) + _contraction("thj,jhv->thv", (1, Ho, 2), (2, Ho, V)) // 2
+    update = contraction_flops("thd,thv->hdv", (2, Hs, D), (2, Hs, V + 1)) // 2
+    pair = (
+        contraction_flops("hk,hk->h", (Ho, K), (Ho, K)) + contraction_flops("thj,jhv->thv", (1, Ho, 2), (2, Ho, V)) // 2
+    )
     return read + update, pair
 
 

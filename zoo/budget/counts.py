@@ -13,16 +13,15 @@ kernel on the CPU does not count at all. Here a query counts with the keys that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import cast
 
-import opt_einsum
 import torch
 from torch import nn
 
 from zoo.blocks.mixer import Mixer
 from zoo.builder import build
 from zoo.errors import InputError
+from zoo.kernels.contractions import contraction_flops
 from zoo.kernels.power import state_limit
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
@@ -107,7 +106,7 @@ def weight_flops(model: Decoder) -> int:
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     if model.head is None:
         matrices.append(model.token_embedding.weight)
-    return sum(_matrix_flops(*matrix.shape) for matrix in matrices)
+    return sum(contraction_flops("tm,nm->tn", (1, matrix.shape[1]), tuple(matrix.shape)) for matrix in matrices)
 
 
 def any_state_size() -> state_limit:
@@ -119,8 +118,3 @@ def check_contexts(contexts: Sequence[int]) -> None:
     """Raise `InputError` for no context at all and for one below 1."""
     if not contexts or min(contexts) < 1:
         raise InputError(f"contexts: expected numbers of tokens from 1 on, was {list(contexts)}")
-
-
-@cache
-def _matrix_flops(outputs: int, inputs: int) -> int:
-    return int(opt_einsum.contract_path("tm,mn->tn", (1, inputs), (inputs, outputs), shapes=True)[1].opt_cost)
