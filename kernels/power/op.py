@@ -198,11 +198,21 @@ def _fake_attend_backward(
     return _fake_backward(do, dS, dz, q, k, v, log_g, S, z, o, denominator, cu_seqlens, p, scale, normalize, chunk_size)
 
 
+def _fake_backward_kernels(*arguments: Any) -> tuple[Tensor, ...]:
+    """Of the op that is opaque: gradients of shared heads are still to be added."""
+    q, k, v = arguments[3:6]
+    heads = Heads(q.shape[2], k.shape[2], v.shape[2])
+    gradients = _fake_attend_backward(*arguments, use_triton=True)
+    separate = (
+        x.new_empty(*x.shape[:2], count, x.shape[3], dtype=x.dtype if count == x.shape[2] else torch.float32)
+        for x, count in ((q, heads.output), (k, heads.state), (v, heads.state))
+    )
+    return *separate, *gradients[3:]
+
+
 if TRITON:
     torch.library.register_fake("zoo::power_attention_kernels", partial(_fake_attend, use_triton=True))
-    torch.library.register_fake(
-        "zoo::power_attention_backward_kernels", partial(_fake_attend_backward, use_triton=True)
-    )
+    torch.library.register_fake("zoo::power_attention_backward_kernels", _fake_backward_kernels)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.triton.forward import (
     OUTERS,
     add_up,
@@ -28,7 +27,10 @@ GATE_BLOCK = 256
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, log_g and the incoming state, None for absent ones."""
+    """Gradients of q, k, v, log_g and the incoming state, None for absent ones.
+
+    Those of heads that others share are still to be added: q's has the outputs' heads, k's and v's the states'.
+    """
 
     q: Tensor
     k: Tensor
@@ -79,10 +81,6 @@ def backward(
     S_gradient, z_gradient = (
         (None, None) if initial_gradient is None else problem.to_packed(initial_gradient, gradient=True)
     )
-    dq, dk, dv = (
-        gather_heads(dx, x.shape[2], 2).to(x.dtype)
-        for dx, x in ((dq, problem.q), (dk, problem.k), (dv, problem.v))
-    )  # fmt: skip
     return Gradients(dq, dk, dv, dlog_g, S_gradient, z_gradient)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.heads import Heads, gather_heads
 from zoo.kernels.power.triton.backward import backward
 from zoo.kernels.power.triton.chunks import count_slots, cut
 from zoo.kernels.power.triton.configs import config
@@ -89,9 +89,11 @@ def triton_backward(
         run = _backward_unseen
         do, q, k, v = do.to(q.dtype).contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
         log_g = None if log_g is None else log_g.float().contiguous()
-    return run(
+    dq, dk, dv, *rest = run(
         do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
     )
+    dq, dk, dv = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in ((dq, q), (dk, k), (dv, v)))
+    return dq, dk, dv, *rest
 
 
 def _forward(
@@ -116,6 +118,7 @@ def _backward(
     o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
     p: int, scale: float, normalize: bool, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `triton_backward`; gradients of shared heads are still to be added, where the compiler sees it."""
     summed = None if gates.dim() == 1 else gates
     problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size, gates=summed)
     saved = None if states.dim() == 1 else states

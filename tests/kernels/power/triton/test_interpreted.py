@@ -173,12 +173,14 @@ def _memory_is_filled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_memory_is_filled")
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("p", [1, 2])
-def test_recorded_passes_give_the_same(p: int, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 1)], ids=str)
+@pytest.mark.parametrize(("p", "gated"), [(1, True), (2, True), (2, False)])
+def test_recorded_passes_give_the_same(
+    p: int, gated: bool, heads: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recording, "bound", _interpreted)
     monkeypatch.setattr(recording, "current_stream", lambda _: 0)
-    q, k, v, log_g = tensors(70, (2, 2, 2), 16, 16)
+    q, k, v, log_g = tensors(70, heads, 16, 16)
     inputs, options = (q, k, v, log_g if gated else None, None, None, None), (p, 0.25, p == 2, 0, False, True, p == 2)
     with unseen(q.device):
         o, denominator, _, _, states, gates, _ = op._forward(*inputs, *options)
@@ -194,7 +196,7 @@ def test_recorded_passes_give_the_same(p: int, gated: bool, monkeypatch: pytest.
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_opaque_passes_pass_opcheck(packed: bool) -> None:
-    q, k, v, log_g = tensors(40, (2, 1, 1), 16, 16)
+    q, k, v, log_g = tensors(40, (4, 2, 1), 16, 16)
     cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
     arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, False)
     torch.library.opcheck(torch.ops.zoo.power_attention_kernels, arguments)
