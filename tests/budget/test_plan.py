@@ -104,7 +104,7 @@ def test_errors_name_the_argument() -> None:
         make_plan(124_000_000, 1_024, ["powr"])
     with pytest.raises(ConfigError, match="unknown recipe 'gpt3'"):
         make_plan(124_000_000, 1_024, base="gpt3")
-    with pytest.raises(InputError, match="contexts: expected numbers of tokens from 1 on, was"):
+    with pytest.raises(InputError, match="contexts: expected numbers of tokens from 1 to "):
         make_plan(124_000_000, 0)
     with pytest.raises(
         InputError, match="context: expected at most the 1,024 learned positions of gpt2-124m, was 2,048"

@@ -29,6 +29,9 @@ from zoo.states import state_bytes
 
 __all__ = ["Budget", "any_state_size", "budgets", "check_contexts", "layer_mixers", "measure", "weight_flops"]
 
+LONGEST = 2**40
+"""Tokens of the longest context: a cache of it has fewer than 2^63 bytes, whatever the model."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -115,6 +118,6 @@ def any_state_size() -> state_limit:
 
 
 def check_contexts(contexts: Sequence[int]) -> None:
-    """Raise `InputError` for no context at all and for one below 1."""
-    if not contexts or min(contexts) < 1:
-        raise InputError(f"contexts: expected numbers of tokens from 1 on, was {list(contexts)}")
+    """Raise `InputError` for no context at all, for one below 1, and for one beyond what sizes of tensors can say."""
+    if not contexts or min(contexts) < 1 or max(contexts) > LONGEST:
+        raise InputError(f"contexts: expected numbers of tokens from 1 to {LONGEST:,}, was {list(contexts)}")
