@@ -249,6 +249,7 @@ def test_a_run_writes_tables_a_csv_file_and_a_plot(make_benchmark: Callable[...,
 def test_what_cannot_be_written_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for arguments, said in (
         (["--csv", tmp_path / "not/there.csv"], "csv: expected a file in a folder that exists"),
+        (["--csv", ""], "csv: expected a file in a folder that exists"),
         (["--plot", tmp_path / "plot.pdf"], "plot: expected a file name that ends in .png or .svg"),
     ):
         result = CliRunner().invoke(main, ["bench", "op", *map(str, arguments)])

@@ -72,6 +72,13 @@ def test_large_states_are_left_out_and_the_smallest_is_named(zoo: Callable[..., 
     assert "Left out: " in none.stdout
 
 
+@pytest.mark.parametrize("limit", ["nan", "inf", "-1", "0"])
+def test_a_state_limit_is_a_number(zoo: Callable[..., Result], limit: str) -> None:
+    refused = zoo("plan", "--params", "124M", "--context", "1024", "--state-limit", limit)
+    assert refused.exit_code == 2
+    assert "--state-limit" in refused.output
+
+
 def test_head_widths_that_make_no_difference_are_one_choice() -> None:
     plan = make_plan(124_000_000, 8_192, ["softmax"], limit=100)
     shapes = [(choice.layers, choice.width) for choice in plan.choices]

@@ -19,11 +19,11 @@ def check_files(csv_path: Path | None, plot_path: Path | None) -> None:
     """Refuse what could not be written, before anything is measured.
 
     Raises:
-        InputError: a folder that does not exist, a plot that is neither PNG nor SVG, or matplotlib is not installed.
+        InputError: a folder, or a file in none, a plot that is neither PNG nor SVG, or matplotlib is not installed.
     """
     for name, path in (("csv", csv_path), ("plot", plot_path)):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"{name}: expected a file in a folder that exists, was {path}")
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"{name}: expected a file in a folder that exists, was {str(path)!r}")
     if plot_path is None:
         return
     if plot_path.suffix not in (".png", ".svg"):

@@ -13,7 +13,7 @@ __all__ = ["plan"]
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Sequences that are decoded.")
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="Models to print.")
 @click.option(
-    "--state-limit", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True),
+    "--state-limit", default=1.0, show_default=True, type=click.FloatRange(0, 2**20, min_open=True),
     help="GiB that the state of one sequence may take.",
 )  # fmt: skip
 def plan(
@@ -29,11 +29,15 @@ def plan(
       zoo plan --params 124M --context 65536
       zoo plan --params 1.3B --context 8192 --mixers softmax,power,gated-power --batch-size 64
     """
+    from math import isnan
+
     from rich.console import Console
 
     from zoo.budget.plan import make_plan, parse_parameters
     from zoo.budget.plan_report import print_plan
 
+    if isnan(state_limit):
+        raise click.BadParameter("nan is not a number of GiB.", param_hint="'--state-limit'")
     names = None if mixers is None else [name.strip() for name in mixers.split(",")]
     found = make_plan(
         parse_parameters(params), context, names, base=recipe, state_limit=round(state_limit * 2**30), limit=limit

@@ -32,15 +32,23 @@ __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
 
 _WIDEST_HEAD = 64
 _LEAST_STEP = 1e-4
+_LARGEST = 1e6  # of decays and steps; beyond it nothing is left of any token
 
 
 def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
-    if not 0 <= limits[0] <= limits[1]:
-        raise ValueError("must be two numbers in order, from 0 on")
+    if not 0 <= limits[0] <= limits[1] <= _LARGEST:
+        raise ValueError(f"must be two numbers in order, from 0 to {_LARGEST:g}, was {list(limits)}")
+    return limits
+
+
+def _positive(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] <= 0:
+        raise ValueError(f"must be two numbers above 0, was {list(limits)}")
     return limits
 
 
 _Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
+_PositiveRange = Annotated[_Range, AfterValidator(_positive)]
 
 
 class Mamba2Config(Config):
@@ -66,10 +74,10 @@ class Mamba2Config(Config):
     p: int = Field(1, ge=1, le=4)
     """The power of the scores; 1 is Mamba-2, and 2 takes C(state_width + 1, 2) rows a head, so fewer channels do."""
 
-    decay: _Range = (1.0, 16.0)
+    decay: _PositiveRange = (1.0, 16.0)
     """Range of -A at the start, from which it is drawn evenly."""
 
-    step: _Range = (1e-3, 0.1)
+    step: _PositiveRange = (1e-3, 0.1)
     """Range of the step sizes at the start, drawn evenly in their logarithm."""
 
     step_limit: _Range | None = None
