@@ -61,6 +61,11 @@ def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32
     return like.new_empty(0, dtype=dtype) if x is None else x
 
 
+def _laid_out(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As the kernels read them, and where the compiler sees it."""
+    return q.contiguous(), k.contiguous(), v.contiguous(), None if log_g is None else log_g.float().contiguous()
+
+
 def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
     cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
@@ -70,8 +75,7 @@ def triton_forward(
     run: Any = _forward
     if _is_opaque(q, p):
         run = _forward_unseen
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # where the compiler sees it
-        log_g = None if log_g is None else log_g.float().contiguous()
+        q, k, v, log_g = _laid_out(q, k, v, log_g)
     return run(
         q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, save_output
     )
@@ -87,8 +91,8 @@ def triton_backward(
     run: Any = _backward
     if _is_opaque(q, p):
         run = _backward_unseen
-        do, q, k, v = do.to(q.dtype).contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-        log_g = None if log_g is None else log_g.float().contiguous()
+        do = do.to(q.dtype).contiguous()
+        q, k, v, log_g = _laid_out(q, k, v, log_g)
     dq, dk, dv, *rest = run(
         do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
     )

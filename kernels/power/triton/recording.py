@@ -128,15 +128,15 @@ def record(
         fakes = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors]
         with _Watch() as watch:
             outputs = function(*fakes, *options)
-    inputs = [x for x in fakes if x is not None]
-    named = {_storage(x): number for number, x in enumerate([*inputs, *outputs]) if x.numel()}
-    owners = [x for x in [*inputs, *outputs] if x.numel()]
+    ends = [*(x for x in fakes if x is not None), *outputs]
+    named = {_storage(x): number for number, x in enumerate(ends) if x.numel()}
+    shared = len(named) < sum(x.numel() > 0 for x in ends)
     runs = [bound(launch) for launch in launches]
-    if not watch.launches_alone or len(named) < len(owners) or None in runs or not all(map(_is_whole, outputs)):
+    if not watch.launches_alone or shared or None in runs or not all(map(_is_whole, outputs)):
         return None
     lives, sizes = _lives(launches, named), {_storage(x): _size(x) for each in launches for x in each.tensors}
     offsets, memory = _share(lives, sizes)
-    between = len(inputs) + len(outputs)
+    between = len(ends)
 
     def place(x: Tensor) -> _Place:
         if not x.numel():

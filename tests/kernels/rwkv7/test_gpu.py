@@ -39,8 +39,8 @@ KERNELS = (
 
 
 def make_problem(
-    T: int, *, B: int = 1, H: int = 12, N: int = 64, dtype: torch.dtype = torch.bfloat16, floor: float = FLOOR,
-    state: bool = True, seed: int = 0,
+    T: int, *, B: int = 1, H: int = 12, N: int = 64, dtype: torch.dtype = torch.bfloat16, state: bool = True,
+    seed: int = 0,
 ) -> Problem:  # fmt: skip
     problem = random_problem(B, T, H, N, dtype=dtype, seed=seed).map(lambda x: x.cuda())
     return problem if state else replace(problem, S=None, dS=None)
