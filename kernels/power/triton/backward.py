@@ -106,8 +106,8 @@ def _query_gradient(
     blocks = problem.blocks(launch.block)
     launcher(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
-        problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
-        problem.gates if states is None else states, problem.gates if given is None else given, dq, along,
+        problem.or_nothing(gradient.delta), gradient.factors, problem.gates, problem.gates_low,
+        problem.or_nothing(states), problem.or_nothing(given), dq, along,
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         q.shape[1], chunks.size, layout.outers, layout.rows,
@@ -133,8 +133,8 @@ def _key_gradient(
     blocks = problem.blocks(launch.block)
     launcher(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
-        problem.gates if gradient.delta is None else gradient.delta, gradient.factors, problem.gates, problem.gates_low,
-        problem.gates if dstates is None else dstates, problem.gates if given is None else given, dk, along,
+        problem.or_nothing(gradient.delta), gradient.factors, problem.gates, problem.gates_low,
+        problem.or_nothing(dstates), problem.or_nothing(given), dk, along,
         problem.tables[0],
         layout.channels, layout.symmetric, layout.gradient_weights,
         k.shape[1], chunks.size, layout.outers, layout.rows,
@@ -158,8 +158,8 @@ def _value_gradient(problem: Problem, gradient: OutputGradient, dstates: Tensor 
     blocks = problem.blocks(launch.block)
     launcher(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, gradient.factors, problem.gates,
-        problem.gates_low, problem.gates if dstates is None else dstates,
-        problem.gates if given is None else given, dv, problem.tables[0],
+        problem.gates_low, problem.or_nothing(dstates),
+        problem.or_nothing(given), dv, problem.tables[0],
         layout.channels, layout.weights,
         v.shape[1], chunks.size, layout.outers, layout.rows,
         heads.query, heads.key, heads.state, heads.output, blocks,
@@ -177,7 +177,7 @@ def _gate_gradient(problem: Problem, q_along: Tensor, k_along: Tensor, crossing:
     assert log_g is not None
     dlog_g = torch.empty_like(log_g)
     launcher(gate_gradient_kernel)[(chunks.slots, heads.value)](
-        q_along, k_along, log_g, problem.gates if crossing is None else crossing, dlog_g, problem.tables[0],
+        q_along, k_along, log_g, problem.or_nothing(crossing), dlog_g, problem.tables[0],
         chunks.tokens, chunks.size, chunks.slots, heads.state, heads.output, heads.value,
         0 if crossing is None else crossing.shape[-1],
         BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_CROSSING=crossing is not None, PACKED=problem.packed,

@@ -56,7 +56,7 @@ def add_up_normalisers(problem: Problem, sums: Tensor, x: Columns, delta: Tensor
     for inner, prefix in enumerate(prefixes):
         outers = min(64, max(16, triton.next_power_of_2(prefix)))
         launcher(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), chunks.slots, heads.state)](
-            x.plain, x.decayed, x.plain if delta is None else delta, sums, problem.tables[0], layout.channels,
+            x.plain, x.decayed, problem.or_nothing(delta), sums, problem.tables[0], layout.channels,
             chunks.tokens, chunks.size, layout.outers, layout.rows, base, inner, prefix,
             x.plain.shape[1], heads.state, x.decayed.shape[1] // heads.state,
             K=problem.K, V=problem.V, P=problem.p, INNER=width, TILED=layout.inner, OUTERS=outers, BLOCK=launch.block,
@@ -107,9 +107,8 @@ def scan(
     # Few programs wait for memory; many are at its bandwidth.
     ahead = 4 if blocks * problem.heads.state < 512 else 1
     launcher(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
-        sums, problem.gates if in_place else states, problem.gates, problem.gates if initial is None else initial,
-        problem.gates if final is None else final, sums if others is None else others,
-        problem.gates if products is None else products,
+        sums, problem.or_nothing(None if in_place else states), problem.gates, problem.or_nothing(initial),
+        problem.or_nothing(final), problem.or_nothing(others), problem.or_nothing(products),
         problem.layout.row_weights if products is not None and problem.p > 2 else problem.gates,
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, live, problem.heads.state,
         blocks,
@@ -171,7 +170,7 @@ def _outputs(
     heads, chunks, layout, launch = problem.heads, problem.chunks, problem.layout, problem.config.output
     B, T = problem.q.shape[:2]
     o = problem.v.new_empty(B, T, heads.output, problem.V)
-    exact_o = torch.empty_like(o, dtype=torch.float32) if exact else o
+    exact_o = torch.empty_like(o, dtype=torch.float32) if exact else None
     denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
     given = None
     if states is not None:
@@ -179,8 +178,8 @@ def _outputs(
     blocks = problem.blocks(launch.block)
     launcher(output_kernel)[(blocks * heads.output * chunks.slots,)](
         problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low,
-        problem.gates if states is None else states, problem.gates if given is None else given,
-        o, exact_o, denominator, problem.tables[0], layout.channels, layout.weights,
+        problem.or_nothing(states), problem.or_nothing(given),
+        o, problem.or_nothing(exact_o), denominator, problem.tables[0], layout.channels, layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
@@ -188,4 +187,4 @@ def _outputs(
         HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=problem.packed,
         PRECISION=problem.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return o, exact_o if exact else None, denominator if normalize else None
+    return o, exact_o, denominator if normalize else None

@@ -77,9 +77,9 @@ class Problem:
         self.chunks: Chunks = cut(q, self.config, chunk_size, cu_seqlens)
         self.layout = Layout(self.K, p, self.config.inner, self.q)
         if self.log_g is None:
-            self.gates = self.gates_low = q.new_empty(0, dtype=torch.float32)
+            self.gates = self.gates_low = self.nothing
         elif gates is not None:
-            self.gates = self.gates_low = gates
+            self.gates, self.gates_low = gates, self.nothing
         else:
             self.gates, self.gates_low, self.left = self._gate_sums(self.log_g)
 
@@ -88,10 +88,18 @@ class Problem:
         """Whether kernels take both what states give and what a chunk gives: see `hopper.passes`."""
         return self.hopper and fuses(self.K, self.V)
 
-    @property
+    @cached_property
     def nothing(self) -> Tensor:
-        """Stands for an absent tensor."""
+        """Stands for an absent tensor, read or written.
+
+        No other tensor does: one that a kernel writes to the compiler copies for each of its names, and keeps the last
+        one's copy; one that it does not even read it may take for written to, and copy.
+        """
         return self.q.new_empty(0, dtype=torch.float32)
+
+    def or_nothing(self, x: Tensor | None) -> Tensor:
+        """What a kernel gets for a tensor that may be absent."""
+        return self.nothing if x is None else x
 
     @property
     def gated(self) -> bool:
@@ -101,7 +109,7 @@ class Problem:
     def keys(self) -> Tensor:
         """Keys with tokens last `[slots, Hk, K, C]`."""
         keys = self._room_for_columns(self.heads.key)
-        self._launch_columns(self.gates, keys, keys, None)
+        self._launch_columns(keys, None, None)
         return keys
 
     @cached_property
@@ -113,7 +121,7 @@ class Problem:
         """`gates`, `gates_low` and `left`, see `gate_sums_kernel`; `gates_low` only where gates are exact."""
         slots, C, heads = self.chunks.slots, self.chunks.size, self.heads
         gates, left = (self._room(slots, heads.state, C, dtype=torch.float32) for _ in range(2))
-        gates_low = self._room(slots, heads.state, C, dtype=torch.float32) if self.exact_gates else gates
+        gates_low = self._room(slots, heads.state, C, dtype=torch.float32) if self.exact_gates else self.nothing
         launcher(gate_sums_kernel)[(slots, heads.state)](
             log_g, gates, gates_low, left, self.tables[0], self.chunks.tokens, C, heads.value,
             heads.state // heads.value, BLOCK=GATES_BLOCK, LOWEST=LOWEST_GATE, EXACT=self.exact_gates,
@@ -129,20 +137,21 @@ class Problem:
         heads = self.heads
         dtype = torch.float32 if exact and self.p > 1 and not self.hopper else self.dtype
         self.keys, decayed = self._room_for_columns(heads.key), self._room_for_columns(heads.state, dtype)
+        queries = None
         if self.p > 1:
-            self.queries = self._room_for_columns(heads.query)
-        left = self.left if self.gated else self.gates
-        self._launch_columns(left, self.keys, decayed, self.queries if self.p > 1 else None)
+            self.queries = queries = self._room_for_columns(heads.query)
+        self._launch_columns(self.keys, decayed, queries)
         return Columns(self.keys, decayed)
 
-    def _launch_columns(self, left: Tensor, keys: Tensor, decayed: Tensor, queries: Tensor | None) -> None:
-        """Fill keys, what is `decayed` by left unless that is the keys themselves, and queries if there are any."""
+    def _launch_columns(self, keys: Tensor, decayed: Tensor | None, queries: Tensor | None) -> None:
+        """Fill keys, and, if there are any, keys decayed by what is left of them at their chunk's end, and queries."""
         chunks, heads = self.chunks, self.heads
         programs = heads.key + (0 if queries is None else heads.query)
         launcher(columns_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
-            self.k, self.q, left, keys, decayed, keys if queries is None else queries, self.tables[0],
+            self.k, self.q, self.left if self.gated and decayed is not None else self.nothing, keys,
+            self.or_nothing(decayed), self.or_nothing(queries), self.tables[0],
             chunks.tokens, chunks.size, heads.key, heads.query, heads.state // heads.key,
-            K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not keys, GATED=self.gated, PACKED=self.packed,
+            K=self.K, BLOCK=COLUMNS_BLOCK, DECAYED=decayed is not None, GATED=self.gated, PACKED=self.packed,
             PRECISION=self.precision,
         )  # fmt: skip
 
@@ -155,35 +164,30 @@ class Problem:
         normalize = denominator is not None
         do = do.to(self.dtype).contiguous()
         factors = self._room(chunks.slots, heads.output, chunks.size, dtype=torch.float32)
-        delta = self._room(*factors.shape, dtype=torch.float32) if normalize else factors
+        delta = self._room(*factors.shape, dtype=torch.float32) if normalize else None
         wants_keys = "keys" not in self.__dict__ and (decayed or not self.fused)
         wants_queries = "queries" not in self.__dict__ and decayed and self.p > 1
         if wants_keys:
             self.keys = self._room_for_columns(heads.key)
         if wants_queries:
             self.queries = self._room_for_columns(heads.query)
-        weighted = self._room_for_columns(heads.output) if decayed else factors
+        weighted = self._room_for_columns(heads.output) if decayed else None
         programs = heads.query + (heads.key if wants_keys else 0)
         launcher(output_gradient_kernel)[(triton.cdiv(chunks.size, COLUMNS_BLOCK), chunks.slots, programs)](
-            self.q, self.k, do, o if normalize else do, denominator if normalize else self.nothing, self.gates,
-            factors, delta, self.queries if wants_queries else factors, weighted, self.keys if wants_keys else factors,
-            self.tables[0], chunks.tokens, chunks.size, self.scale,
+            self.q, self.k, do, o if normalize else self.nothing, self.or_nothing(denominator), self.gates, factors,
+            self.or_nothing(delta), self.queries if wants_queries else self.nothing, self.or_nothing(weighted),
+            self.keys if wants_keys else self.nothing, self.tables[0], chunks.tokens, chunks.size, self.scale,
             heads.query, heads.key, heads.output // heads.query, heads.output // heads.state,
             K=self.K, V=self.V, BLOCK=COLUMNS_BLOCK, NORMALIZE=normalize, GATED=self.gated, PLAIN=wants_queries,
             DECAYED=decayed, PACKED=self.packed, PRECISION=self.precision,
         )  # fmt: skip
-        columns = Columns(self.queries if self.p > 1 else weighted, weighted) if decayed else None
-        return OutputGradient(do, delta if normalize else None, factors, columns)
+        columns = None if weighted is None else Columns(self.queries if self.p > 1 else weighted, weighted)
+        return OutputGradient(do, delta, factors, columns)
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Packed chunks' bounds and sequences' slots; empty where there are none.
-
-        Not an input that kernels do not read: the compiler takes some of these for written to, and copies them.
-        """
-        if self.chunks.bounds is None or self.chunks.sequence_slots is None:
-            return self.nothing, self.nothing
-        return self.chunks.bounds, self.chunks.sequence_slots
+        """Packed chunks' bounds and sequences' slots; empty where there are none."""
+        return self.or_nothing(self.chunks.bounds), self.or_nothing(self.chunks.sequence_slots)
 
     @property
     def packed(self) -> bool:

@@ -1,6 +1,7 @@
 """The Triton kernels without a GPU, run as Python by the interpreter: small problems, all that they can do."""
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,16 +9,45 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import power_attention
-from zoo.kernels.power.triton import op, recording
-from zoo.kernels.power.triton.launch import Launch, unseen
+from zoo.kernels.power.triton import backward, forward, op, recording
+from zoo.kernels.power.triton import problem as problem_module
+from zoo.kernels.power.triton.launch import Launch, launcher, unseen
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
 
 DTYPES = (torch.float32, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _what_is_written_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler gives each name of a tensor that a kernel writes to a copy of its own, and keeps the last one's."""
+
+    class Watched:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(*arguments: Any, **options: Any) -> None:
+                tensors = [
+                    x for x in arguments if isinstance(x, Tensor) and x.numel() and not isinstance(x, FakeTensor)
+                ]
+                places = Counter(x.data_ptr() for x in tensors)
+                shared = [x for x in tensors if places[x.data_ptr()] > 1]
+                before = [x.clone() for x in shared]
+                launcher(self.kernel)[grid](*arguments, **options)
+                for x, y in zip(shared, before, strict=True):
+                    same = torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+                    assert same, f"{self.kernel.__name__} writes to what it is given twice"
+
+            return run
+
+    for module in (forward, backward, problem_module):
+        monkeypatch.setattr(module, "launcher", Watched)
 
 
 # A program of the interpreter costs milliseconds, and p sets how many there are.
