@@ -183,6 +183,30 @@ def test_recorded_graphs_give_the_same_bits(p: int, width: int) -> None:
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("T", [100, 5000])  # one chunk, and several
+@pytest.mark.parametrize(("p", "width"), [(1, 64), (2, 64), (3, 32)])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_compiled_gives_what_is_launched(dtype: torch.dtype, p: int, width: int, T: int, state: bool) -> None:
+    torch.compiler.reset()
+    problem = make_problem(T=T, K=width, V=width, p=p, dtype=dtype, state=state)
+    inputs = [x.requires_grad_() for x in problem.tensors.values()]
+    gradients = list(problem.gradients.values())
+
+    def results(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor, *parts: torch.Tensor
+    ) -> list[torch.Tensor]:
+        before = PowerState(*parts) if parts else None
+        o, after = power_attention(q, k, v, log_g, p=p, state=before, return_state=state, impl="triton")
+        return [o] if after is None else [o, *after]
+
+    expected, found = results(*inputs), torch.compile(results, fullgraph=True)(*inputs)
+    pairs = list(zip(found, expected, strict=True))
+    pairs += zip(*(torch.autograd.grad(x, inputs, gradients) for x in (found, expected)), strict=True)
+    for a, b in pairs:  # what surrounds the kernels is fused
+        assert (a - b).norm() <= (1e-5 if b.dtype == dtype == torch.float32 else 1e-3) * b.norm()
+
+
 def test_lengths_cause_at_most_two_compilations() -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda q, k, v, g: power_attention(q, k, v, g).o, fullgraph=True, dynamic=True)
