@@ -18,10 +18,13 @@ from zoo.models.checkpointing import Checkpointing
 from zoo.models.config import DecoderConfig
 from zoo.models.initialization import initialize, initialize_rwkv7
 
-__all__ = ["MOST_LOGITS", "Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
+__all__ = ["MOST_CLASSES", "Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
 
-MOST_LOGITS = 2**26
-"""Logits that `Decoder.loss` makes at once; fewer are left to the compiler, which fuses what follows them."""
+MOST_CLASSES = 4096
+"""The largest vocabulary whose logits a CPU makes all at once: they are left to the compiler, which fuses what follows.
+
+By the vocabulary, not by the number of logits, which would compile once more for long sequences.
+"""
 
 
 class DecoderState(NamedTuple):
@@ -109,7 +112,7 @@ class Decoder(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` given `tokens`, both `[B, T]`.
 
-        Many logits are never held at once, so that a long context does not need room for its vocabulary.
+        Logits of a large vocabulary are never all held at once, so that a long context does not need room for them.
 
         Raises:
             InputError: as `forward`.
@@ -117,7 +120,7 @@ class Decoder(nn.Module):
         x, _ = self._hidden(tokens, None, False, None, resets)
         x = self.norm(x).flatten(0, 1)
         weight = self._head_weight
-        if x.shape[0] * weight.shape[0] > MOST_LOGITS:
+        if x.is_cuda or weight.shape[0] > MOST_CLASSES:
             return linear_cross_entropy(x, weight, targets.flatten()).float()
         return F.cross_entropy(F.linear(x, weight).float(), targets.flatten())
 
