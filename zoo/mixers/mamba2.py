@@ -235,8 +235,11 @@ class Mamba2(Mixer):
         return steps, -self.log_decay.to(dtype).exp() * steps
 
     def _output(self, o: Tensor, values: Tensor, z: Tensor) -> Tensor:
-        y = o + self.skip.to(o.dtype)[:, None] * values
-        return self.output(self.norm(y.flatten(-2) * F.silu(z)))
+        # In channels, so that its gradient is a sum over tokens, and then one over channels: the compiler cuts sums of
+        # more than a few thousand, and compiles again where one over both at once gets there.
+        skip = self.skip.to(o.dtype)[:, None].expand(-1, self.width).flatten()
+        y = o.flatten(-2) + skip * values.flatten(-2)
+        return self.output(self.norm(y * F.silu(z)))
 
 
 def _head_width(inner: int) -> int:
