@@ -14,6 +14,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LENGTHS = (64, 2, 1000, 4096)
+# A document's first token is `q.k` times its value, normalised: rounding turns it around where the two are nearly
+# orthogonal, and one such token's luck decides how large a draw's error is.
+DRAWS = 5
 
 
 def build(name: str, mode: Checkpointing = "none") -> Decoder:
@@ -35,20 +38,22 @@ def test_trains_compiled_under_autocast(name: str, mode: Checkpointing) -> None:
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(model.loss, fullgraph=True, backend=counter)
     for T in LENGTHS:
-        tokens, targets = (torch.randint(0, 61, (2, T), device="cuda") for _ in range(2))
-        resets = torch.rand(2, T, device="cuda") < 0.01
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss, expected = compiled(tokens, targets, resets=resets), plain.loss(tokens, targets, resets=resets)
-        found = torch.autograd.grad(loss, list(model.parameters()))
-        wanted = torch.autograd.grad(expected, list(plain.parameters()))
-        exact = torch.autograd.grad(plain.loss(tokens, targets, resets=resets), list(plain.parameters()))
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
-        scale = torch.stack([gradient.norm() for gradient in wanted]).amax()
-        for (parameter, _), a, b, c in zip(model.named_parameters(), found, wanted, exact, strict=True):
-            assert a.isfinite().all(), parameter
-            # What autocast rounds, it rounds elsewhere when it is fused. Untrained models without a normaliser are so
-            # ill-conditioned that rounding to bfloat16 makes most of their gradients.
-            assert (a - c).norm() <= 1.5 * (b - c).norm() + 0.1 * b.norm() + 0.01 * scale, parameter
+        draws = []
+        for _ in range(DRAWS):
+            tokens, targets = (torch.randint(0, 61, (2, T), device="cuda") for _ in range(2))
+            resets = torch.rand(2, T, device="cuda") < 0.01
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss, expected = compiled(tokens, targets, resets=resets), plain.loss(tokens, targets, resets=resets)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+            found = torch.autograd.grad(loss, list(model.parameters()))
+            wanted = torch.autograd.grad(expected, list(plain.parameters()))
+            exact = torch.autograd.grad(plain.loss(tokens, targets, resets=resets), list(plain.parameters()))
+            assert all(gradient.isfinite().all() for gradient in found)
+            errors = [[(x - y).norm() for x, y in zip(side, exact, strict=True)] for side in (found, wanted)]
+            draws.append(torch.stack([torch.stack(row) for row in (*errors, [gradient.norm() for gradient in wanted])]))
+        error, allowed, size = torch.stack(draws).median(0).values
+        held = error <= 1.5 * allowed + 0.1 * size + 0.01 * size.amax()
+        assert held.all(), [name for (name, _), holds in zip(model.named_parameters(), held, strict=True) if not holds]
     assert counter.frame_count <= 3  # two recompiles
 
 
