@@ -1,11 +1,15 @@
-"""The Python examples in the README and in docs/ run as they stand, each page from top to bottom."""
+"""The Python examples in the README and in docs/ run as they stand, and what the pages list is what there is."""
 
+import json
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from zoo.blocks.heads import HeadConfig
+from zoo.mixers import mixers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,3 +33,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def documented_options(heading: str) -> dict[str, str]:
+    """Return the options and defaults in the table under a heading of docs/mixers.md."""
+    _, _, rest = (ROOT / "docs" / "mixers.md").read_text().partition(f"\n### {heading}\n")
+    return dict(
+        re.findall(r"^\| `(\w+)` \| `(.+?)` \| .+ \|$", re.split(r"^#", rest, flags=re.MULTILINE)[0], re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("name", mixers)
+def test_options_are_listed_with_their_defaults(name: str) -> None:
+    config = mixers[name].config
+    shared = documented_options("Heads") if issubclass(config, HeadConfig) else {}
+    values = config().model_dump(mode="json", exclude={"name"})
+    assert shared | documented_options(name) == {key: json.dumps(value) for key, value in values.items()}
