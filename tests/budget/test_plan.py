@@ -94,7 +94,15 @@ def test_a_hybrid_base_loses_its_second_mixer() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("124M", 124_000_000), ("1.3B", 1_300_000_000), ("350000000", 350_000_000), ("350k", 350_000), ("0.5M", 500_000)],
+    [
+        ("124M", 124_000_000),
+        ("124m", 124_000_000),
+        ("1.3b", 1_300_000_000),
+        ("1.3B", 1_300_000_000),
+        ("350000000", 350_000_000),
+        ("350k", 350_000),
+        ("0.5M", 500_000),
+    ],
 )
 def test_sizes_are_parsed(text: str, number: int) -> None:
     assert parse_parameters(text) == number
@@ -128,6 +136,19 @@ def test_the_command_refuses_in_one_line(zoo: Callable[..., Result]) -> None:
         "Error: params: expected a number of parameters such as 124M, 1.3B or 350000000, was 'much'\n"
     )
     assert "Invalid value for '--context'" in zoo("plan", "--params", "1M", "--context", "0").stderr
+
+
+def test_lines_are_trained_at_the_context_asked_for(zoo: Callable[..., Result]) -> None:
+    options = ["--mixers", "power", "--limit", "2", "--recipe", "tiny"]
+    results = [zoo("plan", "--params", size, "--context", context, *options).stdout
+               for size, context in (("1.4m", "2k"), ("1.4M", "2K"), ("1400000", "2048"))]  # fmt: skip
+    assert results[0] == results[1] == results[2]
+    lines = [line.split() for line in results[0].splitlines() if line.startswith("tiny ")]
+    assert lines
+    for recipe, *overrides in lines:
+        assert load_recipe(recipe, overrides).training.context_length == 2_048
+    (choice,) = make_plan(1_400_000, 256, ["power"], base="tiny", limit=1).choices
+    assert not any("context_length" in override for override in choice.overrides)
 
 
 def test_assumptions_are_printed(zoo: Callable[..., Result]) -> None:

@@ -45,7 +45,7 @@ class Choice:
     layers: int
     width: int
     overrides: tuple[str, ...]
-    """What makes the base recipe this model."""
+    """What makes the base recipe this model, trained at the plan's context."""
     parameters: int
     budget: Budget
     """At the plan's context, with parameters and caches in bfloat16 and running sums in float32."""
@@ -75,12 +75,12 @@ class Plan:
 
 
 def parse_parameters(text: str) -> int:
-    """Return the number that 124M, 1.3B, 350k or 350000000 stands for.
+    """Return the number that 124M, 1.3B, 350k or 350000000 stands for, by thousands, in capitals or not.
 
     Raises:
         InputError: it stands for none, or for none above 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMBG]?)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBG]?)", text.strip(), re.IGNORECASE)
     number = round(float(match[1]) * _SUFFIXES[match[2].upper()]) if match else 0
     if number < 1:
         raise InputError(f"params: expected a number of parameters such as 124M, 1.3B or 350000000, was {text!r}")
@@ -165,7 +165,7 @@ class _Candidate:
 
     def build(self, recipe: Recipe) -> Choice:
         """Build the model as its overrides say, on the meta device, and count it."""
-        overrides = tuple(self._overrides(recipe))
+        overrides = (*self._overrides(recipe), *_context_override(recipe, self.budget.context))
         model = build(recipe.override(overrides), device="meta")
         config = self.config
         return Choice(
@@ -184,6 +184,10 @@ class _Candidate:
         yield f"mixer={self.mixer.name}"
         if "p" in type(self.mixer).model_fields:
             yield f"mixer.p={getattr(self.mixer, 'p')}"  # noqa: B009 (mypy: some configs have none)
+
+
+def _context_override(recipe: Recipe, context: int) -> list[str]:
+    return [] if context == recipe.training.context_length else [f"training.context_length={context}"]
 
 
 def _check(recipe: Recipe, names: Sequence[str], context: int) -> None:

@@ -2,12 +2,19 @@
 
 import click
 
+from zoo.cli.options import token_count
+
 __all__ = ["plan"]
 
 
 @click.command()
-@click.option("--params", required=True, help="Parameters, for example 124M, 1.3B or 350000000.")
-@click.option("--context", required=True, type=click.IntRange(1), help="Tokens of a sequence.")
+@click.option(
+    "--params", required=True, help="Parameters, for example 124M, 1.3B or 350000000; K, M and B are thousands."
+)
+@click.option(
+    "--context", required=True, callback=token_count,
+    help="Tokens of a sequence, for example 65536 or 64K; K is 1,024 here, and M is 1,024 K.",
+)  # fmt: skip
 @click.option("--mixers", help="What to choose from, with commas.  [default: all]")
 @click.option("--recipe", default="gpt2-124m-rotary", show_default=True, help="Gives everything else.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Sequences that are decoded.")
@@ -21,13 +28,13 @@ def plan(
 ) -> None:
     """Find models of a size whose work divides evenly between weights and state at a context.
 
-    Mixer, power, head width, layers and width vary. What is printed below the table is for `zoo show` and `zoo train`,
-    a line a model. Nothing is allocated.
+    Mixer, power, head width, layers and width vary. Below the table is a line for each model: put `zoo train` or
+    `zoo show` before it, and it is trained or shown as planned, at that context. Nothing is allocated.
 
     \b
     Examples:
       zoo plan --params 124M --context 65536
-      zoo plan --params 1.3B --context 8192 --mixers softmax,power,gated-power --batch-size 64
+      zoo plan --params 1.3B --context 8K --mixers softmax,power,gated-power --batch-size 64
     """
     from math import isnan
 
