@@ -1,5 +1,7 @@
 """Accounting: counts that agree with the model itself, and matching of parameters."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -12,6 +14,8 @@ from zoo.kernels.power import state_size
 from zoo.mixers import mixers
 from zoo.recipe import available_recipes, load_recipe
 from zoo.states import state_bytes
+from zoo.study.config import load_study
+from zoo.study.variants import resolve_variants
 
 
 def test_gpt2_by_component() -> None:
@@ -113,6 +117,18 @@ def test_a_recipe_that_matches_already_is_left_as_it_is() -> None:
     total = count_parameters(recipe).total
     assert match_parameters(recipe, round(total * 1.004)) is recipe
     assert match_parameters(recipe, round(total * 1.04)).model.feed_forward_width == 408
+
+
+@pytest.mark.parametrize("mixers", [["mamba2", "gated-power"], ["gated-power", "mamba2"]])
+def test_blocks_of_a_mixer_alone_are_refused_with_what_makes_a_study_of_them(mixers: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_variants(load_study("mamba2-130m", mixers))
+    overrides = re.findall(r"model\.feed_forward\S*=\S+", str(caught.value))
+    assert overrides == ["model.feed_forward=gelu", "model.feed_forward_width=256"]  # as in docs/mixers.md
+    first, second = (count_parameters(variant.recipe).total for variant in resolve_variants(
+        load_study("mamba2-130m", mixers, overrides)
+    ))  # fmt: skip
+    assert abs(first - second) / first <= 0.01
 
 
 def test_blocks_of_a_mixer_alone_have_nothing_to_match_with() -> None:

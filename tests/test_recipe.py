@@ -1,14 +1,18 @@
 """Recipes: those that come with the package, files of one's own, overrides, and the way to text and back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zoo.builder import configure
+from zoo.config import apply_overrides
 from zoo.errors import ConfigError
 from zoo.mixers import mixers
 from zoo.recipe import Recipe, available_recipes, load_recipe
+from zoo.study.config import load_study
 
 MODEL = {"vocab_size": 257, "width": 8, "layers": 4, "heads": 2}
 
@@ -80,7 +84,14 @@ def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path) -> None:
         ("mixer=powr", "mixer.name: must be one of .*, got 'powr' .did you mean 'power'"),
         ("mixer.p=2", "mixer.p: unknown key; the keys are "),
         ("mixer.rotry=true", r"mixer.rotry: unknown key \(did you mean 'rotary'\?\)"),
-        ("mixer=3", "mixer: must be a mapping of keys to values, got 3"),
+        ("mixer=3", "mixer: must be a mixer's name, such as power, or a mapping with its name and options, got 3$"),
+        ("mixer=", "mixer: must be a mixer's name, such as power, or a mapping with its name and options, got None$"),
+        ("hybrid={mixer: [1], every: 2}", "hybrid.mixer: must be a mixer's name, .* got "),
+        ("mixer={name: gated-power, retention: [0.9]}", r"mixer.retention: must be two numbers, got \[0.9\]$"),
+        ("mixer={name: gated-power, retention: 0.9}", r"mixer.retention: must be two numbers, got 0.9$"),
+        ("mixer={name: gated-power, retention: [0.9, 0.8]}", r"mixer.retention: must be two .* got \[0.9, 0.8\]$"),
+        ("mixer={name: mamba2, decay: [1, 2, 3]}", r"mixer.decay: must be two numbers, got \[1, 2, 3\]$"),
+        ("mixer={name: mamba2, step_limit: []}", r"mixer.step_limit: must be two numbers, got "),
         ("steps=3", r"steps: unknown key \(did you mean 'training.steps'\?\)"),
         ("training.stepz=3", r"training.stepz: unknown key \(did you mean 'steps'\?\)"),
         ("training.steps=12.5", "training.steps: must be a valid integer, got 12.5"),
@@ -97,6 +108,22 @@ def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path) -> None:
 def test_a_bad_override_is_named_by_its_key(override: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=f"^overrides: {expected}"):
         load_recipe("tiny", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given"), [("mixer=rwkv7", "'mixer=rwkv7'"), ("", "''"), ([3], r"\[3\]"), ([None], r"\[None\]")]
+)
+def test_overrides_are_a_list_of_texts(overrides: Any, given: str) -> None:
+    message = rf"^overrides: must be a list of texts such as \['training.steps=100'\], got {given}$"
+    for call in (
+        lambda: load_recipe("tiny", overrides),
+        lambda: load_recipe("tiny").override(overrides),
+        lambda: apply_overrides({}, overrides),
+        lambda: configure("tiny", overrides=overrides),
+        lambda: load_study("four-mixers", overrides=overrides),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
 def test_learned_positions_limit_the_context() -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.builder import build
-from zoo.errors import ConfigError
+from zoo.budget.counts import any_state
+from zoo.builder import build, check_state
+from zoo.errors import ConfigError, InputError
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
 from zoo.states import state_bytes
@@ -52,6 +53,8 @@ class Accounting:
     """Bytes that the state of one sequence takes while decoding, with room for the context."""
     forward_flops_per_token: Mapping[int, float]
     """FLOPs of the forward pass (a multiply-add is 2), the mean over the tokens of one sequence of that length."""
+    refused: str = ""
+    """Why no such model is built unless the limit of a state is raised, if it is not."""
 
     @property
     def training_flops_per_token(self) -> dict[int, float]:
@@ -69,15 +72,25 @@ def account(recipe: Recipe, contexts: Sequence[int] = CONTEXTS, dtype: torch.dty
 
     Raises:
         ConfigError: the mixer does not fit the model.
+        InputError: a state has more bytes than can be counted.
     """
     model = build(recipe, device="meta", dtype=dtype)
     limit = recipe.model.max_positions if recipe.model.positions == "learned" else None
     reached = [context for context in contexts if limit is None or context <= limit]
     return Accounting(
         parameters=_count(model),
-        state_bytes={context: state_bytes(model.init_state(1, max_len=context)) for context in reached},
+        state_bytes={context: state_bytes(any_state(model, context)) for context in reached},
         forward_flops_per_token={context: model.flops(context) / context for context in reached},
+        refused=_refused(model),
     )
+
+
+def _refused(model: Decoder) -> str:
+    try:
+        check_state(model)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def count_parameters(recipe: Recipe) -> Parameters:
@@ -98,9 +111,13 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     if _difference(counted.total, target) <= 0.005:
         return recipe
     if recipe.model.feed_forward == "none":
+        # Twice the width that makes up for the difference: enough also where this model comes first, and is the target.
+        per_channel = 2 * recipe.model.width * recipe.model.layers
+        width = 64 * max(1, round(2 * abs(counted.total - target) / per_channel / 64))
         raise ConfigError(
             f"parameters: {recipe.name} with mixer {recipe.mixer.name} has {counted.total:,}, not {target:,}, and no "
-            "feed-forward layer to make up for it"
+            "feed-forward layers to make up for it; give them to all with model.feed_forward=gelu "
+            f"model.feed_forward_width={width}"
         )
     # Parameters grow by the same number with every unit of width, so that two counts give all.
     smallest = count_parameters(_with_width(recipe, 1)).total

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zoo.config import override_list
 from zoo.data.config import DataConfig
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
@@ -13,7 +14,7 @@ from zoo.models.config import DecoderConfig
 from zoo.models.decoder import Decoder
 from zoo.recipe import Hybrid, Recipe, load_recipe
 
-__all__ = ["build", "configure", "shrink"]
+__all__ = ["build", "check_state", "configure", "shrink"]
 
 
 def build(
@@ -32,14 +33,14 @@ def build(
     Args:
         recipe: a recipe, its name, or the path of its file.
         mixer: replaces the recipe's mixer (of a hybrid: not the second one).
-        device: where the parameters are made; "meta" allocates nothing.
+        device: where the parameters are made; "meta" allocates nothing, and takes a state of any size.
         dtype: of the parameters, float32 by default.
         overrides: `key=value` for everything else, for example `["model.layers=4"]`.
         options: options of the mixer, for example `p=2`.
 
     Raises:
         ConfigError: an unknown recipe, mixer, option or key, or a value that does not fit.
-        InputError: `device` is none that torch knows.
+        InputError: `device` is none that torch knows, or a state is over the limit (see `zoo.state_limit`).
     """
     configured = configure(recipe, mixer=mixer, overrides=overrides, **options)
     try:
@@ -48,7 +49,14 @@ def build(
         raise InputError(f"device: must be one such as 'cpu', 'cuda' or 'meta', got {device!r}") from None
     with place:
         model = Decoder(configured.model, configured.layer_mixers)
+    if place.type != "meta":
+        check_state(model)
     return model if dtype is None else model.to(dtype=dtype)
+
+
+def check_state(model: Decoder) -> None:
+    """Raise `InputError` where the state of a sequence would be over the limit; nothing is allocated."""
+    model.init_state(1, max_len=1, device="meta")
 
 
 def configure(
@@ -61,7 +69,7 @@ def configure(
     """
     replaced = [] if mixer is None else [f"mixer={mixer}"]
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    configured = base.override([*replaced, *overrides])
+    configured = base.override([*replaced, *override_list(overrides)])
     if not options:
         return configured
     values = configured.model_dump(mode="json")

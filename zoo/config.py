@@ -5,16 +5,16 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from zoo.errors import ConfigError, nearest
 
-__all__ = ["Config", "apply_overrides", "dump_yaml", "load_yaml", "parse_yaml"]
+__all__ = ["Config", "Pair", "apply_overrides", "dump_yaml", "load_yaml", "override_list", "parse_yaml"]
 
 
 class Config(pydantic.BaseModel):
@@ -83,6 +83,17 @@ class Config(pydantic.BaseModel):
         if nested:
             return f" (did you mean {nested[0]!r}?)"
         return nearest(key, cls.model_fields) or f"; the keys are {', '.join(cls.model_fields)}"
+
+
+def _check_pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        given = list(value) if isinstance(value, list | tuple) else value
+        raise ValueError(f"must be two numbers, got {reprlib.repr(given)}")
+    return value
+
+
+Pair = Annotated[tuple[float, float], BeforeValidator(_check_pair)]
+"""Two numbers, of which any other number is refused as a whole and not by its position."""
 
 
 def _configs_in(annotation: object) -> Iterator[type[Config]]:
@@ -233,7 +244,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     Whether the keys exist is for the config that validates the result to say.
     """
     result = copy.deepcopy(dict(values))
-    for path, value in sorted(map(_parse_override, overrides), key=lambda override: len(override[0])):
+    for path, value in sorted(map(_parse_override, override_list(overrides)), key=lambda override: len(override[0])):
         section = result
         for depth, name in enumerate(path[:-1]):
             inner = section.get(name)
@@ -245,6 +256,20 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             section[name] = section = {} if inner is None else inner
         section[path[-1]] = value
     return result
+
+
+def override_list(overrides: Iterable[str]) -> list[str]:
+    """Return overrides as a list.
+
+    Raises:
+        ConfigError: they are one text, whose characters would each count as an override, or not all of them are texts.
+    """
+    given = [] if isinstance(overrides, str) else list(overrides)
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in given):
+        raise ConfigError(
+            f"overrides: must be a list of texts such as ['training.steps=100'], got {reprlib.repr(overrides)}"
+        )
+    return given
 
 
 def _parse_override(override: str) -> tuple[list[str], Any]:

@@ -1,16 +1,17 @@
 """A recipe: a model, its mixers, its data and its training as one strict data file."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from zoo.config import Config, apply_overrides, load_yaml
+from zoo.config import Config, apply_overrides, load_yaml, override_list
 from zoo.data.config import DataConfig
 from zoo.errors import ConfigError, nearest
+from zoo.limits import MOST_LAYERS
 from zoo.mixers import MixerConfig
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.models.config import DecoderConfig
@@ -21,6 +22,10 @@ __all__ = ["Hybrid", "Recipe", "available_recipes", "load_recipe"]
 
 def _expand_name(value: Any) -> Any:
     """Let `mixer: power` stand for `mixer: {name: power}`."""
+    if not isinstance(value, str | Mapping | Config):
+        raise ValueError(
+            f"must be a mixer's name, such as power, or a mapping with its name and options, got {value!r}"
+        )
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -33,7 +38,7 @@ class Hybrid(Config):
     mixer: NamedMixer
     """The mixer of those layers, for example `softmax`."""
 
-    every: int = Field(ge=2)
+    every: int = Field(ge=2, le=MOST_LAYERS)
     """Layers `every`, `2 * every`, ... (counted from 1) have it."""
 
 
@@ -93,7 +98,7 @@ class Recipe(Config):
             ConfigError: an override is malformed, names an unknown key or gives an invalid value.
         """
         # A mixer's options mean nothing to another one, so its name stands for the whole section.
-        normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in overrides]
+        normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
         return Recipe.from_mapping(apply_overrides(self.model_dump(mode="json"), normal), "overrides")
 
 

@@ -46,7 +46,8 @@ def test_what_was_not_published_is_derived() -> None:
     (other,) = paper_table(load_recipe("llama-360m"), ["softmax"], PUBLISHED_CONTEXTS).rows
     (wider,) = paper_table(load_recipe("gpt2-124m", ["mixer.heads=6"]), ["recipe"], PUBLISHED_CONTEXTS).rows
     (part,) = paper_table(load_recipe("gpt2-124m"), ["softmax"], (1_024, 4_096)).rows
-    assert (other.source, wider.source, part.source) == ("derived", "derived", "published in part")
+    assert (other.source, wider.source) == ("derived", "derived")
+    assert part.source == "published at 1,024; derived at 4,096"
     table = paper_table(load_recipe("gpt2-124m"), ["softmax"], (1_024,))
     assert "= 8,028 tokens" in table.formula
     assert table.notes[0] == "The formula is a fit to the published table, not the authors' own."
@@ -60,9 +61,29 @@ def test_a_hybrid_is_the_mean_of_its_layers_in_state_work() -> None:
     assert mixed.label == "gated-power (p=2) in 9 layers, softmax in 3 layers"
 
 
+def test_only_published_contexts_are_called_published(zoo: Callable[..., Result], tmp_path: Path) -> None:
+    path, contexts = tmp_path / "wsfr.csv", "1024,2048,4096,16384,32768,65536"
+    arguments = ["gpt2-124m", "--accounting", "paper", "--mixers", "linear,power", "--contexts", contexts]
+    result = zoo("wsfr", *arguments, "--csv", path)
+    assert result.exit_code == 0, result.output
+    sources = [line["source"] for line in csv.DictReader(path.read_text().splitlines())]
+    assert sources == ["published as 30:1", *["derived"] * 4, "published as 30:1", *["derived"] * 6]
+    hybrid = load_recipe("gpt2-124m", ["hybrid={mixer: linear, every: 4}"])
+    (mixed,) = paper_table(hybrid, ["recipe"], PUBLISHED_CONTEXTS).rows
+    assert mixed.source == "derived"
+
+
+@pytest.mark.parametrize(("name", "around"), [("mamba2-130m", "mamba2"), ("rwkv7-124m", "rwkv7")])
+def test_the_paper_formula_has_no_term_for_what_is_around_a_mixer(name: str, around: str) -> None:
+    with pytest.raises(InputError, match=rf"no term for what model.around={around} .* softmax; set model.around=none"):
+        paper_table(load_recipe(name), ["softmax"], [1_024])
+    assert paper_table(load_recipe(name, ["model.around=none"]), ["softmax"], [1_024]).rows
+
+
 def test_the_paper_formula_has_no_term_for_other_states() -> None:
     with pytest.raises(
-        InputError, match=r"accounting: paper has terms for .*, not for mamba2 .*; exact has them for all"
+        InputError,
+        match=r"accounting: paper has terms for .*, not for mamba2 .*, or take exact, which has them for all",
     ):
         paper_table(load_recipe("gpt2-124m-rotary"), ["mamba2"], [1_024])
 
@@ -118,6 +139,7 @@ def test_variants_are_of_one_mixer_each_and_alike_once() -> None:
         ("powr", r"mixers: expected recipe, softmax, .*, was 'powr' \(did you mean 'power'\?\)"),
         ("recipe:p=3", "mixers: recipe takes no options, was 'recipe:p=3'"),
         ("softmax:p=3", "mixer.p"),
+        ("power:p=3:p=2", "mixers: expected p once, was 'power:p=3:p=2'"),
     ],
 )
 def test_unknown_mixers_and_options(name: str, message: str) -> None:
@@ -169,8 +191,8 @@ def test_the_recipe_can_be_left_out(zoo: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--contexts", "0"), "Invalid value for '--contexts': expected at least 1, was 0"),
-        (("--contexts", "many"), "expected whole numbers with commas, such as 1024,4096, was 'many'"),
+        (("--contexts", "0"), "'--contexts': expected a number of tokens from 1 on, such as 65536 or 64K, was '0'"),
+        (("--contexts", "1024,many"), "expected a number of tokens from 1 on, such as 65536 or 64K, was 'many'"),
         (("--mixers", "powr"), "was 'powr' (did you mean 'power'?)"),
         (("gpt3-124m",), "unknown recipe 'gpt3-124m' (did you mean 'gpt2-124m'?)"),
         (("--plot", "wsfr.gif"), "plot: expected a file name that ends in .png or .svg, was 'wsfr.gif'"),

@@ -8,8 +8,9 @@ import pytest
 from click.testing import Result
 from rich.console import Console
 
-from zoo.recipe import Recipe
-from zoo.training import LineProgress, read_metrics
+from zoo.errors import InputError
+from zoo.recipe import Recipe, load_recipe
+from zoo.training import LineProgress, read_metrics, train
 
 
 def test_train_then_generate(zoo: Callable[..., Result], recipe_file: Path, tmp_path: Path) -> None:
@@ -64,6 +65,21 @@ def test_what_cannot_be_trained_is_one_line(refused: Callable[..., str], recipe_
     assert "nowhere" in refused("generate", tmp_path / "nowhere")
     assert "unknown mixer 'powr' (did you mean 'power'?)" in refused("ablate", recipe_file, "--mixers", "powr")
     assert "(did you mean 'four-mixers'?)" in refused("ablate", "for-mixers")
+
+
+@pytest.mark.parametrize(
+    "command", [("train", "tiny", "--folder", ""), ("ablate", "tiny", "--folder", ""), ("generate", "")]
+)
+def test_an_empty_folder_is_not_the_current_one(
+    zoo: Callable[..., Result], command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = zoo(*command)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("expected the name of a folder, was ''; the current one is .\n")
+    with pytest.raises(InputError, match="folder: expected the path of a folder, was ''"):
+        train(load_recipe("tiny"), "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_generate_says_what_is_out_of_range(zoo: Callable[..., Result], tmp_path: Path) -> None:

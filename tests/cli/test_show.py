@@ -9,6 +9,9 @@ from click.testing import Result
 from torch import Tensor
 
 from zoo.blocks.gate import RetentionGate
+from zoo.builder import build
+from zoo.errors import InputError
+from zoo.kernels.power import state_limit
 from zoo.mixers import mixers
 from zoo.recipe import Recipe, available_recipes, load_recipe
 from zoo.training import compile_check
@@ -102,3 +105,25 @@ def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch:
     training = next(line.split() for line in output.splitlines() if line.strip().startswith("training"))
     assert int(training[-3]) > 0
     assert "training: " in output
+
+
+def test_a_state_over_the_limit_is_shown_and_not_built(zoo: Callable[..., Result]) -> None:
+    overrides = ["mixer=power", "mixer.p=4", "model.head_width=64"]
+    result = zoo("show", "tiny", *overrides)
+    assert result.exit_code == 0, result.output
+    assert "No such model is built or trained as it is: p: a state of p=4 with key width K=64" in result.stdout
+    assert "No such model" not in zoo("show", "tiny", "mixer=power", "mixer.p=4").stdout
+    with pytest.raises(InputError, match="p: a state of p=4 with key width K=64"):
+        build("tiny", overrides=overrides)
+    with state_limit(2**28):
+        assert build("tiny", overrides=[*overrides, "model.layers=1"]).num_parameters()
+
+
+@pytest.mark.parametrize("options", [("--yaml", "--compile"), ("--yaml", "--dtype"), ("--compile", "--dtype")])
+def test_options_of_which_one_would_say_nothing_are_refused(
+    refused: Callable[..., str], options: tuple[str, str]
+) -> None:
+    given = [*options, "float32"] if options[1] == "--dtype" else options
+    assert refused("show", "tiny", *given) == (
+        f"{options[1]}: expected without {options[0]}, which prints something else; give one of them"
+    )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.mixers import LayerContext, mixers
 from zoo.mixers.mamba2 import Mamba2, Mamba2State
@@ -121,3 +121,15 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) 
 
     with pytest.raises(ConfigError, match=message):
         build_it()
+
+
+def test_a_state_over_the_limit_is_blamed_on_the_width_of_the_state() -> None:
+    mixer = build(LayerContext(width=64, heads=1, key_value_heads=1, head_width=64), p=4, state_width=128)
+    message = (
+        r"state_width: expected at most 48 at p=4 in heads of 64 channels, .* 64 MiB a head, was 128, .* 2,905 MiB"
+    )
+    with pytest.raises(InputError, match=message):
+        mixer.init_state(1)
+    build(LayerContext(width=64, heads=1, key_value_heads=1, head_width=64), p=4, state_width=48).init_state(
+        1, device="meta"
+    )

@@ -8,17 +8,19 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from zoo.config import Pair
+
 __all__ = ["Retention", "RetentionGate", "with_resets"]
 
 
 def _check_retention(retention: tuple[float, float]) -> tuple[float, float]:
     low, high = retention
     if not 0 < low <= high < 1:
-        raise ValueError("must be two numbers in order, above 0 and below 1")
+        raise ValueError(f"must be two numbers in order, above 0 and below 1, got {list(retention)}")
     return retention
 
 
-Retention = Annotated[tuple[float, float], AfterValidator(_check_retention)]
+Retention = Annotated[Pair, AfterValidator(_check_retention)]
 """Share of its past that the most forgetful and the most retentive head keep at each token, before training."""
 
 

@@ -12,6 +12,7 @@ from zoo.blocks.norms import HeadNorm
 from zoo.blocks.rotary import RotaryTable, fused_rotary_table, rotary_table, rotate
 from zoo.config import Config
 from zoo.errors import ConfigError
+from zoo.limits import MOST, WIDEST_HEAD
 
 __all__ = ["HeadConfig", "HeadOutput", "HeadShape", "QueryKeyValue", "resolve_heads"]
 
@@ -19,13 +20,13 @@ __all__ = ["HeadConfig", "HeadOutput", "HeadShape", "QueryKeyValue", "resolve_he
 class HeadConfig(Config):
     """Options of every mixer with query, key and value heads; None takes over what the model says."""
 
-    heads: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1, le=MOST)
     """Query heads. Where only some of the three sizes are set, the others keep heads x head width and the grouping."""
 
-    key_value_heads: int | None = Field(None, ge=1)
+    key_value_heads: int | None = Field(None, ge=1, le=MOST)
     """Heads of keys and values; each is shared by a group of query heads."""
 
-    head_width: int | None = Field(None, ge=1)
+    head_width: int | None = Field(None, ge=1, le=WIDEST_HEAD)
     """Width of one head."""
 
     rotary: bool | None = None

@@ -13,7 +13,7 @@ kernel on the CPU does not count at all. Here a query counts with the keys that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,14 +23,12 @@ from zoo.builder import build
 from zoo.errors import InputError
 from zoo.kernels.contractions import contraction_flops
 from zoo.kernels.power import state_limit
+from zoo.limits import LONGEST
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
 from zoo.states import state_bytes
 
-__all__ = ["Budget", "any_state_size", "budgets", "check_contexts", "layer_mixers", "measure", "weight_flops"]
-
-LONGEST = 2**40
-"""Tokens of the longest context: a cache of it has fewer than 2^63 bytes, whatever the model."""
+__all__ = ["Budget", "any_state", "budgets", "check_contexts", "layer_mixers", "measure", "weight_flops"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ def measure(model: Decoder, context: int, dtype: torch.dtype | None = None) -> B
         InputError: a context below 1.
     """
     check_contexts([context])
-    with any_state_size():
-        state = model.init_state(1, max_len=context, device="meta", dtype=dtype)
+    state = any_state(model, context, dtype)
     mixed = sum(mixer.flops(context) for mixer in layer_mixers(model))
     return Budget(context, weight_flops(model), mixed / context, state_bytes(state))
 
@@ -112,9 +109,20 @@ def weight_flops(model: Decoder) -> int:
     return sum(contraction_flops("tm,nm->tn", (1, matrix.shape[1]), tuple(matrix.shape)) for matrix in matrices)
 
 
-def any_state_size() -> state_limit:
-    """Return a context in which no state is too large: what would not be allocated can still be counted."""
-    return state_limit(2**63)
+def any_state(model: Decoder | Mixer, context: int, dtype: torch.dtype | None = None) -> Any:
+    """Return the state of one sequence on the meta device, also one that is over the op's limit.
+
+    Raises:
+        InputError: one of its tensors would have more bytes than torch can count.
+    """
+    try:
+        with state_limit(2**63):
+            return model.init_state(1, max_len=context, device="meta", dtype=dtype)
+    except (InputError, RuntimeError):  # the op's own refusal, or torch's
+        raise InputError(
+            f"state: expected one of fewer than 2^63 bytes, which can be counted, was larger at {context:,} tokens; "
+            "take a smaller power, head width, state width or window"
+        ) from None
 
 
 def check_contexts(contexts: Sequence[int]) -> None:

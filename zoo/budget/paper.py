@@ -12,11 +12,12 @@ Source of the ratios: Gelada et al., "Scaling Context Requires Rethinking Attent
 from collections.abc import Sequence
 from statistics import fmean
 
+from zoo.blocks.around import Around
 from zoo.blocks.cache import KeyValueState
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.power_layer import PowerLayerState
-from zoo.budget.counts import any_state_size, check_contexts, layer_mixers
-from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, variants
+from zoo.budget.counts import any_state, check_contexts, layer_mixers
+from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, ratio_text, variants
 from zoo.builder import build
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
@@ -75,27 +76,33 @@ def paper_table(recipe: Recipe, names: Sequence[str], contexts: Sequence[int]) -
 
 
 def _row(recipe: Recipe, contexts: Sequence[int]) -> Row:
+    around = recipe.model.around
     model = build(recipe, device="meta")
     layers = layer_mixers(model)
+    if any(isinstance(mixer, Around) for mixer in layers):
+        raise InputError(
+            f"accounting: paper has no term for what model.around={around} of {recipe.name} puts around "
+            f"{mixer_label(recipe)}; set model.around=none, or take exact"
+        )
     published = _published(recipe)
     ratios = []
     for context in contexts:
         tokens = fmean(_state_tokens(mixer, context, recipe) for mixer in layers)
-        ratios.append(Ratio(context, balance(recipe.model) / tokens, published=published.get(context)))
-    return Row(mixer_label(recipe), tuple(ratios), _source(ratios))
+        value, printed = balance(recipe.model) / tokens, published.get(context)
+        ratios.append(Ratio(context, value, published=printed, source=_source(value, printed)))
+    return Row(mixer_label(recipe), tuple(ratios))
 
 
 def _state_tokens(mixer: Mixer, context: int, recipe: Recipe) -> int:
     """Return what one layer's work on its state for one token comes to, in tokens attended to."""
-    with any_state_size():
-        state = mixer.init_state(1, max_len=context, device="meta")
+    state = any_state(mixer, context)
     if isinstance(state, KeyValueState):
         return min(context, state.keys.shape[1])
     if isinstance(state, PowerLayerState):
         return 2 * state.S.shape[2] + CHUNK
     raise InputError(
         f"accounting: paper has terms for caches of keys and for power attention, not for {mixer_label(recipe)} in "
-        f"{recipe.name}; exact has them for all"
+        f"{recipe.name}; name other mixers, or take exact, which has them for all"
     )
 
 
@@ -110,10 +117,7 @@ def _published(recipe: Recipe) -> dict[int, str]:
     return {}
 
 
-def _source(ratios: Sequence[Ratio]) -> str:
-    printed = list(dict.fromkeys(ratio.published for ratio in ratios if ratio.published is not None))
-    if not printed:
+def _source(value: float, published: str | None) -> str:
+    if published is None:
         return "derived"
-    if any(ratio.published not in (None, ratio.text) for ratio in ratios):
-        return f"published as {', '.join(printed)}"
-    return "published" if all(ratio.published for ratio in ratios) else "published in part"
+    return "published" if published == ratio_text(value) else f"published as {published}"

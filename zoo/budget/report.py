@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoo.budget.wsfr import Ratio, RatioTable
+from zoo.budget.wsfr import Ratio, RatioTable, source_text
 
 __all__ = ["csv_text", "json_text", "print_table"]
 
@@ -37,15 +37,16 @@ def _part(table: RatioTable, columns: slice) -> Table:
     if derived:
         part.add_column("source")
     for row in table.rows:
-        ratios = (ratio.text for ratio in row.ratios[columns])
-        part.add_row(escape(row.label), *ratios, *([row.source] if derived else []))
+        ratios = row.ratios[columns]
+        sources = [source_text(ratios)] if derived else []
+        part.add_row(escape(row.label), *(ratio.text for ratio in ratios), *sources)
     return part
 
 
 def csv_text(table: RatioTable) -> str:
     """Write a line for each mixer and context; fields without a value are empty."""
     lines = [
-        {"recipe": table.recipe, "accounting": table.accounting, "mixer": row.label, "source": row.source}
+        {"recipe": table.recipe, "accounting": table.accounting, "mixer": row.label, "source": ratio.source}
         | _fields(ratio)
         for row in table.rows
         for ratio in row.ratios
@@ -78,6 +79,7 @@ def _fields(ratio: Ratio) -> dict[str, Any]:
         "context": ratio.context,
         "ratio": ratio.value,
         "text": ratio.text,
+        "source": ratio.source,
         "published": ratio.published,
         "weight_flops_per_token": None if budget is None else budget.weight_flops,
         "state_flops_per_token": None if budget is None else budget.state_flops,

@@ -9,7 +9,18 @@ from zoo.errors import ConfigError, nearest
 from zoo.mixers import MixerConfig, mixers
 from zoo.recipe import Recipe
 
-__all__ = ["EXACT_FORMULA", "OWN", "Ratio", "RatioTable", "Row", "exact_table", "mixer_label", "ratio_text", "variants"]
+__all__ = [
+    "EXACT_FORMULA",
+    "OWN",
+    "Ratio",
+    "RatioTable",
+    "Row",
+    "exact_table",
+    "mixer_label",
+    "ratio_text",
+    "source_text",
+    "variants",
+]
 
 OWN = "recipe"
 """Stands among names of mixers for what the recipe itself has."""
@@ -30,6 +41,8 @@ class Ratio:
     """The counts behind it, where there are any."""
     published: str | None = None
     """What the published table says of this model, mixer and context."""
+    source: str = "counted"
+    """Where the number comes from, in a few words."""
 
     @property
     def text(self) -> str:
@@ -43,8 +56,11 @@ class Row:
 
     label: str
     ratios: tuple[Ratio, ...]
-    source: str = "counted"
-    """Where the numbers come from, in a few words."""
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from, in a few words."""
+        return source_text(self.ratios)
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,10 @@ def variants(recipe: Recipe, names: Sequence[str]) -> list[Recipe]:
             raise ConfigError(f"mixers: expected {', '.join((OWN, *mixers))}, was {kind!r}{hint}")
         if kind == OWN and options:
             raise ConfigError(f"mixers: {OWN} takes no options, was {name!r}; its own are set by mixer.KEY=VALUE")
+        keys = [option.partition("=")[0].strip() for option in options]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"mixers: expected {key} once, was {name!r}")
         changes = [] if kind == OWN else ["hybrid=null", f"mixer={kind}", *(f"mixer.{option}" for option in options)]
         variant = recipe.override(changes)
         if all(variant.layer_mixers != other.layer_mixers for other in found):
@@ -116,6 +136,16 @@ def ratio_text(value: float) -> str:
     larger = max(value, 1 / value)
     text = f"{larger:,.0f}" if larger >= 5 else f"{larger:.1f}".removesuffix(".0")
     return f"{text}:1" if value >= 1 else f"1:{text}"
+
+
+def source_text(ratios: Sequence[Ratio]) -> str:
+    """Say where ratios come from, by context where they come from several places."""
+    contexts: dict[str, list[str]] = {}
+    for ratio in ratios:
+        contexts.setdefault(ratio.source, []).append(f"{ratio.context:,}")
+    if len(contexts) == 1:
+        return ratios[0].source
+    return "; ".join(f"{source} at {', '.join(found)}" for source, found in contexts.items())
 
 
 def _with_options(mixer: MixerConfig) -> str:

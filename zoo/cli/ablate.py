@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from zoo.cli.options import Folder
+
 __all__ = ["ablate"]
 
 
@@ -11,7 +13,7 @@ __all__ = ["ablate"]
 @click.argument("study_or_recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--mixers", help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the study goes.  [default: runs/NAME]")
+@click.option("--folder", type=Folder(), help="Where the study goes.  [default: runs/NAME]")
 @click.option("--device", help="For example cpu or cuda:1.  [default: a GPU if there is one]")
 def ablate(
     study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None, folder: Path | None, device: str | None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zoo.cli.options import Folder
+
 if TYPE_CHECKING:
     from zoo.data import DataConfig, Tokenizer
 
@@ -14,7 +16,7 @@ __all__ = ["generate"]
 
 
 @click.command()
-@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.argument("run_folder", type=Folder())
 @click.option("--prompt", default="", help="Beginning of the text.  [default: none, a new document]")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(0))
 @click.option(

@@ -1,8 +1,26 @@
 """What several commands read from their options."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import click
 
-__all__ = ["whole_numbers"]
+__all__ = ["Folder", "token_count", "token_counts", "whole_numbers"]
+
+_TOKENS = {"": 1, "K": 2**10, "M": 2**20}
+
+
+class Folder(click.Path):
+    """The path of a folder; nothing at all, as an unset variable of a shell gives it, is not the current one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected the name of a folder, was ''; the current one is .", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
@@ -14,3 +32,17 @@ def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: s
     if min(numbers) < 1:
         raise click.BadParameter(f"expected at least 1, was {min(numbers)}")
     return list(dict.fromkeys(numbers))
+
+
+def token_count(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """Read a number of tokens such as 65536 or 64K, which are the same: a callback of options."""
+    match = re.fullmatch(r"(\d{1,18})([KM]?)", value.strip(), re.IGNORECASE)
+    tokens = int(match[1]) * _TOKENS[match[2].upper()] if match else 0
+    if tokens < 1:
+        raise click.BadParameter(f"expected a number of tokens from 1 on, such as 65536 or 64K, was {value!r}")
+    return tokens
+
+
+def token_counts(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Read numbers of tokens with commas, each once: a callback of options."""
+    return list(dict.fromkeys(token_count(context, parameter, part) for part in value.split(",")))

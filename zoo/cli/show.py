@@ -26,17 +26,16 @@ __all__ = ["show"]
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of cached keys and values; running sums are float32 always.",
+    help="Of cached keys and values; running sums are float32 always.  [default: float32]",
 )
 @click.option(
     "--compile", "compiles", is_flag=True, help="Compile the model instead, and show graphs, breaks and recompiles."
 )
-def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str, compiles: bool) -> None:
+def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | None, compiles: bool) -> None:
     """Show what RECIPE is and what its model costs: parameters, state bytes and FLOPs by context.
 
-    RECIPE is a name from `zoo list` or the path of a .yaml file. Nothing is allocated, so any size can be looked at.
+    RECIPE is a name from `zoo list` or the path of a .yaml file. Nothing is allocated, so that sizes can
+    be looked at which no machine could train.
 
     \b
     Examples:
@@ -48,8 +47,15 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str, com
     import torch
 
     from zoo.accounting import CONTEXTS, account
+    from zoo.errors import InputError
     from zoo.recipe import load_recipe
 
+    chosen = {"--yaml": as_yaml, "--compile": compiles, "--dtype": dtype is not None}
+    together = [option for option, given in chosen.items() if given]
+    if len(together) > 1:
+        raise InputError(
+            f"{together[1]}: expected without {together[0]}, which prints something else; give one of them"
+        )
     loaded = load_recipe(recipe, overrides)
     if as_yaml:
         click.echo(loaded.to_yaml(), nl=False)
@@ -60,13 +66,15 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str, com
     contexts = set(CONTEXTS)
     if loaded.model.positions == "learned":
         contexts.add(loaded.model.max_positions)
-    costs = account(loaded, sorted(contexts), getattr(torch, dtype))
+    costs = account(loaded, sorted(contexts), getattr(torch, dtype or "float32"))
     console = Console()
     console.print(f"[bold]{escape(loaded.name)}[/bold]  {escape(loaded.description)}")
     console.print(_facts(loaded))
     console.print(_parameter_table(costs))
     console.print(_context_table(costs))
     console.print("[dim]State of one sequence while decoding. FLOPs a token, the mean over a sequence.[/dim]")
+    if costs.refused:
+        console.print(escape(f"No such model is built or trained as it is: {costs.refused}"), highlight=False)
 
 
 def _facts(recipe: Recipe) -> Table:

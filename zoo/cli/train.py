@@ -5,13 +5,15 @@ from pathlib import Path
 
 import click
 
+from zoo.cli.options import Folder
+
 __all__ = ["train"]
 
 
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the run goes.  [default: runs/NAME]")
+@click.option("--folder", type=Folder(), help="Where the run goes.  [default: runs/NAME]")
 @click.option("--device", help="For example cpu or cuda:1.  [default: a GPU if there is one]")
 def train(recipe: str, overrides: tuple[str, ...], folder: Path | None, device: str | None) -> None:
     """Train RECIPE, or go on with its run where the last checkpoint left it.

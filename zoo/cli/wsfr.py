@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.options import whole_numbers
+from zoo.cli.options import token_counts
 
 __all__ = ["wsfr"]
 
@@ -19,8 +19,9 @@ _RECIPE = "gpt2-124m-rotary"
     help="With commas; power:p=3 sets an option, and recipe is what the recipe has.",
 )  # fmt: skip
 @click.option(
-    "--contexts", default="1024,8192,65536,1000000", show_default=True, callback=whole_numbers, help="Tokens."
-)
+    "--contexts", default="1024,8192,65536,1000000", show_default=True, callback=token_counts,
+    help="Tokens, with commas; 64K is 65536.",
+)  # fmt: skip
 @click.option(
     "--accounting", type=click.Choice(["exact", "paper"]), default="exact", show_default=True,
     help="exact counts what runs; paper is a fit to the published table.",
@@ -41,7 +42,8 @@ def wsfr(
     """Show the weight-state FLOP ratio of RECIPE by mixer and context.
 
     8:1 says that of nine operations for a token eight go to weights and one on the state. Each mixer takes the
-    place of all of the recipe's. Nothing is allocated, so any size and any context can be looked at.
+    place of all of the recipe's. Nothing is allocated, so that sizes and contexts can be looked at which no
+    machine could train.
 
     RECIPE is a name from `zoo list` or the path of a .yaml file, gpt2-124m-rotary if left out.
 

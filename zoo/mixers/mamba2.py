@@ -1,6 +1,7 @@
 """Mamba-2's time mixing: a short convolution, linear attention with gates that depend on the token, a gated norm."""
 
 import math
+from bisect import bisect_right
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
 from zoo.blocks.norms import GroupedRMSNorm
 from zoo.blocks.positions import advance
 from zoo.blocks.power_layer import check_power_state
-from zoo.config import Config
-from zoo.errors import ConfigError
+from zoo.config import Config, Pair
+from zoo.errors import ConfigError, InputError
 from zoo.kernels.power import (
     Heads,
     PowerState,
@@ -25,8 +26,11 @@ from zoo.kernels.power import (
     init_power_state,
     power_attention,
     power_attention_step,
+    state_limit,
+    state_size,
 )
 from zoo.kernels.precision import accumulation_dtype
+from zoo.limits import MOST, WIDEST_HEAD
 
 __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
 
@@ -47,7 +51,7 @@ def _positive(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-_Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
+_Range = Annotated[Pair, AfterValidator(_in_order)]
 _PositiveRange = Annotated[_Range, AfterValidator(_positive)]
 
 
@@ -56,19 +60,19 @@ class Mamba2Config(Config):
 
     name: Literal["mamba2"] = "mamba2"
 
-    expand: int = Field(2, ge=1)
+    expand: int = Field(2, ge=1, le=MOST)
     """Inner width over the model's."""
 
-    head_width: int | None = Field(None, ge=1)
+    head_width: int | None = Field(None, ge=1, le=WIDEST_HEAD)
     """Inner channels of a head; None: 64, or the next number below it that divides the inner width."""
 
-    groups: int = Field(1, ge=1)
+    groups: int = Field(1, ge=1, le=MOST)
     """Groups of heads that share keys and queries (there B and C)."""
 
-    state_width: int = Field(128, ge=1)
+    state_width: int = Field(128, ge=1, le=WIDEST_HEAD)
     """Width of keys and queries; at p = 1 the rows of a head's state."""
 
-    convolution: int = Field(4, ge=1)
+    convolution: int = Field(4, ge=1, le=MOST)
     """Tokens that the convolution sees."""
 
     p: int = Field(1, ge=1, le=4)
@@ -173,6 +177,7 @@ class Mamba2(Mixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Mamba2State:
+        _check_state_width(self.config, self.width)
         weight = self.input.weight
         device, cached = device or weight.device, dtype or weight.dtype
         tail = torch.zeros(
@@ -244,3 +249,18 @@ class Mamba2(Mixer):
 
 def _head_width(inner: int) -> int:
     return max(width for width in range(1, min(_WIDEST_HEAD, inner) + 1) if inner % width == 0)
+
+
+def _check_state_width(config: Mamba2Config, head_width: int) -> None:
+    """Refuse a state over the op's limit by the option's own name, which the op does not know."""
+    row = 4 * (head_width + 1)  # bytes, values and normaliser
+    rows = state_limit.current // row
+    needed = state_size(config.state_width, config.p)
+    if needed <= rows:
+        return
+    fits = bisect_right(range(1, config.state_width), rows, key=lambda width: state_size(width, config.p))
+    raise InputError(
+        f"state_width: expected at most {fits} at p={config.p} in heads of {head_width} channels, for the limit of "
+        f"{state_limit.current / 2**20:,.0f} MiB a head, was {config.state_width}, which takes "
+        f"{needed * row / 2**20:,.0f} MiB; zoo.state_limit raises the limit"
+    )

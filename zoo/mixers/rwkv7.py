@@ -19,6 +19,7 @@ from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+from zoo.limits import WIDEST, WIDEST_HEAD
 
 __all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
 
@@ -31,19 +32,19 @@ class Rwkv7Config(Config):
 
     name: Literal["rwkv7"] = "rwkv7"
 
-    head_width: int | None = Field(None, ge=1)
+    head_width: int | None = Field(None, ge=1, le=WIDEST_HEAD)
     """Width of a head; None: the model's."""
 
-    decay_rank: int | None = Field(None, ge=1)
+    decay_rank: int | None = Field(None, ge=1, le=WIDEST)
     """Rank of the decays' projection; None: 2.5 sqrt(width) to a multiple of 32."""
 
-    rate_rank: int | None = Field(None, ge=1)
+    rate_rank: int | None = Field(None, ge=1, le=WIDEST)
     """Rank of the removal rates' projection; None: 2.5 sqrt(width) to a multiple of 32."""
 
-    value_rank: int | None = Field(None, ge=1)
+    value_rank: int | None = Field(None, ge=1, le=WIDEST)
     """Rank of what mixes in the first layer's values; None: 1.7 sqrt(width) to a multiple of 32."""
 
-    gate_rank: int | None = Field(None, ge=1)
+    gate_rank: int | None = Field(None, ge=1, le=WIDEST)
     """Rank of the output gate's projection; None: 5 sqrt(width) to a multiple of 32."""
 
 

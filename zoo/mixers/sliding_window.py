@@ -13,6 +13,7 @@ from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_head
 from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
 from zoo.blocks.positions import document_starts, token_positions
 from zoo.blocks.softmax_attention import attention_flops, softmax_attention
+from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
 
@@ -22,7 +23,7 @@ class SlidingWindowConfig(HeadConfig):
 
     name: Literal["sliding-window"] = "sliding-window"
 
-    window: int = Field(256, ge=1)
+    window: int = Field(256, ge=1, le=LONGEST)
     """Tokens that a token sees, itself included. Through L layers a token is reached by L x (window - 1) before it."""
 
 

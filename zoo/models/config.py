@@ -9,6 +9,7 @@ from zoo.blocks.feed_forward import FeedForwardName, hidden_width
 from zoo.blocks.mixer import LayerContext
 from zoo.blocks.norms import NormName
 from zoo.config import Config
+from zoo.limits import LARGEST_VOCABULARY, LONGEST, MOST, MOST_LAYERS, WIDEST, WIDEST_HEAD
 
 __all__ = ["DecoderConfig"]
 
@@ -20,29 +21,29 @@ class DecoderConfig(Config):
     `feed_forward: none`, `norm: rmsnorm`, `bias: false`, `positions: none`.
     """
 
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=LARGEST_VOCABULARY)
     """Token ids that the model knows, 0 to vocab_size - 1."""
 
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=WIDEST)
     """Width of the residual stream."""
 
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
     """Blocks of a mixer and a feed-forward layer."""
 
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=MOST)
     """Query heads of a mixer."""
 
-    key_value_heads: int | None = Field(None, ge=1)
+    key_value_heads: int | None = Field(None, ge=1, le=MOST)
     """Heads of keys and values, shared by groups of query heads; None: as many as query heads."""
 
-    head_width: int | None = Field(None, ge=1)
+    head_width: int | None = Field(None, ge=1, le=WIDEST_HEAD)
     """Width of a head; None: width / heads."""
 
     feed_forward: FeedForwardName = "gelu"
     """`gelu` with two matrices, `swiglu` with three, `rwkv7` with two and a token shift, or `none`: blocks of a mixer
     alone, as in Mamba-2."""
 
-    feed_forward_width: int | None = Field(None, ge=1)
+    feed_forward_width: int | None = Field(None, ge=1, le=WIDEST)
     """Hidden width; None: 4 x width for gelu and rwkv7, 8/3 x width rounded up to a multiple of 64 for swiglu."""
 
     around: AroundName = "none"
@@ -61,7 +62,7 @@ class DecoderConfig(Config):
     positions: Literal["learned", "rotary", "none"] = "learned"
     """An embedding of the position in the document, a rotation of queries and keys by the position, or neither."""
 
-    max_positions: int = Field(1024, ge=1)
+    max_positions: int = Field(1024, ge=1, le=LONGEST)
     """Learned positions: the longest document. The other kinds have no limit and ignore this."""
 
     rotary_base: float = Field(10_000.0, gt=1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from zoo.config import Config, load_yaml, parse_yaml
+from zoo.config import Config, load_yaml, override_list, parse_yaml
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import mixers as registered_mixers
 from zoo.recipe import available_recipes
@@ -85,7 +85,7 @@ class Study(Config):
 
     def overridden(self, overrides: Sequence[str]) -> Self:
         """Return the study with further overrides for all variants."""
-        return self.replace(overrides=(*self.overrides, *overrides))
+        return self.replace(overrides=(*self.overrides, *override_list(overrides)))
 
 
 def available_studies() -> list[str]:
@@ -152,6 +152,8 @@ def _mixer_study(recipe: str, mixers: Sequence[str]) -> Study:
     if not mixers:
         raise ConfigError("mixers: at least one is needed")
     for mixer in mixers:
+        if ":" in mixer:
+            raise ConfigError(f"mixers: must be names without options, got {mixer!r}; the file of a study sets options")
         if mixer not in registered_mixers:
             hint = nearest(mixer, registered_mixers) or f"; the mixers are {', '.join(registered_mixers)}"
             raise ConfigError(f"mixers: unknown mixer {mixer!r}{hint}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from zoo.data import Corpus, load_corpus
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
 from zoo.training.progress import ProgressReporter, SilentProgress
@@ -49,13 +49,15 @@ def train(
         CheckpointError: the folder holds the run of another recipe or corpus, or its checkpoints are damaged.
         ConfigError: the model's vocabulary is smaller than the corpus's, or tensorboard is asked for and not installed.
         CorpusError: the corpus cannot be loaded or is too short.
-        InputError: there is no such device.
+        InputError: there is no such device, or `folder` is empty.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
             be written, for example on a full disk; or another process is training in the folder.
     """
     # The recipe contains TrainingConfig, so its modules import this package.
     from zoo.builder import build
 
+    if folder == "":
+        raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
     run = RunFolder(Path(folder))
     if run.status() != "missing":
         run.check(recipe)

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from zoo.config import Config
+from zoo.limits import LONGEST
 from zoo.models.checkpointing import Checkpointing
 
 __all__ = ["TrainingConfig"]
@@ -13,16 +14,16 @@ __all__ = ["TrainingConfig"]
 class TrainingConfig(Config):
     """Length, optimiser, schedule and bookkeeping of one training run; every duration is counted in optimiser steps."""
 
-    context_length: int = Field(default=256, ge=1)
+    context_length: int = Field(default=256, ge=1, le=LONGEST)
     """Tokens in a training sequence, T."""
 
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=LONGEST)
     """Sequences in one forward pass, over all processes together."""
 
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=LONGEST)
     """Forward and backward passes whose gradients are averaged into one optimiser step."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, le=LONGEST)
     """Optimiser steps in the whole run."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -31,7 +32,7 @@ class TrainingConfig(Config):
     min_learning_rate: float | None = Field(default=None, ge=0)
     """The absolute value that the schedule ends at; a tenth of the peak when not given."""
 
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=LONGEST)
     """Steps over which the learning rate rises in a straight line from near 0 to the peak."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -49,13 +50,13 @@ class TrainingConfig(Config):
     clip_norm: float | None = Field(default=1.0, gt=0)
     """The gradient's largest norm over all parameters together; `null` leaves it as it is."""
 
-    evaluate_every: int = Field(default=100, ge=1)
+    evaluate_every: int = Field(default=100, ge=1, le=LONGEST)
     """Steps between two evaluations; there is one more at step 0 and one after the last step."""
 
-    evaluation_tokens: int = Field(default=65536, ge=1)
+    evaluation_tokens: int = Field(default=65536, ge=1, le=LONGEST)
     """Validation tokens per evaluation, the same ones each time."""
 
-    checkpoint_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1, le=LONGEST)
     """Steps between two checkpoints; there is one more after the last step."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -72,7 +73,7 @@ class TrainingConfig(Config):
     """What layers keep for the backward pass: `none`, all that it wants; `selective`, their inputs and the outputs of
     their mixing ops, the rest is computed again; `full`, their inputs alone. It changes memory and time only."""
 
-    log_every: int = Field(default=10, ge=1)
+    log_every: int = Field(default=10, ge=1, le=LONGEST)
     """Steps between two lines of training metrics."""
 
     tensorboard: bool = False
