@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.triton_support import check_architecture
 
-__all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using"]
+__all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using", "wanted"]
 
 TABLE = Path(__file__).with_name("blocks.csv")
 
@@ -134,6 +134,11 @@ def using(sizes: Config) -> Iterator[None]:
         yield
     finally:
         _wanted = before
+
+
+def wanted() -> Config | None:
+    """The block sizes that `using` lets every call take, None outside of it."""
+    return _wanted
 
 
 def config(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> Config:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.kernels.power.triton.configs import wanted
 from zoo.kernels.power.triton.launch import Launch, bound, current_stream, rehearsal
 
 __all__ = ["Recorder", "Recording", "record"]
@@ -82,7 +83,7 @@ class Recorder:
     def __call__(self, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
         given = [x for x in tensors if x is not None]
         addresses, device = [x.data_ptr() for x in given], given[0].device
-        call = (device, options, *(None if x is None else (x.shape, x.dtype) for x in tensors))
+        call = (device, wanted(), options, *(None if x is None else (x.shape, x.dtype) for x in tensors))
         as_recorded = not reduce(or_, addresses) % 16 and all(x.is_contiguous() for x in given)
         if call not in self._seen:
             self._meet(call, tensors, options)

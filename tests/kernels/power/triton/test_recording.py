@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.kernels.power.triton import launch as launch_module
 from zoo.kernels.power.triton import op, problem, recording
+from zoo.kernels.power.triton.configs import config, using, wanted
 from zoo.kernels.power.triton.launch import launch, unseen
 from zoo.kernels.power.triton.recording import Recorder, record
 from zoo.kernels.power.triton_support import INTERPRETED
@@ -158,6 +159,24 @@ def test_replayed_from_the_second_call_on() -> None:
             run((x.view(2, 4).T,), (1.0,))  # not contiguous: this function may look at strides
     assert len(calls) == 2 + 2 + 6
     assert met == [8, 8, 4, 7, 8]
+
+
+def test_other_block_sizes_are_recorded_anew() -> None:
+    """`zoo tune` calls the same op with the same tensors, and each time wants other kernels."""
+
+    def scaled(x: Tensor) -> tuple[Tensor, ...]:
+        out = torch.empty_like(x)
+        sizes = wanted()
+        _add_tensors(x, x, out, 1.0 if sizes is None else sizes.chunk)
+        return (out,)
+
+    run, x = Recorder(scaled), torch.ones(8)
+    sizes = config(x, 64, 64, 2, hopper=False)
+    with unseen(CPU):
+        for chunk in (512, 2048):
+            with using(sizes._replace(chunk=chunk)):
+                for _ in range(3):
+                    assert run((x,), ())[0].tolist() == 8 * [chunk + 1]
 
 
 @pytest.mark.parametrize("T", [500, 4097])
