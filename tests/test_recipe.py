@@ -99,7 +99,7 @@ def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path) -> None:
         ("model.norm=layrnorm", r"model.norm: must be .*, got 'layrnorm' \(did you mean 'layernorm'\?\)"),
         ("hybrid.mixer=power", "hybrid.every: missing"),
         ("hybrid={mixer: power, every: 1}", "hybrid.every: must be greater than or equal to 2, got 1"),
-        ("hybrid={mixer: power, every: 4}", "hybrid.every: must be at most the 3 layers of the model, got 4"),
+        ("hybrid={mixer: power, every: 4}", "hybrid.every: must be at most model.layers 3, got 4"),
         ("hybrid={mixer: powr, every: 2}", "hybrid.mixer.name: must be one of .*, got 'powr'"),
         ("name=a/b", "name: must be letters, digits"),
         ("name=..", "name: must be letters, digits"),

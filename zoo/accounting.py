@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from zoo.budget.counts import any_state
+from zoo.blocks.mixer import Mixer
 from zoo.builder import build, check_state
 from zoo.errors import ConfigError, InputError
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
-from zoo.states import state_bytes
+from zoo.states import any_state, state_bytes
 
-__all__ = ["CONTEXTS", "Accounting", "Parameters", "account", "count_parameters", "match_parameters"]
+__all__ = ["CONTEXTS", "Accounting", "Parameters", "account", "count_parameters", "layer_mixers", "match_parameters"]
 
 CONTEXTS = (1_024, 4_096, 16_384, 65_536, 1_048_576)
 """Context lengths, in tokens, that costs are stated for by default."""
@@ -53,6 +54,8 @@ class Accounting:
     """Bytes that the state of one sequence takes while decoding, with room for the context."""
     forward_flops_per_token: Mapping[int, float]
     """FLOPs of the forward pass (a multiply-add is 2), the mean over the tokens of one sequence of that length."""
+    heads: tuple[tuple[int, int], ...] = ()
+    """Heads of the layers' mixers, and how many different keys and values they have; layers that are alike once."""
     refused: str = ""
     """Why no such model is built unless the limit of a state is raised, if it is not."""
 
@@ -81,8 +84,14 @@ def account(recipe: Recipe, contexts: Sequence[int] = CONTEXTS, dtype: torch.dty
         parameters=_count(model),
         state_bytes={context: state_bytes(any_state(model, context)) for context in reached},
         forward_flops_per_token={context: model.flops(context) / context for context in reached},
+        heads=tuple(dict.fromkeys(mixer.head_counts for mixer in layer_mixers(model) if mixer.head_counts)),
         refused=_refused(model),
     )
+
+
+def layer_mixers(model: Decoder) -> list[Mixer]:
+    """Return the mixer of each layer; what one is made of, mixers or not, is its own to count."""
+    return [cast("Mixer", block.get_submodule("mixer")) for block in model.blocks]
 
 
 def _refused(model: Decoder) -> str:

@@ -70,9 +70,7 @@ class Recipe(Config):
     def _check_sections(self) -> Self:
         model, context_length = self.model, self.training.context_length
         if self.hybrid is not None and self.hybrid.every > model.layers:
-            raise ValueError(
-                f"hybrid.every: must be at most the {model.layers} layers of the model, got {self.hybrid.every}"
-            )
+            raise ValueError(f"hybrid.every: must be at most model.layers {model.layers}, got {self.hybrid.every}")
         if model.positions == "learned" and context_length > model.max_positions:
             raise ValueError(
                 f"training.context_length: must be at most model.max_positions {model.max_positions}, "

@@ -1,17 +1,40 @@
 """What can be done with any state: a NamedTuple, or a tuple, of tensors and further states, batch first throughout."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
 from zoo.errors import InputError
+from zoo.kernels.power import state_limit
 
-__all__ = ["detach_state", "map_state", "move_state", "overwrite_state", "reorder_state", "state_bytes"]
+if TYPE_CHECKING:
+    from zoo.blocks.mixer import Mixer
+    from zoo.models.decoder import Decoder
+
+__all__ = ["any_state", "detach_state", "map_state", "move_state", "overwrite_state", "reorder_state", "state_bytes"]
 
 State = TypeVar("State")
+
+
+def any_state(model: Decoder | Mixer, context: int, dtype: torch.dtype | None = None) -> Any:
+    """Return the state of one sequence on the meta device, also one that is over the op's limit.
+
+    Raises:
+        InputError: one of its tensors would have more bytes than torch can count.
+    """
+    try:
+        with state_limit(2**63):
+            return model.init_state(1, max_len=context, device="meta", dtype=dtype)
+    except (InputError, RuntimeError):  # the op's own refusal, or torch's
+        raise InputError(
+            f"state: expected one of fewer than 2^63 bytes, which can be counted, was larger at {context:,} tokens; "
+            "take a smaller power, head width, state width or window"
+        ) from None
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:

@@ -159,3 +159,10 @@ def test_assumptions_are_printed(zoo: Callable[..., Result]) -> None:
     for part in ("Base recipe tiny", "tied with the head", "multiples of 64", "head widths 32, 64, 128", "init_state",
                  "3 times the forward pass", "the states of 7 sequences"):  # fmt: skip
         assert part in said
+
+
+def test_what_a_base_has_not_is_said_so(zoo: Callable[..., Result]) -> None:
+    said = " ".join(zoo("plan", "--params", "130M", "--context", "1K", "--recipe", "mamba2-130m", "--mixers", "linear",
+                        "--batch-size", "1").stdout.split())  # fmt: skip
+    assert "no feed-forward layers, rmsnorm, no positions, vocabulary of" in said
+    assert "the states of 1 sequence, no activations" in said

@@ -1,5 +1,7 @@
 """`zoo list` and `zoo show`."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,3 +129,18 @@ def test_options_of_which_one_would_say_nothing_are_refused(
     assert refused("show", "tiny", *given) == (
         f"{options[1]}: expected without {options[0]}, which prints something else; give one of them"
     )
+
+
+def test_show_says_how_many_heads_the_mixers_have(zoo: Callable[..., Result]) -> None:
+    assert "24 layers, width 768, 24 heads, rmsnorm, no feed-forward layers" in zoo("show", "mamba2-130m").stdout
+    assert "24 layers, width 768, 12 heads, rmsnorm" in zoo("show", "mamba2-130m", "mixer=power").stdout
+    assert "15 heads in 5 groups" in zoo("show", "llama-360m").stdout
+    one = zoo("show", "tiny", "model.layers=2", "model.heads=1", "hybrid={mixer: rwkv7, every: 2}").stdout
+    assert "2 layers, width 96, 1 head, rmsnorm" in one
+    assert "softmax in 1 layer, rwkv7 in 1 layer" in one
+
+
+def test_show_imports_what_it_needs_by_itself() -> None:
+    """In a process of its own: here, the modules that import each other are all there already."""
+    program = "from zoo.cli import main; main(['show', 'tiny'])"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

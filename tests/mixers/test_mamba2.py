@@ -109,7 +109,7 @@ def test_gates_keep_their_digits_in_narrow_models() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"head_width": 7}, "head_width: must divide the inner width 24, got 7"),
-     ({"head_width": 8, "groups": 2}, "groups: must divide the 3 heads, got 2"),
+     ({"head_width": 8, "groups": 2}, "groups: must divide 3, the number of heads, got 2"),
      ({"step": (0.1, 0.01)}, "step: must be two numbers in order, from 0 to 1e.06, was"),
      ({"step": (0, 0.01)}, "step: must be two numbers above 0, was"),
      ({"decay": (1e300, 1e300)}, "decay: must be two numbers in order, from 0 to 1e.06, was")],

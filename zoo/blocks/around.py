@@ -98,6 +98,10 @@ class Around(ValueSharingMixer):
         position.add_(1)
         return self.behind(x, y), first_values
 
+    @property
+    def head_counts(self) -> tuple[int, int] | None:
+        return self.mixer.head_counts
+
     def flops(self, tokens: int) -> int:
         return self.mixer.flops(tokens)
 

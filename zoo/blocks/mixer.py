@@ -43,6 +43,11 @@ class Mixer(nn.Module, ABC):
     keep_states: bool = True
     """Whether the states inside of a sequence, where there are any, are kept for the backward pass: time for memory."""
 
+    @property
+    def head_counts(self) -> tuple[int, int] | None:
+        """Heads, and how many different keys and values they have; None for a mixer without heads."""
+        return None
+
     @abstractmethod
     def forward(
         self,

@@ -125,6 +125,10 @@ class PowerLayer(Mixer):
         position.add_(1)
         return self.output(o)
 
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        return self.heads.query, self.heads.key_value
+
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads
         return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p)

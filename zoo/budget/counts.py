@@ -13,22 +13,20 @@ kernel on the CPU does not count at all. Here a query counts with the keys that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import nn
 
-from zoo.blocks.mixer import Mixer
+from zoo.accounting import layer_mixers
 from zoo.builder import build
 from zoo.errors import InputError
 from zoo.kernels.contractions import contraction_flops
-from zoo.kernels.power import state_limit
 from zoo.limits import LONGEST
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
-from zoo.states import state_bytes
+from zoo.states import any_state, state_bytes
 
-__all__ = ["Budget", "any_state", "budgets", "check_contexts", "layer_mixers", "measure", "weight_flops"]
+__all__ = ["Budget", "budgets", "check_contexts", "measure", "weight_flops"]
 
 
 @dataclass(frozen=True)
@@ -96,33 +94,12 @@ def measure(model: Decoder, context: int, dtype: torch.dtype | None = None) -> B
     return Budget(context, weight_flops(model), mixed / context, state_bytes(state))
 
 
-def layer_mixers(model: Decoder) -> list[Mixer]:
-    """Return the mixer of each layer; what one is made of, mixers or not, is its own to count."""
-    return [cast("Mixer", block.get_submodule("mixer")) for block in model.blocks]
-
-
 def weight_flops(model: Decoder) -> int:
     """Return the forward FLOPs of one token in all linear layers and the head."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     if model.head is None:
         matrices.append(model.token_embedding.weight)
     return sum(contraction_flops("tm,nm->tn", (1, matrix.shape[1]), tuple(matrix.shape)) for matrix in matrices)
-
-
-def any_state(model: Decoder | Mixer, context: int, dtype: torch.dtype | None = None) -> Any:
-    """Return the state of one sequence on the meta device, also one that is over the op's limit.
-
-    Raises:
-        InputError: one of its tensors would have more bytes than torch can count.
-    """
-    try:
-        with state_limit(2**63):
-            return model.init_state(1, max_len=context, device="meta", dtype=dtype)
-    except (InputError, RuntimeError):  # the op's own refusal, or torch's
-        raise InputError(
-            f"state: expected one of fewer than 2^63 bytes, which can be counted, was larger at {context:,} tokens; "
-            "take a smaller power, head width, state width or window"
-        ) from None
 
 
 def check_contexts(contexts: Sequence[int]) -> None:

@@ -12,11 +12,12 @@ Source of the ratios: Gelada et al., "Scaling Context Requires Rethinking Attent
 from collections.abc import Sequence
 from statistics import fmean
 
+from zoo.accounting import layer_mixers
 from zoo.blocks.around import Around
 from zoo.blocks.cache import KeyValueState
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.power_layer import PowerLayerState
-from zoo.budget.counts import any_state, check_contexts, layer_mixers
+from zoo.budget.counts import check_contexts
 from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, ratio_text, variants
 from zoo.builder import build
 from zoo.errors import InputError
@@ -26,6 +27,7 @@ from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.models.config import DecoderConfig
 from zoo.recipe import Recipe
+from zoo.states import any_state
 
 __all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "paper_table"]
 

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.budget.plan import HEAD_WIDTHS, MULTIPLE, SHAPES, TOLERANCE, Plan
-from zoo.study.numbers import count, size
+from zoo.study.numbers import count, counted, size
 
 __all__ = ["assumptions", "print_plan"]
 
@@ -16,15 +16,17 @@ def assumptions(plan: Plan, batch_size: int) -> list[str]:
     model = plan.recipe.model
     head_widths = ", ".join(map(str, HEAD_WIDTHS))
     vocabulary = "tied with the head" if model.tie_embeddings else "with a head of its own"
+    feed_forward = "no feed-forward layers" if model.feed_forward == "none" else model.feed_forward
+    positions = "no" if model.positions == "none" else model.positions
     return [
-        f"Base recipe {plan.base}: {model.feed_forward}, {model.norm}, {model.positions} positions, vocabulary of "
+        f"Base recipe {plan.base}: {feed_forward}, {model.norm}, {positions} positions, vocabulary of "
         f"{model.vocab_size:,} {vocabulary}; one mixer in every layer, its options but p at their defaults.",
         f"Parameters within {TOLERANCE:.0%}; widths are multiples of {MULTIPLE}, {SHAPES[0]} to {SHAPES[1]} times the "
         f"layers; head widths {head_widths}, one of them where they make no difference.",
         "Ratio: FLOPs of linear layers and head to FLOPs of mixing along time, for one token, the mean over a sequence "
         "of the context's length. Training FLOPs, for one token too, are 3 times the forward pass.",
         "State: all that init_state makes for one sequence, caches in bfloat16 and running sums in float32.",
-        f"Memory: parameters in bfloat16 and the states of {batch_size} sequences, no activations.",
+        f"Memory: parameters in bfloat16 and the states of {counted(batch_size, 'sequence')}, no activations.",
     ]
 
 
@@ -44,8 +46,8 @@ def print_plan(plan: Plan, batch_size: int, console: Console) -> None:
     if plan.smallest_left_out is not None:
         smallest = plan.smallest_left_out
         console.print(
-            f"Left out: {plan.left_out} models whose state is over {size(plan.state_limit)} a sequence, or over what "
-            f"the op makes for a head; the smallest, {smallest.budget.state_bytes:,} bytes, is that of",
+            f"Left out: {counted(plan.left_out, 'model')} whose state is over {size(plan.state_limit)} a sequence, or "
+            f"over what the op makes for a head; the smallest, {smallest.budget.state_bytes:,} bytes, is that of",
             highlight=False,
         )
         console.print(escape(plan.line(smallest)), highlight=False, soft_wrap=True)

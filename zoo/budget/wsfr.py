@@ -8,6 +8,7 @@ from zoo.budget.counts import Budget, budgets
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import MixerConfig, mixers
 from zoo.recipe import Recipe
+from zoo.study.numbers import counted
 
 __all__ = [
     "EXACT_FORMULA",
@@ -128,7 +129,7 @@ def variants(recipe: Recipe, names: Sequence[str]) -> list[Recipe]:
 def mixer_label(recipe: Recipe) -> str:
     """Return a recipe's mixers with their power and what else is not at its default: `power (p=2)`."""
     (name, _), *others = counts = Counter(map(_with_options, recipe.layer_mixers)).most_common()
-    return ", ".join(f"{name} in {layers} layers" for name, layers in counts) if others else name
+    return ", ".join(f"{name} in {counted(layers, 'layer')}" for name, layers in counts) if others else name
 
 
 def ratio_text(value: float) -> str:

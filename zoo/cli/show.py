@@ -69,7 +69,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
     costs = account(loaded, sorted(contexts), getattr(torch, dtype or "float32"))
     console = Console()
     console.print(f"[bold]{escape(loaded.name)}[/bold]  {escape(loaded.description)}")
-    console.print(_facts(loaded))
+    console.print(_facts(loaded, costs))
     console.print(_parameter_table(costs))
     console.print(_context_table(costs))
     console.print("[dim]State of one sequence while decoding. FLOPs a token, the mean over a sequence.[/dim]")
@@ -77,30 +77,40 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
         console.print(escape(f"No such model is built or trained as it is: {costs.refused}"), highlight=False)
 
 
-def _facts(recipe: Recipe) -> Table:
+def _facts(recipe: Recipe, costs: Accounting) -> Table:
+    from zoo.study.numbers import counted
+
     model = recipe.model
-    key_value_heads = model.key_value_heads or model.heads
-    heads = f"{model.heads} heads"
-    if key_value_heads != model.heads:
-        heads += f" in {key_value_heads} groups"
+    heads = " or ".join(_head_text(*counts) for counts in costs.heads)  # the mixers' own: some make them by themselves
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     feed_forward = "no feed-forward layers" if model.feed_forward == "none" else model.feed_forward
-    table.add_row("model", f"{model.layers} layers, width {model.width}, {heads}, {model.norm}, {feed_forward}")
+    parts = [counted(model.layers, "layer"), f"width {model.width}", heads, model.norm, feed_forward]
+    table.add_row("model", ", ".join(filter(None, parts)))
     table.add_row("mixers", escape(_mixer_text(recipe)))
     table.add_row("positions", _position_text(recipe))
     table.add_row("vocabulary", f"{model.vocab_size:,} tokens{', tied embeddings' if model.tie_embeddings else ''}")
     table.add_row("data", escape(f"{recipe.data.source}, tokenizer {recipe.data.tokenizer}"))
     training = recipe.training
     tokens = training.steps * training.tokens_per_step
-    table.add_row("training", f"{training.steps:,} steps, {tokens:,} tokens, context {training.context_length:,}")
+    length = f"{counted(training.steps, 'step')}, {counted(tokens, 'token')}"
+    table.add_row("training", f"{length}, context {training.context_length:,}")
     return table
 
 
+def _head_text(heads: int, key_value_heads: int) -> str:
+    from zoo.study.numbers import counted
+
+    text = counted(heads, "head")
+    return text if heads == key_value_heads else f"{text} in {counted(key_value_heads, 'group')}"
+
+
 def _mixer_text(recipe: Recipe) -> str:
+    from zoo.study.numbers import counted
+
     counts = Counter(map(_with_options, recipe.layer_mixers))
     if len(counts) == 1:
         return f"{next(iter(counts))} in every layer"
-    return ", ".join(f"{mixer} in {layers} layers" for mixer, layers in counts.items())
+    return ", ".join(f"{mixer} in {counted(layers, 'layer')}" for mixer, layers in counts.items())
 
 
 def _with_options(mixer: MixerConfig) -> str:

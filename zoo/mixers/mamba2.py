@@ -123,7 +123,7 @@ class Mamba2(Mixer):
             raise ConfigError(f"head_width: must divide the inner width {self.inner}, got {self.width}")
         self.heads = self.inner // self.width
         if self.heads % config.groups:
-            raise ConfigError(f"groups: must divide the {self.heads} heads, got {config.groups}")
+            raise ConfigError(f"groups: must divide {self.heads}, the number of heads, got {config.groups}")
         self.shared = config.groups * config.state_width  # channels of all keys, and of all queries
         channels = self.inner + 2 * self.shared
         self.input = nn.Linear(context.width, self.inner + channels + self.heads, context.bias)
@@ -201,6 +201,10 @@ class Mamba2(Mixer):
         )  # fmt: skip
         position.add_(1)
         return self._output(o, values, z)
+
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        return self.heads, self.heads
 
     def flops(self, tokens: int) -> int:
         groups, convolved = self.config.groups, self.inner + 2 * self.shared

@@ -178,6 +178,10 @@ class Rwkv7(ValueSharingMixer):
         position.add_(1)
         return self._output(o, token), first_values
 
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        return self.heads, self.heads
+
     def flops(self, tokens: int) -> int:
         return rwkv7_flops(1, tokens, self.heads, self.width)
 

@@ -80,6 +80,10 @@ class SlidingWindow(Mixer):
         q, k, v = self.input.token(x, state.position)
         return self.output(attend_in_place(q, k, v, state))
 
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        return self.heads.query, self.heads.key_value
+
     def flops(self, tokens: int) -> int:
         full = max(0, tokens - self.window)
         rising = tokens - full

@@ -89,6 +89,10 @@ class Softmax(Mixer):
         q, k, v = self.input.token(x, state.position)
         return self.output(attend_in_place(q, k, v, state))
 
+    @property
+    def head_counts(self) -> tuple[int, int]:
+        return self.heads.query, self.heads.key_value
+
     def flops(self, tokens: int) -> int:
         return attention_flops(tokens * (tokens + 1) // 2, self.heads.query, self.heads.width)
 

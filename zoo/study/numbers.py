@@ -1,12 +1,17 @@
 """Numbers as people read them: three digits and a unit."""
 
-__all__ = ["count", "difference", "duration", "size"]
+__all__ = ["count", "counted", "difference", "duration", "size"]
 
 
 def count(value: float) -> str:
     """Write a number with a decimal prefix: 950, 12.3k, 4.56M, 789G, 1.20T."""
     number, prefix = _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"))
     return number + prefix
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something: 1 layer, 12 layers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(byte_count: float) -> str:
