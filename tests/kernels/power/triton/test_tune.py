@@ -73,6 +73,16 @@ def test_the_search_finds_the_fastest_that_runs() -> None:
     assert [line.partition(":")[0] for line in said] == [*tuned_kernels(CASE), "chunk", "one chunk alone"]
 
 
+@pytest.mark.parametrize(("longer", "chunk"), [(1.005, 1024), (1.02, 512)])
+def test_of_chunks_that_tie_the_longest_is_taken(longer: float, chunk: int) -> None:
+    times = {512: 1.0, 1024: longer, 2048: 2.0}
+
+    def measure(sizes: Config, kernel: str, _tokens: int) -> float:
+        return times[sizes.chunk] if kernel == "all" else 1.0
+
+    assert tune(CASE, config(bfloat16(), 64, 64, 2, hopper=False), 65536, measure, str).chunk == chunk
+
+
 def test_a_row_takes_the_place_of_the_one_before_it(tmp_path: Path) -> None:
     table = tmp_path / "blocks.csv"
     shutil.copy(TABLE, table)
