@@ -7,9 +7,10 @@ heads are shared in consecutive groups: state `h` reads key head `h // (Hs / Hk)
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Heads", "gather_heads", "spread_heads"]
+__all__ = ["Heads", "gather_heads", "separate_gradients", "spread_heads"]
 
 
 class Heads(NamedTuple):
@@ -39,6 +40,11 @@ def spread_heads(x: Tensor, heads: int, dim: int) -> Tensor:
         return x
     repeated = x.unsqueeze(dim + 1).expand(*x.shape[: dim + 1], heads // shared, *x.shape[dim + 1 :])
     return repeated.flatten(dim, dim + 1)
+
+
+def separate_gradients(x: Tensor, heads: int) -> Tensor:
+    """Memory for gradients of `x [B, T, H, W]` by so many heads, float32 if `gather_heads` is to sum some."""
+    return x.new_empty(*x.shape[:2], heads, x.shape[3], dtype=x.dtype if x.shape[2] == heads else torch.float32)
 
 
 def gather_heads(x: Tensor, heads: int, dim: int) -> Tensor:

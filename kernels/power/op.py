@@ -18,7 +18,7 @@ from zoo.kernels.compilation import in_backward_graph
 from zoo.kernels.power import chunked
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
-from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.heads import Heads, separate_gradients
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.power.triton_support import TRITON, triton_op
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast
@@ -203,10 +203,7 @@ def _fake_backward_kernels(*arguments: Any) -> tuple[Tensor, ...]:
     q, k, v = arguments[3:6]
     heads = Heads(q.shape[2], k.shape[2], v.shape[2])
     gradients = _fake_attend_backward(*arguments, use_triton=True)
-    separate = (
-        x.new_empty(*x.shape[:2], count, x.shape[3], dtype=x.dtype if count == x.shape[2] else torch.float32)
-        for x, count in ((q, heads.output), (k, heads.state), (v, heads.state))
-    )
+    separate = (separate_gradients(x, n) for x, n in ((q, heads.output), (k, heads.state), (v, heads.state)))
     return *separate, *gradients[3:]
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.power.heads import separate_gradients
 from zoo.kernels.power.triton.forward import (
     OUTERS,
     add_up,
@@ -102,7 +103,7 @@ def _query_gradient(
     given = None
     if states is not None:
         given = problem.gradients_from_states(gradient.do, problem.queries, states, heads.output, has_initial)
-    dq = q.new_empty(*q.shape[:2], heads.output, problem.K, dtype=problem.gradient_dtype(q, heads.output))
+    dq = separate_gradients(q, heads.output)
     blocks = problem.blocks(launch.block)
     launcher(query_gradient_kernel)[(blocks * heads.output * chunks.slots,)](
         q, problem.queries, problem.keys, problem.v, gradient.do,
@@ -129,7 +130,7 @@ def _key_gradient(
     given = None
     if dstates is not None:
         given = problem.gradients_from_states(problem.v, problem.keys, dstates, heads.state, True)
-    dk = k.new_empty(*k.shape[:2], heads.state, problem.K, dtype=problem.gradient_dtype(k, heads.state))
+    dk = separate_gradients(k, heads.state)
     blocks = problem.blocks(launch.block)
     launcher(key_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, k, problem.keys, problem.v, gradient.do,
@@ -154,7 +155,7 @@ def _value_gradient(problem: Problem, gradient: OutputGradient, dstates: Tensor 
     given = None
     if dstates is not None:
         given = problem.outputs_from_states(problem.k, problem.keys, dstates, heads.state, True)
-    dv = v.new_empty(*v.shape[:2], heads.state, problem.V, dtype=problem.gradient_dtype(v, heads.state))
+    dv = separate_gradients(v, heads.state)
     blocks = problem.blocks(launch.block)
     launcher(value_gradient_kernel)[(blocks * heads.state * chunks.slots,)](
         problem.q, problem.k, problem.keys, gradient.do, gradient.factors, problem.gates,

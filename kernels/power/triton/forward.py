@@ -109,7 +109,7 @@ def scan(
     launcher(scan_kernel)[(blocks, chunks.sequences, problem.heads.state)](
         sums, problem.or_nothing(None if in_place else states), problem.gates, problem.or_nothing(initial),
         problem.or_nothing(final), problem.or_nothing(others), problem.or_nothing(products),
-        problem.layout.row_weights if products is not None and problem.p > 2 else problem.gates,
+        problem.layout.row_weights if products is not None and problem.p > 2 else problem.nothing,
         problem.tables[1], chunks.slots // chunks.sequences, chunks.size, size, live, problem.heads.state,
         blocks,
         BLOCK=SCAN_BLOCK, GATED=problem.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final,
@@ -171,7 +171,7 @@ def _outputs(
     B, T = problem.q.shape[:2]
     o = problem.v.new_empty(B, T, heads.output, problem.V)
     exact_o = torch.empty_like(o, dtype=torch.float32) if exact else None
-    denominator = problem.q.new_empty((B, T, heads.output) if normalize else (0,), dtype=problem.gates.dtype)
+    denominator = o.new_empty(B, T, heads.output, dtype=torch.float32) if normalize else None
     given = None
     if states is not None:
         given = problem.outputs_from_states(problem.q, problem.queries, states, heads.output, has_initial)
@@ -179,7 +179,8 @@ def _outputs(
     launcher(output_kernel)[(blocks * heads.output * chunks.slots,)](
         problem.q, problem.queries, problem.keys, problem.v, problem.gates, problem.gates_low,
         problem.or_nothing(states), problem.or_nothing(given),
-        o, problem.or_nothing(exact_o), denominator, problem.tables[0], layout.channels, layout.weights,
+        o, problem.or_nothing(exact_o), problem.or_nothing(denominator), problem.tables[0], layout.channels,
+        layout.weights,
         T, chunks.size, layout.outers, layout.rows, problem.scale,
         *heads, heads.state, heads.output, blocks,
         K=problem.K, V=problem.V, P=problem.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block,
@@ -187,4 +188,4 @@ def _outputs(
         HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=problem.packed,
         PRECISION=problem.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return o, exact_o, denominator if normalize else None
+    return o, exact_o, denominator

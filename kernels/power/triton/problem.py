@@ -197,10 +197,6 @@ class Problem:
         """Blocks of tokens in the longest chunk."""
         return -(-min(self.chunks.size, self.chunks.tokens) // block)
 
-    def gradient_dtype(self, x: Tensor, heads: int) -> torch.dtype:
-        """float32 where gradients of several heads are still to be added."""
-        return x.dtype if x.shape[2] == heads else torch.float32
-
     def along(self) -> tuple[Tensor, Tensor]:
         """Room for products of queries and keys with their gradients `[2, slots, Ho or Hs, C]`, empty if not gated."""
         shapes = ((2, self.chunks.slots, count, self.chunks.size) for count in (self.heads.output, self.heads.state))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from zoo.kernels.power.heads import separate_gradients
 from zoo.kernels.power.triton.hopper.launches import attend, differentiate
 from zoo.kernels.power.triton.problem import OutputGradient, Problem
 
@@ -19,7 +20,7 @@ def outputs(
     denominator = o.new_empty(o.shape[:3], dtype=torch.float32) if normalize else None
     attend(
         problem.q, nothing if states is None else problem.queries, problem.k, problem.v,
-        nothing if states is None else states, problem.gates, problem.gates, o, exact_o, denominator,
+        problem.or_nothing(states), problem.gates, problem.gates, o, exact_o, denominator,
         problem.tables[0], problem.scale, chunks.size, chunks.slots, heads.state, heads.state, problem.layout.rows,
         first=has_initial, reverse=False, packed=problem.packed,
     )  # fmt: skip
@@ -46,11 +47,8 @@ def gradients(
     normalised = delta is not None
     q_columns, states = (nothing, nothing) if states is None else (problem.queries, states)
     k_columns, dstates = (nothing, nothing) if dstates is None else (problem.keys, dstates)
-    delta = nothing if delta is None else delta
-    dq, dk, dv = (
-        x.new_empty(*x.shape[:2], count, x.shape[3], dtype=problem.gradient_dtype(x, count))
-        for x, count in ((q, heads.output), (k, heads.state), (v, heads.state))
-    )
+    delta = problem.or_nothing(delta)
+    dq, dk, dv = (separate_gradients(x, n) for x, n in ((q, heads.output), (k, heads.state), (v, heads.state)))
     q_along, k_along = problem.along()
     differentiate(
         q, q_columns, do, k, v, states, gates, factors, delta, dq, q_along, bounds, chunks.size, chunks.slots,
