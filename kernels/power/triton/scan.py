@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """From what each chunk adds to the state at each chunk's start (or, backwards in time, at its end)."""
 
 import triton
