@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["key_gradient_kernel"]
 
@@ -27,11 +27,8 @@ def key_gradient_kernel(
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
     HAS_NORMALISER; the rest as in `query_gradient_kernel`.
     """
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    state = program // BLOCKS % STATES
-    slot = (program // (BLOCKS * STATES)).to(tl.int64)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, state, slot, start, tokens, _ = locate(BLOCKS, 1, STATES, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     q += start * Q_HEADS * K
@@ -57,20 +54,17 @@ def key_gradient_kernel(
     in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
+        vectors = Vectors(k, at, k_columns, here, C)
+        after = State(dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
         if HAS_NORMALISER:
-            result = normaliser_gradients(
-                k, at, tl.full((BLOCK,), 1.0, tl.float32), dstates + rows * V, channels, symmetric, gradient_weights,
-                outers, 1, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION,
-            )  # fmt: skip
+            ones = tl.full((BLOCK,), 1.0, tl.float32)
+            result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, PRECISION)
         if GIVEN:
             given += (start * STATES + state) * K
             exist = (here < tokens)[:, None]
             result += tl.load(given + here[:, None] * STATES * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(
-                result, values, k_columns, here, C, dstates, channels, symmetric, gradient_weights, outers, 1,
-                K, V, P, INNER, PRECISION,
-            )  # fmt: skip
+            result = add_gradients(result, values, vectors, after, K, P, INNER, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
             by_states = tl.sum(result * keys.to(tl.float32), 1)

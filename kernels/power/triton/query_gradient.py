@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["query_gradient_kernel"]
 
@@ -27,11 +27,8 @@ def query_gradient_kernel(
     The gradients of numerator and denominator are do `[B T, Ho, V]` and, if NORMALIZE, -delta `[slots, Ho, C]` times
     factors `[slots, Ho, C]`; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by the states among it.
     """
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    head = program // BLOCKS % OUTPUTS
-    slot = (program // (BLOCKS * OUTPUTS)).to(tl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     state = head // (OUTPUTS // STATES)
@@ -59,20 +56,16 @@ def query_gradient_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
+        vectors = Vectors(q, at, q_columns, here, C)
+        before = State(states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
         if NORMALIZE:
-            result = normaliser_gradients(
-                q, at, -delta_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
-                BLOCK, K, P, INNER, OUTERS, PRECISION,
-            )  # fmt: skip
+            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * K
             exist = ((here < tokens) & (count > 0))[:, None]
             result += tl.load(given + here[:, None] * OUTPUTS * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(
-                result, do_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
-                K, V, P, INNER, PRECISION,
-            )  # fmt: skip
+            result = add_gradients(result, do_here, vectors, before, K, P, INNER, PRECISION)
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
             by_states = tl.sum(result * queries.to(tl.float32), 1)
