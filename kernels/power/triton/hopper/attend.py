@@ -19,10 +19,12 @@ __all__ = ["attend_kernel"]
 @gluon.jit
 def _add(half, score, values, factor, NORMALIZE: gl.constexpr):
     """Steps 5 and 6, for one half; returns the scores' registers as well."""
-    score = warpgroup_mma_wait(1, deps=[score])  # of the other half something is in flight
-    weight = score * score * factor
+    # One product stays in flight: half 1's scores, or half 0's values.
+    score = warpgroup_mma_wait(1, deps=[score])
+    weight = score * score * factor  # float32, [HALF, 64]
     result = warpgroup_mma(as_operand(weight), values, half.result, is_async=True)
     row_sums = half.row_sums
+    # The product takes a rounded copy, so the sum may run beside it.
     if NORMALIZE:
         row_sums += gl.sum(weight, 1)
     return half.with_sums(result, row_sums), score
@@ -53,6 +55,7 @@ def _store(half, y, exact, denominator, HEADS, NORMALIZE: gl.constexpr, EXACT: g
     result, total = half.result, half.row_sums
     if NORMALIZE:
         gl.store(denominator + half.here * HEADS, total, half.here < y.tokens)
+        # A denominator that small has lost its digits, and counts as zero: so do the outputs.
         vanishes = gl.abs(total) < VANISHING
         result = gl.where(vanishes[:, None], 0.0, result / gl.where(vanishes, 1.0, total)[:, None])
     y.store(half.here, result)
@@ -80,7 +83,7 @@ def attend_kernel(
     A program takes 32 tokens a warp of one head. SHARED of HEADS share a state, and PARTNERS of the other side meet it;
     X_SHARED share an x, OTHER_SHARED and VALUE_SHARED partners the others.
     """
-    gl.static_assert(K == SIZE and V == SIZE)
+    gl.static_assert(K == SIZE and V == SIZE)  # a result is one tile wide, and so is each tile of a block
     HALF: gl.constexpr = 16 * WARPS
     BLOCK: gl.constexpr = 2 * HALF
     STAGES: gl.constexpr = 2
@@ -92,6 +95,7 @@ def attend_kernel(
     token = part * BLOCK
     if token >= tokens:
         return
+    # Heads: some of each kind may be shared; constants where the kernel was compiled for 1.
     STATES = HEADS // SHARED
     state = head // SHARED
     partners = STATES * PARTNERS
@@ -106,6 +110,7 @@ def attend_kernel(
 
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * K, SIZE], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
+    # These copies belong to the first group that is committed below, whichever that is.
     vectors.copy(x_tile.index(0), token)
     vectors.copy(x_tile.index(1), token + HALF)
     here0 = token + gl.arange(0, HALF, row_layout)
@@ -135,18 +140,21 @@ def attend_kernel(
             replaceable()  # the chunk's blocks pass through the same memory
     half0 = Half(here0, x_tile.index(0), None, None, None, results[0], totals[0])
     half1 = Half(here1, x_tile.index(1), None, None, None, results[1], totals[1])
+    # Both parts came from the state as it is; its decay to the nearest token is one number.
     if HAS_STATES and GATED:
         decay = side.to_state()
         half0, half1 = half0.times(decay), half1.times(decay)
 
     others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
     ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    # Full blocks: decay through the nearest token, so that pairs need no exponential.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full):
         half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, False, NORMALIZE)
     half0, half1 = end(half0, half1)
     if GATED:
         half0, half1, _, _ = decay_halves(half0, half1, side)
+    # The program's own tokens: pairs have decays of their own, or are not causal.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full, ring.steps):
         half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, True, NORMALIZE)

@@ -21,6 +21,7 @@ def _add(half, accumulators, tile, values, delta, factor, GATED: gl.constexpr):
     # 4. Scores x . x', and products with the values own . y'.
     score = product(half.x, tile.permute((1, 0)), accumulators[0])
     gradient = product(half.own, values.permute((1, 0)), accumulators[1])
+    # Nothing stays in flight: a half takes both accumulators, one for scores and one for gradients.
     score, gradient = warpgroup_mma_wait(0, deps=[score, gradient])
     # 5. Half of the scores' gradients, (own . y' - delta) times factors and scores.
     score_gradient = (gradient - delta) * (score * factor)
@@ -84,7 +85,7 @@ def differentiate_kernel(
 
     REVERSE: of keys x. own are the values, values the outputs' gradients.
     """
-    gl.static_assert(K == SIZE and V == SIZE)
+    gl.static_assert(K == SIZE and V == SIZE)  # a result is one tile wide, and so is each tile of a block
     HALF: gl.constexpr = 16 * WARPS
     BLOCK: gl.constexpr = 2 * HALF
     STAGES: gl.constexpr = 2
@@ -97,6 +98,7 @@ def differentiate_kernel(
     token = part * BLOCK
     if token >= tokens:
         return
+    # Heads: some of each kind may be shared; constants where the kernel was compiled for 1.
     STATES = HEADS // SHARED
     state = head // SHARED
     partners = STATES * PARTNERS
@@ -113,10 +115,12 @@ def differentiate_kernel(
 
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * SIZE, V], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
+    # These copies belong to the first group that is committed below, whichever that is.
     vectors.copy(x_tile.index(0), token)
     vectors.copy(x_tile.index(1), token + HALF)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
+    # Left operands of the state's products and of the chunk's, in registers all along.
     own0, own1 = own_vectors.load(here0, 0, V, operand), own_vectors.load(here1, 0, V, operand)
     zeros, no_sums = gl.zeros((HALF, SIZE), gl.float32, sums), gl.zeros((HALF,), gl.float32, row_layout)
     results, accumulators = (zeros, zeros), (zeros, zeros)
@@ -145,6 +149,7 @@ def differentiate_kernel(
             results, accumulators = add_gradients(results, accumulators, (own0, own1), states, tiles, scalars, 0, K)
             replaceable()  # the chunk's blocks pass through the same memory
         if GATED:
+            # What states give to q . dq stays apart: it is rounded, and must not have to cancel (gate_gradient.py).
             decay = side.to_state()
             results = results[0] * decay, results[1] * decay
             from_states0 = gl.sum(results[0] * vectors.load(here0, 0, K, sums).to(gl.float32), 1)
@@ -154,6 +159,7 @@ def differentiate_kernel(
 
     others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
     ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    # Full blocks: decay through the nearest token, so that pairs need no exponential.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full):
         half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, delta, False, NORMALIZE)
@@ -161,10 +167,12 @@ def differentiate_kernel(
     if GATED:
         half0, half1, decay0, decay1 = decay_halves(half0, half1, side)
         from_states0, from_states1 = from_states0 * decay0, from_states1 * decay1
+    # The program's own tokens: pairs have decays of their own, or are not causal.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full, ring.steps):
         half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, delta, True, NORMALIZE)
     half0, half1 = end(half0, half1)
+    # The factors of queries belong to their rows; keys took those of each query with its block.
     factor0 = gl.full((HALF,), 1.0, gl.float32, row_layout)
     factor1 = factor0
     if not REVERSE:

@@ -34,8 +34,10 @@ class Tiles:
         if group < self.K // self.TRIPS:
             inner = self.inner
             channel = group * self.TRIPS + self.trip
+            # The state has a pair of channels once, its later block of 16 as the inner one.
             swapped = channel // 16 > inner // 16
             later = gl.maximum(channel // 16, inner // 16)
+            # Inner block b begins after those of the blocks before, of 16 (b' + 1) outer channels by 16 each.
             row = 128 * later * (later + 1) + gl.where(swapped, inner, channel) * 16
             row += gl.where(swapped, channel, inner) % 16
             async_copy.async_copy_global_to_shared(
@@ -100,6 +102,7 @@ def gradients_kernel(
     here0 = token + gl.arange(0, HALF, gl.SliceLayout(1, sums))
     here1 = here0 + HALF
     operands = vectors.load(here0, 0, V, operand), vectors.load(here1, 0, V, operand)
+    # Both halves' results, and accumulators that have been read.
     zeros = gl.zeros((HALF, SIZE), gl.float32, sums)
     (result0, result1), _ = add_gradients(
         (zeros, zeros), (zeros, zeros), operands, states, pool, scalars, column * SIZE, K

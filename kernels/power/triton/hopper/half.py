@@ -48,6 +48,7 @@ class Half:
 @gluon.jit
 def as_operand(x):
     """A result rounded to bfloat16, as a product's left operand."""
+    # A thread's numbers stay its own: a result and an operand have the same places.
     layout: gl.constexpr = operand_layout(x.type.layout)
     return gl.convert_layout(x.to(gl.bfloat16), layout)
 
@@ -83,6 +84,7 @@ def decay_halves(half0, half1, side):
 @gluon.jit
 def pair_factors(half0, half1, side, there, factor, OWN: gl.constexpr):
     """The factors of both halves' pairs with tokens there, from those tokens' own factors."""
+    # Pairs with own tokens have each its decay, where they are causal; a full block has one factor for each token.
     if OWN:
         factor0, factor1 = side.causal(half0.here, there, factor), side.causal(half1.here, there, factor)
         if side.GATED:

@@ -29,7 +29,7 @@ class Tiles:
     def fetch(self, group):
         """Start to copy the tile of the group's outer channels; those of earlier inner blocks are not needed."""
         if group < self.K // self.TRIPS:
-            first = group * self.TRIPS
+            first = group * self.TRIPS  # outer channel
             source = self.sources + first * (16 * self.V)
             stage = group % self.pool.shape[0]
             async_copy.async_copy_global_to_shared(self.pool.index(stage), source, mask=self.section >= first // 16)
@@ -49,6 +49,7 @@ class Products:
     def start(self, blocks, tile, TRIP: gl.constexpr, accumulator):
         """The block itself is at the tuple's end, later ones are doubled."""
         K: gl.constexpr = self.K
+        # The first product overwrites the accumulator, the others add to it.
         product = warpgroup_mma_init(accumulator)
         product = warpgroup_mma(
             blocks[K // 16], tile.slice(TRIP * K + self.SECTION * 16, 16), product, use_acc=False, is_async=True
@@ -91,6 +92,7 @@ def add_outputs(results, accumulators, x, here, states, pool, scalars, V: gl.con
     blocks0, blocks1 = _load_blocks(x, here[0], operand), _load_blocks(x, here[1], operand)
     for block in gl.static_range(K // 16):
         # A block's own channels meet each other twice.
+        # So their products are halved, while those of other pairs stand for both orders.
         operands = blocks0 + (blocks0[block] * 0.5,), blocks1 + (blocks1[block] * 0.5,)
         products = Products(block, K, TRIPS, K // 16 - block)
         for step in range(16 // TRIPS):
@@ -131,6 +133,7 @@ def outputs_kernel(
     copy_scalars(scalars, x_columns, C)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
+    # Both halves' results, and accumulators that have been read.
     zeros = gl.zeros((HALF, SIZE), gl.float32, sums)
     (result0, result1), _ = add_outputs(
         (zeros, zeros), (zeros, zeros), vectors, (here0, here1), states, pool, scalars, V

@@ -29,6 +29,7 @@ def copy_scalars(scalars, columns, C):
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
     channel = gl.arange(0, K, gl.SliceLayout(1, layout))
     token = gl.arange(0, TOKENS, gl.SliceLayout(0, layout))
+    # One copy for both halves, whose rows then take turns.
     whole = scalars._reinterpret(gl.bfloat16, [K, TOKENS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     async_copy.async_copy_global_to_shared(whole, columns + channel[:, None] * C + token[None, :])
 
@@ -44,6 +45,7 @@ def add_scaled(results, accumulators, operands, products, tile, scalars, first):
     TRIPS: gl.constexpr = products.TRIPS
     result0, result1 = results
     accumulator0, accumulator1 = accumulators
+    # From here on one half's products are in flight while the other's are scaled.
     product0 = products.start(operands[0], tile, 0, accumulator0)
     product1 = products.start(operands[1], tile, 0, accumulator1)
     for trip in gl.static_range(TRIPS):
@@ -71,6 +73,7 @@ def load_symmetric(z, K: gl.constexpr):
     layout: gl.constexpr = copied_layout(gl.num_warps())
     tile = gl.allocate_shared_memory(gl.bfloat16, [K, K], gl.NVMMASharedLayout(128, 16, 2))
     one, other = gl.arange(0, K, gl.SliceLayout(1, layout)), gl.arange(0, K, gl.SliceLayout(0, layout))
+    # Threads store it: not a copy, since both orders of a pair of channels read one number.
     row, _ = pair_rows(one[:, None], other[None, :], 16)
     tile.store(gl.load(z + row))
     commit()

@@ -53,6 +53,7 @@ class Rows:
         """
         layout: gl.constexpr = copied_layout(gl.num_warps())
         channel = gl.arange(0, SIZE, gl.SliceLayout(0, layout))
+        # The last token's again beyond the end: factors are zero there.
         row = gl.minimum(token + gl.arange(0, tile.shape[0], gl.SliceLayout(1, layout)), self.tokens - 1)
         sources = self.first + row[:, None] * (self.heads * self.WIDTH) + channel[None, :]
         async_copy.async_copy_global_to_shared(tile, sources)

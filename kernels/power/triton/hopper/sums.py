@@ -129,6 +129,7 @@ def sums_kernel(
     inner_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, SIZE], plain)
     outer_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, SIZE], plain)
     y_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, SIZE, SIZE], gl.NVMMASharedLayout(128, 16, 2))
+    # The same memory by tiles: 16 inner channels each, 8 outer ones.
     inner_blocks = inner_tiles._reinterpret(gl.bfloat16, [STAGES * 2, 16, SIZE], plain)
     outer_eights = outer_tiles._reinterpret(gl.bfloat16, [STAGES * TILES, 8, SIZE], plain)
 
@@ -142,6 +143,7 @@ def sums_kernel(
     )  # fmt: skip
     for step in gl.static_range(2 * PER_TRIP):
         source.fetch(step)
+    # All tiles' results; the last one is marked as in flight, as it is where a trip ends.
     results = ()
     for tile in gl.static_range(TILES):
         result = gl.zeros((128, SIZE), gl.float32, totals)
@@ -167,7 +169,7 @@ def sums_kernel(
         for part in gl.static_range(PER_TRIP):
             source.fetch((trip + 2) * PER_TRIP + part)
     results = warpgroup_mma_wait(0, deps=results)
-    # The pipeline copies zeros past its end, and the changes of layout below take the same shared memory.
+    # The pipeline copies zeros past its end, and the changes of layout below take the shared memory that they go to.
     drained()
     row = gl.arange(0, 128, gl.SliceLayout(1, copied))[:, None]
     value = gl.arange(0, SIZE, gl.SliceLayout(0, copied))[None, :]
