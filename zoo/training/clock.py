@@ -2,7 +2,7 @@
 
 import time
 
-from zoo.training.compile_report import compiling_seconds
+from zoo.compiling.report import compiling_seconds
 
 __all__ = ["Stopwatch"]
 

@@ -1,34 +1,29 @@
 """The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
 
-from __future__ import annotations
-
 import math
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from zoo.compiling.report import CompileReport, CompileWatch, naming_compile_errors
 from zoo.data import Corpus
 from zoo.errors import CheckpointError, TrainingError
+from zoo.models import Decoder
+from zoo.recipe import Recipe
 from zoo.training.clock import Stopwatch
-from zoo.training.compile_report import CompileReport, CompileWatch, naming_compile_errors
 from zoo.training.determinism import deterministic_on_cpu
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.memory import naming_memory_errors
-from zoo.training.metrics import MetricsLog, read_metrics
 from zoo.training.progress import ProgressReporter
-from zoo.training.result import TrainingResult, summarise
 from zoo.training.run import RunFolder, check_same_recipe
+from zoo.training.run.metrics import MetricsLog, read_metrics
+from zoo.training.run.result import TrainingResult, summarise
+from zoo.training.run.tensorboard import EventLog
 from zoo.training.schedule import learning_rate_at
-from zoo.training.tensorboard import EventLog
-
-if TYPE_CHECKING:
-    from zoo.models.decoder import Decoder
-    from zoo.recipe import Recipe
 
 __all__ = ["Trainer"]
 

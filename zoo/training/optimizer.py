@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["build_optimizer", "clip_gradients"]
 

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["autocast", "autocast_dtype"]
 

@@ -2,7 +2,7 @@
 
 import math
 
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["learning_rate_at"]
 
