@@ -18,7 +18,7 @@ from zoo.study.summary import StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
 from zoo.training.files import replace_file, writing
-from zoo.training.run.tensorboard import check_tensorboard
+from zoo.training.run.metrics import check_tensorboard
 
 __all__ = ["run_study"]
 

@@ -9,10 +9,8 @@ from zoo.models import Decoder
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes, blocks_of, shard
 from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
-from zoo.training.optimizer import build_optimizer, clip_gradients
-from zoo.training.precision import autocast, autocast_dtype
+from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients, learning_rate_at
 from zoo.training.run.checkpoint import Checkpoint
-from zoo.training.schedule import learning_rate_at
 from zoo.training.state import (
     generator_tensors,
     model_tensors,

@@ -12,8 +12,8 @@ from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
 from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.run import RunFolder
+from zoo.training.run.metrics import check_tensorboard
 from zoo.training.run.result import TrainingResult
-from zoo.training.run.tensorboard import check_tensorboard
 
 __all__ = ["train"]
 
