@@ -52,7 +52,7 @@ def query_gradient_kernel(
     delta_here = tl.load(delta + existing) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
     queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
-    in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    q_dot_dq, q_dot_dq_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
@@ -68,7 +68,7 @@ def query_gradient_kernel(
             result = add_gradients(result, do_here, vectors, before, K, P, INNER, PRECISION)
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
-            by_states = tl.sum(result * queries.to(tl.float32), 1)
+            q_dot_dq_of_states = tl.sum(result * queries.to(tl.float32), 1)
 
     for first in range(0, token, KEYS):
         there = first + keys
@@ -81,14 +81,14 @@ def query_gradient_kernel(
             dscores *= power(scores, P - 1)
         if GATED:
             dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
-            in_chunk += tl.sum(dscores * scores, 1)
+            q_dot_dq += tl.sum(dscores * scores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
     if GATED:
         from_token = decay(gates, gates_low, here, token, EXACT_GATES)
         result *= from_token[:, None]
-        in_chunk *= from_token
-        by_states *= from_token
+        q_dot_dq *= from_token
+        q_dot_dq_of_states *= from_token
     for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
@@ -102,7 +102,7 @@ def query_gradient_kernel(
             dscores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
         dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
         if GATED:
-            in_chunk += tl.sum(dscores * scores, 1)
+            q_dot_dq += tl.sum(dscores * scores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
 
@@ -114,5 +114,5 @@ def query_gradient_kernel(
     tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])
     if GATED:
         along += here
-        tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, in_chunk * factor, 0.0))
-        tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, by_states * factor, 0.0))
+        tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, q_dot_dq * factor, 0.0))
+        tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, q_dot_dq_of_states * factor, 0.0))

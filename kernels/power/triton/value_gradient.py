@@ -62,11 +62,11 @@ def value_gradient_kernel(
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            left = tl.load(factors + head * C + there)
+            weight = tl.load(factors + head * C + there)
             if GATED:
-                left *= decay(gates, gates_low, there, last, EXACT_GATES)
+                weight *= decay(gates, gates_low, there, last, EXACT_GATES)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
-            scores = as_operand(scores * left[None, :], dtype, PRECISION)
+            scores = as_operand(scores * weight[None, :], dtype, PRECISION)
             result = tl.dot(scores, do_there, result, input_precision=PRECISION)
     if GATED:
         result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
