@@ -70,17 +70,19 @@ def _square(K: tl.constexpr, INNER: tl.constexpr):
 
 @triton.jit
 def add_outputs(
-    y, vectors, state, K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr
-):
+    y, vectors, state, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """`y [BLOCK, V] += S (c * m(x))`."""
     x, at, columns, here, C = vectors
     channels, outers = state.channels, state.outers
+    V: tl.constexpr = y.shape[1]
     inners, values = tl.arange(0, INNER), tl.arange(0, V)
     tile_offsets = inners[:, None] * V + values[None, :]
     base = 0
     for inner in tl.static_range(K // INNER):
         prefix = outer_count((inner + 1) * INNER, P)
-        tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(columns.dtype.element_ty)
+        tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
         weights = state.weights + inner * outers
         end = prefix - 1
         first = outer_scalars(columns, here, C, channels, weights, 0, outers, P)
@@ -98,14 +100,15 @@ def add_outputs(
 
 @triton.jit
 def normalisers(
-    vectors, state, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, PRECISION: tl.constexpr
-):
+    vectors, state, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """`z . (c * m(x)) [BLOCK]`."""
-    x, at, columns, _, _ = vectors
+    x, at = vectors.x, vectors.at
     z, outers = state.z, state.outers
     inners = tl.arange(0, INNER)
     if P == 2:  # x^T z x
-        tile = tl.load(x + at[:, None] + tl.arange(0, K)[None, :]).to(columns.dtype.element_ty)
+        tile = tl.load(x + at[:, None] + tl.arange(0, K)[None, :]).to(DTYPE)
         block = tl.load(z + _square(K, INNER))
         products = tl.dot(tile, block, input_precision=PRECISION) * tile.to(tl.float32)
         total = tl.sum(products, 1) * state.count
@@ -114,7 +117,7 @@ def normalisers(
         base = 0
         for inner in tl.static_range(K // INNER):
             prefix = outer_count((inner + 1) * INNER, P)
-            tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(columns.dtype.element_ty)
+            tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
             for start in range(0, prefix * state.count, OUTERS):
                 outer = start + tl.arange(0, OUTERS)
                 exists = outer < prefix
@@ -153,17 +156,16 @@ def add_gradients(
 @triton.jit
 def normaliser_gradients(
     vectors, weight, state, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`sum_r c_r m_r(x) z_(r, j) weight [BLOCK, K]`: p times less than the gradient."""
-    x, at, columns, _, _ = vectors
+    x, at = vectors.x, vectors.at
     z, outers = state.z, state.outers
-    dtype = columns.dtype.element_ty
     channel = tl.arange(0, K)
     if P == 2:
         tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * state.count)[:, None]
         block = tl.load(z + _square(K, INNER))
-        dx = tl.dot(as_operand(tile, dtype, PRECISION), block, input_precision=PRECISION)
+        dx = tl.dot(as_operand(tile, DTYPE, PRECISION), block, input_precision=PRECISION)
     else:
         dx = tl.zeros((at.shape[0], K), tl.float32)
         all_outers = outer_count(K, P)
@@ -179,5 +181,5 @@ def normaliser_gradients(
             monomials *= weight[:, None]
             if P > 2:
                 monomials *= tl.load(state.weights + outer, exists, 0)[None, :]
-            dx = tl.dot(as_operand(monomials, dtype, PRECISION), block, dx, input_precision=PRECISION)
+            dx = tl.dot(as_operand(monomials, DTYPE, PRECISION), block, dx, input_precision=PRECISION)
     return dx

@@ -58,7 +58,7 @@ def key_gradient_kernel(
         after = State(dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
         if HAS_NORMALISER:
             ones = tl.full((BLOCK,), 1.0, tl.float32)
-            result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, PRECISION)
+            result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, dtype, PRECISION)
         if GIVEN:
             given += (start * STATES + state) * K
             exist = (here < tokens)[:, None]

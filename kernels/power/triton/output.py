@@ -60,13 +60,13 @@ def output_kernel(
         vectors = Vectors(q, at, q_columns, here, C)
         before = State(states, states + rows * V, channels, channels, weights, outers, count)
         if NORMALIZE:
-            total = normalisers(vectors, before, K, P, INNER, OUTERS, PRECISION)
+            total = normalisers(vectors, before, K, P, INNER, OUTERS, dtype, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * V
             exist = ((here < tokens) & (count > 0))[:, None]
             y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist, 0)
         else:
-            y = add_outputs(y, vectors, before, K, V, P, INNER, PRECISION)
+            y = add_outputs(y, vectors, before, K, P, INNER, dtype, PRECISION)
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             y *= from_start

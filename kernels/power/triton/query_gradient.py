@@ -59,7 +59,7 @@ def query_gradient_kernel(
         vectors = Vectors(q, at, q_columns, here, C)
         before = State(states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
         if NORMALIZE:
-            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, PRECISION)
+            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, dtype, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * K
             exist = ((here < tokens) & (count > 0))[:, None]

@@ -49,7 +49,7 @@ def value_gradient_kernel(
             result = tl.load(given + here[:, None] * STATES * V + value[None, :], exist, 0)
         else:
             after = State(dstates, dstates, channels, channels, weights, outers, 1)
-            result = add_outputs(result, Vectors(k, at, k_columns, here, C), after, K, V, P, INNER, PRECISION)
+            result = add_outputs(result, Vectors(k, at, k_columns, here, C), after, K, P, INNER, dtype, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 

@@ -9,7 +9,7 @@ from zoo.kernels.power.triton.hopper.half import Half, as_operand, begin, decay_
 from zoo.kernels.power.triton.hopper.outputs import add_outputs
 from zoo.kernels.power.triton.hopper.products import copy_scalars, load_symmetric, locate, times_normaliser
 from zoo.kernels.power.triton.hopper.ring import open_ring, replaceable
-from zoo.kernels.power.triton.hopper.rows import SIZE, open_rows, result_layout
+from zoo.kernels.power.triton.hopper.rows import SIZE, open_head, open_rows, result_layout
 from zoo.kernels.power.triton.hopper.side import Side, nearest_gates
 from zoo.kernels.power.triton.output import VANISHING
 
@@ -50,17 +50,19 @@ def _meet(half0, half1, accumulators, ring, step, OWN: gl.constexpr, NORMALIZE: 
 
 
 @gluon.jit
-def _store(half, y, exact, denominator, HEADS, NORMALIZE: gl.constexpr, EXACT: gl.constexpr):
+def _store(half, y, exact, denominator, tokens, HEADS, NORMALIZE: gl.constexpr, EXACT: gl.constexpr):
     """Store a half's outputs, over the sum of weights if NORMALIZE."""
-    result, total = half.result, half.row_sums
+    result, total, exists = half.result, half.row_sums, half.here < tokens
     if NORMALIZE:
-        gl.store(denominator + half.here * HEADS, total, half.here < y.tokens)
+        gl.store(denominator + half.here * HEADS, total, exists)
         # A denominator that small has lost its digits, and counts as zero: so do the outputs.
         vanishes = gl.abs(total) < VANISHING
         result = gl.where(vanishes[:, None], 0.0, result / gl.where(vanishes, 1.0, total)[:, None])
-    y.store(half.here, result)
+    value = gl.arange(0, SIZE, gl.SliceLayout(0, result.type.layout))
+    places = half.here[:, None] * HEADS * SIZE + value[None, :]
+    gl.store(y + places, result.to(y.dtype.element_ty), exists[:, None])
     if EXACT:
-        exact.store(half.here, result)
+        gl.store(exact + places, result, exists[:, None])
 
 
 @gluon.jit(do_not_specialize=["T", "BLOCKS", "HEADS"])
@@ -99,10 +101,12 @@ def attend_kernel(
     STATES = HEADS // SHARED
     state = head // SHARED
     partners = STATES * PARTNERS
-    vectors = open_rows(x, start, tokens, HEADS, X_SHARED, K).of(head)
-    outputs = open_rows(y, start, tokens, HEADS, 1, V).of(head)
-    exact_outputs = open_rows(exact, start, tokens, HEADS, 1, V).of(head)
+    vectors = open_head(x, start, tokens, HEADS, X_SHARED, head, K)
+    y += (start * HEADS + head) * V
+    exact += (start * HEADS + head) * V
     denominator += start * HEADS + head
+    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
+    others_values = open_rows(values, start, tokens, partners, VALUE_SHARED, V)
     x_columns += (slot * vectors.heads + head // X_SHARED) * K * C + token
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
@@ -111,8 +115,7 @@ def attend_kernel(
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * K, SIZE], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
     # These copies belong to the first group that is committed below, whichever that is.
-    vectors.copy(x_tile.index(0), token)
-    vectors.copy(x_tile.index(1), token + HALF)
+    vectors.copy_halves(x_tile, token)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
     zeros, no_sums = gl.zeros((HALF, SIZE), gl.float32, sums), gl.zeros((HALF,), gl.float32, row_layout)
@@ -145,8 +148,7 @@ def attend_kernel(
         decay = side.to_state()
         half0, half1 = half0.times(decay), half1.times(decay)
 
-    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
-    ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    ring = open_ring(tiles, side, others, others_values)
     # Full blocks: decay through the nearest token, so that pairs need no exponential.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full):
@@ -159,5 +161,5 @@ def attend_kernel(
     for step in range(ring.full, ring.steps):
         half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, True, NORMALIZE)
     half0, half1 = end(half0, half1)
-    _store(half0.times(scale), outputs, exact_outputs, denominator, HEADS, NORMALIZE, EXACT)
-    _store(half1.times(scale), outputs, exact_outputs, denominator, HEADS, NORMALIZE, EXACT)
+    _store(half0.times(scale), y, exact, denominator, tokens, HEADS, NORMALIZE, EXACT)
+    _store(half1.times(scale), y, exact, denominator, tokens, HEADS, NORMALIZE, EXACT)

@@ -9,7 +9,7 @@ from zoo.kernels.power.triton.hopper.gradients import add_gradients
 from zoo.kernels.power.triton.hopper.half import Half, as_operand, begin, decay_halves, end, pair_factors, product
 from zoo.kernels.power.triton.hopper.products import copy_scalars, load_symmetric, locate, times_normaliser
 from zoo.kernels.power.triton.hopper.ring import open_ring, replaceable
-from zoo.kernels.power.triton.hopper.rows import SIZE, open_rows, operand_layout, result_layout
+from zoo.kernels.power.triton.hopper.rows import SIZE, open_head, open_rows, operand_layout, result_layout
 from zoo.kernels.power.triton.hopper.side import Side, nearest_gates
 
 __all__ = ["differentiate_kernel"]
@@ -102,9 +102,11 @@ def differentiate_kernel(
     STATES = HEADS // SHARED
     state = head // SHARED
     partners = STATES * PARTNERS
-    vectors = open_rows(x, start, tokens, HEADS, X_SHARED, K).of(head)
-    own_vectors = open_rows(own, start, tokens, HEADS, OWN_SHARED, V).of(head)
-    gradients = open_rows(dx, start, tokens, HEADS, 1, K).of(head)
+    vectors = open_head(x, start, tokens, HEADS, X_SHARED, head, K)
+    own_vectors = open_head(own, start, tokens, HEADS, OWN_SHARED, head, V)
+    gradients = open_head(dx, start, tokens, HEADS, 1, head, K)
+    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
+    others_values = open_rows(values, start, tokens, partners, VALUE_SHARED, V)
     x_columns += (slot * vectors.heads + head // X_SHARED) * K * C + token
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
@@ -116,8 +118,7 @@ def differentiate_kernel(
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * SIZE, V], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
     # These copies belong to the first group that is committed below, whichever that is.
-    vectors.copy(x_tile.index(0), token)
-    vectors.copy(x_tile.index(1), token + HALF)
+    vectors.copy_halves(x_tile, token)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
     # Left operands of the state's products and of the chunk's, in registers all along.
@@ -157,8 +158,7 @@ def differentiate_kernel(
     half0 = Half(here0, x_tile.index(0), own0, delta0, None, results[0], no_sums)
     half1 = Half(here1, x_tile.index(1), own1, delta1, None, results[1], no_sums)
 
-    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
-    ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    ring = open_ring(tiles, side, others, others_values)
     # Full blocks: decay through the nearest token, so that pairs need no exponential.
     half0, half1 = begin(half0, half1)
     for step in range(ring.full):

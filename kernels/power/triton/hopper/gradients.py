@@ -9,7 +9,7 @@ from zoo.kernels.power.triton.hopper.aggregate import aggregate
 from zoo.kernels.power.triton.hopper.half import product
 from zoo.kernels.power.triton.hopper.products import add_scaled, copy_scalars, locate
 from zoo.kernels.power.triton.hopper.ring import commit, next_tile
-from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_rows, operand_layout, result_layout
+from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_head, operand_layout, result_layout
 
 __all__ = ["add_gradients", "gradients_kernel"]
 
@@ -91,8 +91,8 @@ def gradients_kernel(
     token = part * 2 * HALF
     if token >= tokens or (place == 0 and not FIRST):
         return
-    vectors = open_rows(y, start, tokens, Y_HEADS, 1, V).of(head * Y_HEADS // HEADS)
-    gradients = open_rows(dx + column * SIZE, start, tokens, HEADS, 1, K).of(head)
+    vectors = open_head(y, start, tokens, Y_HEADS, 1, head * Y_HEADS // HEADS, V)
+    gradients = open_head(dx + column * SIZE, start, tokens, HEADS, 1, head, K)
     x_columns += (slot * X_HEADS + head * X_HEADS // HEADS) * K * C + token
     states += (slot * STATES + head * STATES // HEADS) * rows * (V + 1)
 
@@ -104,8 +104,6 @@ def gradients_kernel(
     operands = vectors.load(here0, 0, V, operand), vectors.load(here1, 0, V, operand)
     # Both halves' results, and accumulators that have been read.
     zeros = gl.zeros((HALF, SIZE), gl.float32, sums)
-    (result0, result1), _ = add_gradients(
-        (zeros, zeros), (zeros, zeros), operands, states, pool, scalars, column * SIZE, K
-    )
-    gradients.store(here0, result0)
-    gradients.store(here1, result1)
+    results, _ = add_gradients((zeros, zeros), (zeros, zeros), operands, states, pool, scalars, column * SIZE, K)
+    gradients.store(here0, results[0])
+    gradients.store(here1, results[1])

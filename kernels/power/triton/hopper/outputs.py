@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from zoo.kernels.power.triton.hopper.aggregate import aggregate
 from zoo.kernels.power.triton.hopper.products import add_scaled, copy_scalars, locate
 from zoo.kernels.power.triton.hopper.ring import commit, next_tile
-from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_rows, operand_layout, result_layout
+from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_head, operand_layout, result_layout
 
 __all__ = ["add_outputs", "outputs_kernel"]
 
@@ -19,7 +19,8 @@ class Tiles:
     """A state's tiles, of TRIPS outer channels by K inner ones by 64 values, on their way through shared memory."""
 
     pool: gl.shared_memory_descriptor  # [STAGES, TRIPS K, 64]
-    sources: gl.tensor  # pointers to the first tile
+    states: gl.tensor  # pointer
+    offsets: gl.tensor  # of the first tile's numbers
     section: gl.tensor  # of each row: its inner block
     K: gl.constexpr
     V: gl.constexpr
@@ -30,7 +31,7 @@ class Tiles:
         """Start to copy the tile of the group's outer channels; those of earlier inner blocks are not needed."""
         if group < self.K // self.TRIPS:
             first = group * self.TRIPS  # outer channel
-            source = self.sources + first * (16 * self.V)
+            source = self.states + self.offsets + first * (16 * self.V)
             stage = group % self.pool.shape[0]
             async_copy.async_copy_global_to_shared(self.pool.index(stage), source, mask=self.section >= first // 16)
         commit()
@@ -83,8 +84,8 @@ def add_outputs(results, accumulators, x, here, states, pool, scalars, V: gl.con
     inner, trip = row % K, row // K
     section = inner // 16
     offset = 128 * section * (section + 1) + trip * 16 + inner % 16
-    sources = states + (offset[:, None] * V + gl.arange(0, SIZE, gl.SliceLayout(0, copied))[None, :])
-    tiles = Tiles(pool, sources, section[:, None], K, V, TRIPS)
+    offsets = offset[:, None] * V + gl.arange(0, SIZE, gl.SliceLayout(0, copied))[None, :]
+    tiles = Tiles(pool, states, offsets, section[:, None], K, V, TRIPS)
     for stage in gl.static_range(STAGES - 1):
         tiles.fetch(stage)
 
@@ -123,8 +124,8 @@ def outputs_kernel(
     if token >= tokens or (place == 0 and not FIRST):
         return
     x_head = head * X_HEADS // HEADS
-    vectors = open_rows(x, start, tokens, X_HEADS, 1, K).of(x_head)
-    outputs = open_rows(y + column * SIZE, start, tokens, HEADS, 1, V).of(head)
+    vectors = open_head(x, start, tokens, X_HEADS, 1, x_head, K)
+    outputs = open_head(y + column * SIZE, start, tokens, HEADS, 1, head, V)
     x_columns += (slot * X_HEADS + x_head) * K * C + token
     states += (slot * STATES + head * STATES // HEADS) * rows * (V + 1) + column * SIZE
 
@@ -135,8 +136,6 @@ def outputs_kernel(
     here1 = here0 + HALF
     # Both halves' results, and accumulators that have been read.
     zeros = gl.zeros((HALF, SIZE), gl.float32, sums)
-    (result0, result1), _ = add_outputs(
-        (zeros, zeros), (zeros, zeros), vectors, (here0, here1), states, pool, scalars, V
-    )
-    outputs.store(here0, result0)
-    outputs.store(here1, result1)
+    results, _ = add_outputs((zeros, zeros), (zeros, zeros), vectors, (here0, here1), states, pool, scalars, V)
+    outputs.store(here0, results[0])
+    outputs.store(here1, results[1])

@@ -92,9 +92,9 @@ class Ring:
     def fetch(self, step, stage):
         """Start to copy a step's block."""
         partner, first = self.place(step)
-        partner += self.side.first_partner
-        self.others.of(partner).copy(self.pool.index(stage * 2), first)
-        self.values.of(partner).copy(self.pool.index(stage * 2 + 1), first)
+        partner = self.side.first_partner + partner
+        self.others.copy(self.pool.index(stage * 2), first, partner)
+        self.values.copy(self.pool.index(stage * 2 + 1), first, partner)
         commit()
 
     @gluon.jit

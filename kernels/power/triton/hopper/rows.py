@@ -7,7 +7,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from zoo.kernels.power.triton.hopper.aggregate import Value, aggregate
 
-__all__ = ["SIZE", "Rows", "copied_layout", "open_rows", "operand_layout", "result_layout"]
+__all__ = ["SIZE", "Rows", "copied_layout", "open_head", "open_rows", "operand_layout", "result_layout"]
 
 SIZE = gl.constexpr(64)  # tokens of a block, and channels or values of a tile
 
@@ -30,6 +30,12 @@ def operand_layout(result):
     return gl.DotOperandLayout(0, result, 2)
 
 
+@gluon.jit
+def _each(COUNT: gl.constexpr):
+    """Rows of a tile, as copies have them."""
+    return gl.arange(0, COUNT, gl.SliceLayout(1, copied_layout(gl.num_warps())))
+
+
 @aggregate
 class Rows:
     """A chunk's vectors `[tokens, heads, WIDTH]`. Those of one partner, or all: then SHARED partners share a head."""
@@ -41,21 +47,27 @@ class Rows:
     WIDTH: gl.constexpr
 
     @gluon.jit
-    def of(self, partner):
-        """One partner's."""
-        return Rows(self.first + partner // self.SHARED * self.WIDTH, self.tokens, self.heads, 1, self.WIDTH)
-
-    @gluon.jit
-    def copy(self, tile, token):
-        """Start to copy 64 channels of as many tokens, from `token` on, as a tile has rows.
+    def copy(self, tile, token, partner):
+        """Start to copy 64 channels of a partner's vectors, of as many tokens from `token` on as a tile has rows.
 
         Beyond the chunk's end the last token's, since nothing else may be there to read.
         """
+        self._copy(tile, gl.minimum(token + _each(tile.shape[0]), self.tokens - 1), partner)
+
+    @gluon.jit
+    def copy_halves(self, tiles, token):
+        """The same for the two halves of a program's tokens."""
+        HALF: gl.constexpr = tiles.shape[1]
+        row = gl.minimum(token + _each(HALF), self.tokens - 1)
+        self._copy(tiles.index(0), row, 0)
+        self._copy(tiles.index(1), gl.minimum(row + HALF, self.tokens - 1), 0)
+
+    @gluon.jit
+    def _copy(self, tile, row, partner):
         layout: gl.constexpr = copied_layout(gl.num_warps())
         channel = gl.arange(0, SIZE, gl.SliceLayout(0, layout))
-        # The last token's again beyond the end: factors are zero there.
-        row = gl.minimum(token + gl.arange(0, tile.shape[0], gl.SliceLayout(1, layout)), self.tokens - 1)
-        sources = self.first + row[:, None] * (self.heads * self.WIDTH) + channel[None, :]
+        source = self.first + partner // self.SHARED * self.WIDTH
+        sources = source + row[:, None] * (self.heads * self.WIDTH) + channel[None, :]
         async_copy.async_copy_global_to_shared(tile, sources)
 
     @gluon.jit
@@ -69,12 +81,19 @@ class Rows:
     def store(self, here, result):
         """Store the vectors of those of the tokens `here` that exist."""
         channel = gl.arange(0, result.shape[1], gl.SliceLayout(0, result.type.layout))
-        places = here[:, None] * self.heads * self.WIDTH + channel[None, :]
-        gl.store(self.first + places, result.to(self.first.dtype.element_ty), (here < self.tokens)[:, None])
+        places = self.first + here[:, None] * self.heads * self.WIDTH + channel[None, :]
+        gl.store(places, result.to(self.first.dtype.element_ty), (here < self.tokens)[:, None])
+
+
+@gluon.jit
+def open_head(x, start, tokens, HEADS, SHARED, head, WIDTH: gl.constexpr):
+    """The vectors x `[B T, heads, WIDTH]` of a chunk that starts at row `start`, for one of HEADS heads."""
+    heads = HEADS // SHARED
+    return Rows(x + (start * heads + head // SHARED) * WIDTH, tokens, heads, 1, WIDTH)
 
 
 @gluon.jit
 def open_rows(x, start, tokens, PARTNERS, SHARED, WIDTH: gl.constexpr):
-    """The vectors x `[B T, heads, WIDTH]` of a chunk that starts at row `start`, for so many partners."""
+    """The same for so many partners, each of which may be asked for."""
     heads = PARTNERS // SHARED
     return Rows(x + start * heads * WIDTH, tokens, heads, SHARED, WIDTH)
