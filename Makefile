@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 # What also runs under Triton's interpreter, as Python.
 INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py
 
-.PHONY: ablation test lint types unit test-thorough test-browser kernels clean
+# What has tests for a GPU.
+ON_GPU := tests/generation tests/kernels tests/models tests/training/test_gpu.py
+
+.PHONY: ablation test lint types unit test-thorough test-gpu test-browser kernels clean
 
 ## Compare softmax, linear, power and gated-power attention on real text: a table, plots and a page under runs/.
 ablation: $(STAMP)
@@ -31,6 +34,10 @@ unit: $(STAMP)
 test-thorough: $(STAMP)
 	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
+
+## The tests that need a GPU, in one process.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu $(ON_GPU)
 
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)

@@ -1,8 +1,10 @@
 """How well the code reads, by counts that may only grow better (`python tests/house.py` says where)."""
 
+import re
+
 import pytest
 
-from .house import counts
+from .house import ROOT, counts, modules
 
 AT_MOST = {
     "functions of more than 8 parameters in kernels": 20,
@@ -31,3 +33,10 @@ def test_is_no_more(found: dict[str, float], what: str) -> None:
 @pytest.mark.parametrize("what", AT_LEAST)
 def test_is_no_less(found: dict[str, float], what: str) -> None:
     assert found[what] >= AT_LEAST[what]
+
+
+def test_make_runs_every_test_of_a_gpu() -> None:
+    (places,) = re.findall(r"^ON_GPU := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for path in modules("tests"):
+        if re.search(r"pytest\.mark\.gpu", path.read_text()):
+            assert any(path.is_relative_to(ROOT / place) for place in places.split()), path
