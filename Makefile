@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What also runs under Triton's interpreter, as Python.
-INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py
+INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py \
+	tests/kernels/test_opcheck.py tests/kernels/test_compile.py
 
 # What has tests for a GPU.
 ON_GPU := tests/generation tests/kernels tests/models tests/training/test_gpu.py
