@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import triton
+import yaml
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
@@ -23,6 +24,10 @@ from zoo.kernels.power.triton import step as step_module
 from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
 from zoo.kernels.power.triton.problem import Problem
 
+HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER_SHARED = 227 * 1024  # bytes of shared memory that a program may have
+# Registers and spilled bytes by case and kernel, on sm_90.
+_BUDGET = yaml.safe_load(Path(__file__).with_name("budget.yaml").read_text())
 _POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
     torch.int32: "*i32", torch.int64: "*i64",
@@ -152,3 +157,12 @@ def complaints(kernel: CompiledKernel) -> str:
         command = [tool, "-v", "--gpu-name", "sm_90a", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return "\n".join(line for line in report.splitlines() if "Performance Loss" in line)
+
+
+def check_budget(case: str, launches: dict[str, Launch]) -> None:
+    """Assert that kernels take no more of a Hopper GPU than they are allowed to."""
+    for name, launch in launches.items():
+        found, allowed = usage(build(launch, HOPPER)), _BUDGET[case][name]
+        assert found.registers <= allowed["registers"], (name, found)
+        assert found.stack <= allowed["spilled"], (name, found)
+        assert found.shared <= HOPPER_SHARED, (name, found)
