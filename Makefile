@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in so many processes, one thread each, which take tests from one another when they run out of them.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
 # What also runs under Triton's interpreter, as Python.
 INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py \
 	tests/kernels/test_opcheck.py tests/kernels/test_compile.py
@@ -28,13 +31,13 @@ types: $(STAMP)
 	$(BIN)/mypy zoo
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" $(INTERPRETED)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(INTERPRETED)
 
 ## The deep profile of every property test, and the tests that take minutes.
 test-thorough: $(STAMP)
-	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
 
 ## The tests that need a GPU, in one process.
 test-gpu: $(STAMP)
@@ -42,7 +45,7 @@ test-gpu: $(STAMP)
 
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)
-	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py
+	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py tests/kernels/power/triton/hopper
 
 ## Open the study page in a headless browser (needs chromium).
 test-browser: $(STAMP)
