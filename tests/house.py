@@ -74,7 +74,7 @@ def lines(paths: list[Path]) -> int:
 
 
 def product() -> list[Path]:
-    """What a wheel holds of Python, and the recipes."""
+    """The Python that a wheel holds, and the recipes."""
     return [*modules("zoo"), *modules("kernels"), *sorted((ROOT / "recipes").rglob("*.yaml"))]
 
 

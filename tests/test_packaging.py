@@ -1,4 +1,4 @@
-"""What users install holds everything, and nothing of ours gets in the way of a top-level package named `kernels`."""
+"""A wheel holds everything, and nothing of ours gets in the way of a top-level package named `kernels`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What the benchmarks' tests share: a small benchmark on the CPU, and measurements as a GPU would give them."""
+"""For tests of benchmarks: a small benchmark on the CPU, and measurements as a GPU would give them."""
 
 from collections.abc import Callable, Sequence
 

@@ -48,14 +48,14 @@ def models() -> list[tuple[str, Recipe]]:
 
 
 def counted(run: object, *arguments: object) -> int:
-    """What torch counts while `run` does."""
+    """Torch's count of the FLOPs of `run`."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(*arguments)
     return counter.get_total_flops()
 
 
 def torch_flops(model: Decoder) -> int:
-    """What torch counts for one sequence, with a query's own keys and with convolutions."""
+    """Torch's count for one sequence, with a query's own keys and with convolutions."""
     total = counted(model, torch.randint(model.config.vocab_size, (1, T)))
     for module in model.modules():
         if isinstance(module, CausalConvolution):
@@ -70,7 +70,7 @@ _causal: dict[str, int] = {}
 
 
 def causal_flops(mixer: Mixer, x: Tensor) -> int:
-    """What torch counts token by token, each with a cache of just the tokens up to it, or of the whole window."""
+    """Torch's count token by token, each with a cache of just the tokens up to it, or of the whole window."""
     key = f"{mixer} {getattr(mixer, 'window', None)}"  # its class and the sizes of its layers and norms
     if key not in _causal:
         total = 0

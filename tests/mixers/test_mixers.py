@@ -1,4 +1,4 @@
-"""What each mixer computes, against its definition; its options, its cost and its errors."""
+"""Each mixer against its definition; its options, its cost and its errors."""
 
 import math
 from typing import Any

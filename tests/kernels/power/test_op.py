@@ -1,4 +1,4 @@
-"""What `torch.library` is told about the ops: schema, fakes, autograd, autocast, FLOPs; and memory linear in T."""
+"""Power attention as `torch.library` knows it: fakes, autograd, autocast, FLOPs; and memory linear in T."""
 
 import pytest
 import torch

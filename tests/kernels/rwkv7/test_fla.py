@@ -172,7 +172,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, installed: di
 
 
 def _like(**changes: Any) -> Any:
-    """What `misfit` looks at of r on a GPU."""
+    """r on a GPU, as far as `misfit` looks at it."""
     good = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (2, 3, 4, 64), "device": "cuda:0"}
     return SimpleNamespace(**(good | changes))
 

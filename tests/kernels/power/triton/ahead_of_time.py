@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a built kernel takes on an NVIDIA GPU: registers a thread, spilled bytes, bytes of shared memory."""
+    """Resources of a built kernel on an NVIDIA GPU: registers a thread, spilled bytes, bytes of shared memory."""
 
     registers: int
     stack: int
@@ -149,7 +149,7 @@ def usage(kernel: CompiledKernel) -> Usage:
 
 
 def complaints(kernel: CompiledKernel) -> str:
-    """What the assembler says of an NVIDIA kernel's speed."""
+    """The assembler's warnings about an NVIDIA kernel's speed."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
         file.write(kernel.asm["ptx"].encode())

@@ -178,7 +178,7 @@ def test_opaque_passes_give_the_same(p: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _interpreted(launch: Launch) -> Callable[..., None]:
-    """What stands for a compiled kernel: takes addresses."""
+    """A stand-in for a compiled kernel, which takes addresses."""
 
     def tensor(address: int, like: Tensor) -> Tensor:
         size = sum((count - 1) * stride for count, stride in zip(like.shape, like.stride(), strict=True)) + 1

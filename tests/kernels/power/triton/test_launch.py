@@ -1,4 +1,4 @@
-"""What a call launches is known before it is launched, so that its kernels can be compiled side by side."""
+"""A call's launches are known before any of them, so that kernels can be compiled side by side."""
 
 from typing import Any
 

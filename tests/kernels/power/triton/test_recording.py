@@ -28,7 +28,7 @@ def _floats(address: int, size: int) -> np.ndarray:
 
 
 def _add(a: int, b: int, out: int, size: int, scale: float, _: bool, stream: int = 0) -> None:
-    """What stands for a kernel: `out = scale a + b`."""
+    """A stand-in for a kernel: `out = scale a + b`."""
     _floats(out, size)[:] = scale * _floats(a, size) + _floats(b, size)
 
 
@@ -59,7 +59,7 @@ def _no_gpu() -> Iterator[None]:
 
 
 class _Named:
-    """What `launch` asks of a kernel."""
+    """A kernel as `launch` sees it."""
 
     arg_names = ("a", "b", "out", "size", "scale", "FLAG")
 
