@@ -53,7 +53,7 @@ def test_generation_through_inductor_is_the_same(name: str) -> None:
 
 def test_a_compiled_model_generates_as_it_is() -> None:
     model = build()
-    assert generate(torch.compile(model), "import", 8) == generate(model, "import", 8)
+    assert generate(torch.compile(model, backend="aot_eager"), "import", 8) == generate(model, "import", 8)
 
 
 def test_a_seed_repeats_a_sample() -> None:

@@ -27,7 +27,7 @@ def small(backbone: str, mixer: str) -> Decoder:
 def test_every_pair_compiles_whole_trains_and_decodes(backbone: str, mixer: str) -> None:
     torch.compiler.reset()
     model, tokens = small(backbone, mixer), torch.randint(0, 257, (2, 13))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # what autograd makes of it is each mixer's own
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def loss() -> torch.Tensor:
