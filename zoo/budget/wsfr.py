@@ -41,7 +41,7 @@ class Ratio:
     budget: Budget | None = None
     """The counts behind it, where there are any."""
     published: str | None = None
-    """What the published table says of this model, mixer and context."""
+    """The published table's number for this model, mixer and context."""
     source: str = "counted"
     """Where the number comes from, in a few words."""
 
@@ -73,7 +73,7 @@ class RatioTable:
     formula: str
     """In words, for people."""
     notes: tuple[str, ...]
-    """What to know before the numbers are used, a sentence each."""
+    """Warnings before the numbers are used, a sentence each."""
     contexts: tuple[int, ...]
     rows: tuple[Row, ...]
 

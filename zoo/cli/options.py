@@ -1,4 +1,4 @@
-"""What several commands read from their options."""
+"""Options that several commands share."""
 
 import re
 from pathlib import Path

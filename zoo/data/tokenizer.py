@@ -25,7 +25,7 @@ Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
 
 
 class Tokenizer(Protocol):
-    """What data, training and generation ask of a tokenizer. It never adds a separator by itself."""
+    """A tokenizer, as far as data, training and generation ask. It never adds a separator by itself."""
 
     @property
     def vocab_size(self) -> int:
