@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.data.files import write_atomically
-from zoo.data.tokenizer import Ids, id_array
+from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
 
 try:
