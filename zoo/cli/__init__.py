@@ -2,8 +2,8 @@
 
 import click
 
-from zoo import __version__
 from zoo.cli.group import LazyGroup
+from zoo.version import __version__
 
 __all__ = ["main"]
 
