@@ -1,12 +1,15 @@
-"""The learning rate: straight up, smoothly down, never outside of its bounds."""
+"""The learning rate goes straight up and smoothly down; precision, decay and clipping are as defined."""
+
+import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import ConfigError
 from zoo.training import TrainingConfig
-from zoo.training.optimizer import learning_rate_at
+from zoo.training.optimizer import autocast_dtype, build_optimizer, clip_gradients, learning_rate_at
 
 
 @given(
@@ -48,3 +51,35 @@ def test_a_schedule_that_cannot_be_is_refused():
         TrainingConfig(learning_rate=0.01, min_learning_rate=0.1)
     with pytest.raises(ConfigError, match="warmup_steps 20 must not be above steps 10; set both"):
         TrainingConfig(steps=10, warmup_steps=20)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("auto", None), ("none", None), ("bfloat16", torch.bfloat16)])
+def test_precision_on_a_cpu(setting, expected):
+    assert autocast_dtype(TrainingConfig(autocast=setting), torch.device("cpu")) is expected
+
+
+def test_matrices_decay_and_vectors_do_not(tiny_model):
+    model = tiny_model()
+    optimizer = build_optimizer(model, TrainingConfig(weight_decay=0.3))
+    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert len(decays) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        assert decays[id(parameter)] == (0.3 if parameter.ndim >= 2 else 0.0)
+
+
+def test_frozen_parameters_are_left_out(tiny_model):
+    model = tiny_model()
+    model.norm.requires_grad_(False)
+    optimizer = build_optimizer(model, TrainingConfig())
+    assert len([parameter for group in optimizer.param_groups for parameter in group["params"]]) == 5
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 1e9])
+def test_the_joint_norm_is_returned_and_limited(limit):
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad = torch.full((2, 3), 2.0)
+    model.bias.grad = torch.full((2,), 3.0)
+    before = math.sqrt(6 * 4 + 2 * 9)
+    assert clip_gradients(model, limit).item() == pytest.approx(before)
+    after = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in model.parameters()))
+    assert after == pytest.approx(min(before, limit or before), rel=1e-4)
