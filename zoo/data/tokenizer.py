@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Tokenizer(Protocol):
-    """What data, training and generation ask of a tokenizer. It never adds a separator by itself."""
+    """The tokenizer that data, training and generation work with. It never adds a separator by itself."""
 
     @property
     def vocab_size(self) -> int:

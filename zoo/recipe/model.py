@@ -47,8 +47,8 @@ class DecoderConfig(Config):
     """Hidden width; None: 4 x width for gelu and rwkv7, 8/3 x width rounded up to a multiple of 64 for swiglu."""
 
     around: AroundName = "none"
-    """What stays around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a gate
-    behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
+    """Layers that stay around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a
+    gate behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
 
     norm: NormName = "layernorm"
     """`layernorm` or `rmsnorm`, before every mixer and feed-forward layer and before the head."""

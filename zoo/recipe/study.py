@@ -1,4 +1,4 @@
-"""What to compare: a study is a recipe and, by name, what each variant changes in it."""
+"""Studies: a recipe and, by name, the changes that each variant makes in it."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from zoo.recipe.recipe import available_recipes
 __all__ = ["DEFAULT_MIXERS", "Study", "available_studies", "load_study", "study_command"]
 
 DEFAULT_MIXERS = ("softmax", "linear", "power", "gated-power")
-"""What `load_study` compares in a recipe when nothing is said."""
+"""Mixers that `load_study` compares in a recipe when none are named."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,63}")
 _RESERVED_ENDINGS = (".yaml", ".json", ".csv", ".png", ".html")
@@ -63,9 +63,9 @@ class Study(Config):
     recipe: str
     """The name or path of the recipe; a path is taken from where the command is run."""
     overrides: Overrides = ()
-    """What all variants change in the recipe, as `key=value`, or as a mapping."""
+    """Changes that all variants make in the recipe, as `key=value`, or as a mapping."""
     variants: dict[str, Overrides] = Field(min_length=1)
-    """What each variant changes further, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
+    """Further changes by variant, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
     is the one whose number of parameters the others are given."""
 
     @model_validator(mode="after")

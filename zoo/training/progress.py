@@ -11,7 +11,7 @@ __all__ = ["LineProgress", "ProgressReporter", "SilentProgress", "TerminalProgre
 
 
 class ProgressReporter(Protocol):
-    """What the training loop tells; also the place to hook in other loggers."""
+    """Calls that the training loop makes; also the place to hook in other loggers."""
 
     def start(self, step: int, steps: int) -> None:
         """Training continues after `step` and ends with `steps`."""

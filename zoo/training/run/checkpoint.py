@@ -41,7 +41,7 @@ class Checkpoint:
     path: Path
     step: int
     facts: dict[str, Any]
-    """What was given to `CheckpointStore.save`."""
+    """As given to `CheckpointStore.save`."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors saved as `name`, on the CPU.

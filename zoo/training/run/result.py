@@ -1,4 +1,4 @@
-"""What a finished run came to, in memory and in its folder."""
+"""The result of a finished run, in memory and in its folder."""
 
 import json
 import statistics
