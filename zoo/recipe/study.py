@@ -3,14 +3,14 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from zoo.config import Config, load_yaml, override_list, parse_yaml
+from zoo.config import Config, flatten, load_yaml, override_list, parse_yaml
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import mixers as registered_mixers
 from zoo.recipe.recipe import available_recipes
@@ -29,16 +29,8 @@ def _as_overrides(value: Any) -> Any:
     if value is None:
         return ()
     if isinstance(value, Mapping):
-        return tuple(_flatten(value, ""))
+        return tuple(f"{key}={_plain(option)}" for key, option in flatten(value))
     return tuple(value) if isinstance(value, list) else value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={_plain(value)}"
 
 
 def _plain(value: Any) -> str:

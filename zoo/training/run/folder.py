@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from zoo.builder import build
-from zoo.config import Config, load_yaml
+from zoo.config import Config, flatten, load_yaml
 from zoo.errors import CheckpointError, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
@@ -176,12 +176,4 @@ def check_same_recipe(recipe: Config, stored: Mapping[str, Any], owner: Path) ->
 def _leaves(recipe: Config) -> dict[str, Any]:
     values = recipe.model_dump(mode="json")
     values.pop("description", None)
-    return dict(_flatten(values, ""))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(flatten(values))
