@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import CheckpointError, TrainingError
+from zoo.report import files as files_module
 from zoo.training import checkpoint as checkpoint_module
-from zoo.training import files as files_module
 from zoo.training.checkpoint import CheckpointStore
 
 

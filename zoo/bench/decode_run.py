@@ -11,7 +11,7 @@ from zoo.bench.model_report import recording
 from zoo.bench.op_report import milliseconds
 from zoo.bench.op_run import check_files
 from zoo.bench.timing import Ceilings, Timer
-from zoo.training.files import replace_file
+from zoo.report.files import replace_file
 
 __all__ = ["run_decode_benchmark"]
 

@@ -13,7 +13,7 @@ from zoo.bench.op_report import milliseconds, short_length
 from zoo.bench.op_run import check_files
 from zoo.bench.timing import Ceilings, Timer
 from zoo.bench.training_step import TrainingStep
-from zoo.training.files import replace_file
+from zoo.report.files import replace_file
 
 __all__ = ["run_cold_starts", "run_model_benchmark"]
 

@@ -10,7 +10,7 @@ from zoo.bench.op import OpBenchmark, OpMeasurement, measure_op
 from zoo.bench.op_report import describe, milliseconds, print_tables, recording
 from zoo.bench.timing import Ceilings, Timer
 from zoo.errors import InputError
-from zoo.training.files import replace_file
+from zoo.report.files import replace_file
 
 __all__ = ["check_files", "run_op_benchmark"]
 

@@ -60,7 +60,7 @@ def wsfr(
     from zoo.budget.report import csv_text, json_text, print_table
     from zoo.budget.wsfr import exact_table
     from zoo.recipe import load_recipe
-    from zoo.training.files import replace_file
+    from zoo.report.files import replace_file
 
     if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
         recipe, overrides = _RECIPE, (recipe, *overrides)

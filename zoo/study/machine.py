@@ -8,8 +8,8 @@ import torch
 import zoo
 from zoo.config import load_yaml
 from zoo.errors import InputError
+from zoo.report.files import replace_file, writing
 from zoo.study.summary import Machine
-from zoo.training.files import replace_file, writing
 
 __all__ = ["describe_machine", "read_machine", "write_machine"]
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from zoo.report.files import replace_file
 from zoo.study.page import render_page
 from zoo.study.plots import LIGHT, PLOTS, render
 from zoo.study.summary import StudySummary
-from zoo.training.files import replace_file
 
 __all__ = ["write_report"]
 

@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from zoo.training.files import replace_file, writing
+from zoo.report.files import replace_file, writing
 
 __all__ = ["MetricsLog", "read_metrics"]
 

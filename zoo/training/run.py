@@ -13,8 +13,8 @@ import torch
 
 from zoo.config import Config, load_yaml
 from zoo.errors import CheckpointError, TrainingError
+from zoo.report.files import replace_file, writing
 from zoo.training.checkpoint import CheckpointStore
-from zoo.training.files import replace_file, writing
 from zoo.training.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
 

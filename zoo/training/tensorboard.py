@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.training.files import writing
+from zoo.report.files import writing
 
 __all__ = ["EventLog", "check_tensorboard"]
 
