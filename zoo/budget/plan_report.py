@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.budget.plan import HEAD_WIDTHS, MULTIPLE, SHAPES, TOLERANCE, Plan
-from zoo.study.numbers import count, counted, size
+from zoo.report.numbers import count, counted, size
 
 __all__ = ["assumptions", "print_plan"]
 

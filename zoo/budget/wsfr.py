@@ -8,7 +8,7 @@ from zoo.budget.counts import Budget, budgets
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import MixerConfig, mixers
 from zoo.recipe import Recipe
-from zoo.study.numbers import counted
+from zoo.report.numbers import counted
 
 __all__ = [
     "EXACT_FORMULA",

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from zoo.study.numbers import difference, size
+from zoo.report.numbers import difference, size
 from zoo.study.plots import DARK, LIGHT, PLOTS, Plot, color_of, render
 from zoo.study.summary import StudySummary, VariantSummary
 from zoo.study.table import Column, columns

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from zoo.study.numbers import size
+from zoo.report.numbers import size
 from zoo.study.summary import StudySummary, VariantSummary
 
 __all__ = [

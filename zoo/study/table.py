@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoo.study.numbers import count, difference, duration, size
+from zoo.report.numbers import count, difference, duration, size
 from zoo.study.summary import StudySummary, VariantSummary
 
 __all__ = ["Column", "columns", "print_summary", "short_columns"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.study.numbers import count, difference, duration, size
+from zoo.report.numbers import count, difference, duration, size
 
 _FACTORS = {unit: 1000**power for power, unit in enumerate(["", "k", "M", "G", "T", "P", "E"])} | {
     unit: 1024**power for power, unit in enumerate([" B", " KiB", " MiB", " GiB", " TiB", " PiB"])
