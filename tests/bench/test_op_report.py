@@ -11,7 +11,7 @@ from rich.console import Console
 from zoo.bench.entrant import BOTH, OUT_OF_MEMORY
 from zoo.bench.op import OpMeasurement
 from zoo.bench.op_plot import draw_times
-from zoo.bench.op_report import crossovers, milliseconds, print_tables, short_length
+from zoo.bench.op_report import crossovers, print_tables
 from zoo.study.plots import LIGHT
 
 MakeRows = Callable[..., list[OpMeasurement]]
@@ -75,11 +75,6 @@ def test_crossovers_tell_from_where_on(make_rows: MakeRows) -> None:
     faster = [row for row in make_rows("fla", seconds=5e-8) if row.passes == BOTH]
     assert crossovers([*both, *faster]) == ["power is not faster than fla at T = 1,048,576 tokens: 0.50 times"]
     assert crossovers([*both, *make_rows("fla", absent="not installed")]) == []
-
-
-def test_numbers_are_short() -> None:
-    assert [milliseconds(value) for value in (4.2e-5, 1.234e-3, 0.0123, 1.2345)] == ["0.042", "1.23", "12.3", "1,234"]
-    assert [short_length(tokens) for tokens in (1000, 1024, 1536, 65536, 2**21)] == ["1000", "1k", "1536", "64k", "2M"]
 
 
 def test_the_plot_has_a_panel_a_pass_and_a_colour_a_contestant(rows: list[OpMeasurement], make_rows: MakeRows) -> None:

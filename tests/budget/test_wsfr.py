@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
-from hypothesis import strategies as st
 
-from zoo.budget import Row, budgets, exact_table, paper_table, ratio_text
+from zoo.budget import Row, budgets, exact_table, paper_table
 from zoo.budget.paper import PUBLISHED, PUBLISHED_CONTEXTS
 from zoo.budget.wsfr import mixer_label, variants
 from zoo.cli import main
@@ -105,24 +103,6 @@ def test_softmax_ratios_fall_with_the_context_and_those_of_a_fixed_state_stay() 
     assert power[0] == pytest.approx(power[2], rel=1e-3)
     assert softmax[0] / softmax[2] == pytest.approx(64, rel=1e-3)
     assert softmax[2] < hybrid[2] < power[2]
-
-
-@given(st.floats(1e-4, 1e4))
-def test_ratio_text_is_within_a_tenth(value: float) -> None:
-    left, right = (float(side.replace(",", "")) for side in ratio_text(value).split(":"))
-    assert 1 in (left, right)
-    assert left / right == pytest.approx(value, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1, "1:1"), (0.98, "1:1"), (1.04, "1:1"), (1.87, "1.9:1"), (4.96, "5:1"), (7.84, "8:1"),
-        (1 / 4.9, "1:4.9"), (1 / 8.16, "1:8"), (1 / 124.6, "1:125"), (12_345, "12,345:1"),
-    ],
-)  # fmt: skip
-def test_ratio_text(value: float, text: str) -> None:
-    assert ratio_text(value) == text
 
 
 def test_variants_are_of_one_mixer_each_and_alike_once() -> None:

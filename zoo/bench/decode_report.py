@@ -9,8 +9,9 @@ from rich.table import Table
 
 from zoo.bench.decode import DecodeBenchmark, DecodeMeasurement
 from zoo.bench.entrant import OUT_OF_MEMORY
-from zoo.bench.op_report import describe_place, milliseconds
+from zoo.bench.op_report import describe_place
 from zoo.bench.timing import Ceilings
+from zoo.report.numbers import milliseconds
 
 __all__ = ["describe_decode", "draw_decode", "print_decode"]
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from zoo.bench.decode import DecodeBenchmark, DecodeMeasurement, measure_decode
 from zoo.bench.decode_report import describe_decode, draw_decode, print_decode
 from zoo.bench.model_report import recording
-from zoo.bench.op_report import milliseconds
 from zoo.bench.op_run import check_files
 from zoo.bench.timing import Ceilings, Timer
 from zoo.report.files import replace_file
+from zoo.report.numbers import milliseconds
 
 __all__ = ["run_decode_benchmark"]
 

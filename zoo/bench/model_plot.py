@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from zoo.bench.model import ModelMeasurement
-from zoo.bench.op_report import short_length
+from zoo.report.numbers import short_length
 from zoo.study.plots import LIGHT, color_labels, encode, prepare_axes
 
 __all__ = ["draw_lines", "draw_model"]

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.bench.kernels import KINDS, Kernel, launches, profile_kernels, seconds, share_of_work
-from zoo.bench.op_report import milliseconds
 from zoo.bench.training_step import TrainingStep
+from zoo.report.numbers import milliseconds
 
 __all__ = ["ModelProfile", "print_profile", "profile_step"]
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from zoo.bench.csv_file import csv_rows
 from zoo.bench.entrant import OUT_OF_MEMORY
 from zoo.bench.model import ModelBenchmark, ModelMeasurement
-from zoo.bench.op_report import describe_place, milliseconds, short_length
+from zoo.bench.op_report import describe_place
 from zoo.bench.timing import Ceilings
+from zoo.report.numbers import milliseconds, short_length
 from zoo.training.precision import autocast_dtype
 
 __all__ = ["describe", "print_summary", "print_table", "recording"]

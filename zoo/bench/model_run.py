@@ -9,11 +9,11 @@ from zoo.bench.cold_start import measure_cold_start
 from zoo.bench.model import ModelBenchmark, ModelMeasurement, measure_model
 from zoo.bench.model_profile import print_profile, profile_step
 from zoo.bench.model_report import describe, print_summary, print_table, recording
-from zoo.bench.op_report import milliseconds, short_length
 from zoo.bench.op_run import check_files
 from zoo.bench.timing import Ceilings, Timer
 from zoo.bench.training_step import TrainingStep
 from zoo.report.files import replace_file
+from zoo.report.numbers import milliseconds, short_length
 
 __all__ = ["run_cold_starts", "run_model_benchmark"]
 

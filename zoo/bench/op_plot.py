@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from zoo.bench.entrant import BOTH, FORWARD
 from zoo.bench.op import OpMeasurement
-from zoo.bench.op_report import short_length
+from zoo.report.numbers import short_length
 from zoo.study.plots import LIGHT, color_labels, encode, prepare_axes
 
 __all__ = ["draw_times"]

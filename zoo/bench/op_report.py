@@ -15,8 +15,9 @@ from zoo.bench.csv_file import csv_rows
 from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY
 from zoo.bench.op import OpBenchmark, OpMeasurement
 from zoo.bench.timing import Ceilings
+from zoo.report.numbers import milliseconds, short_length
 
-__all__ = ["crossovers", "describe", "describe_place", "milliseconds", "print_tables", "recording", "short_length"]
+__all__ = ["crossovers", "describe", "describe_place", "print_tables", "recording"]
 
 
 def describe(benchmark: OpBenchmark, ceilings: Ceilings, *, graph: bool) -> str:
@@ -40,20 +41,6 @@ def describe_place(device: str) -> str:
 
     runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
     return f"{torch.cuda.get_device_name(device)}; {versions}, Triton {triton.__version__}, {runtime}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Write a time in milliseconds with about three digits."""
-    value = seconds * 1e3
-    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def short_length(tokens: int) -> str:
-    """Write a number of tokens: 1000, 4k, 2M, with k = 1024."""
-    for unit, name in ((2**20, "M"), (2**10, "k")):
-        if tokens % unit == 0:
-            return f"{tokens // unit}{name}"
-    return str(tokens)
 
 
 @contextmanager

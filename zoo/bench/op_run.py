@@ -7,10 +7,11 @@ from typing import Literal
 from rich.console import Console
 
 from zoo.bench.op import OpBenchmark, OpMeasurement, measure_op
-from zoo.bench.op_report import describe, milliseconds, print_tables, recording
+from zoo.bench.op_report import describe, print_tables, recording
 from zoo.bench.timing import Ceilings, Timer
 from zoo.errors import InputError
 from zoo.report.files import replace_file
+from zoo.report.numbers import milliseconds
 
 __all__ = ["check_files", "run_op_benchmark"]
 

@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from zoo.bench.op_report import short_length
 from zoo.budget.wsfr import RatioTable, ratio_text
+from zoo.report.numbers import short_length
 from zoo.study.plots import LIGHT, color_labels, encode, prepare_axes
 
 __all__ = ["draw_ratios"]
