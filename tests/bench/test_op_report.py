@@ -12,7 +12,7 @@ from zoo.bench.entrant import BOTH, OUT_OF_MEMORY
 from zoo.bench.op import OpMeasurement
 from zoo.bench.op_plot import draw_times
 from zoo.bench.op_report import crossovers, print_tables
-from zoo.study.plots import LIGHT
+from zoo.report.plots import LIGHT
 
 MakeRows = Callable[..., list[OpMeasurement]]
 

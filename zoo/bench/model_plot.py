@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from zoo.bench.model import ModelMeasurement
 from zoo.report.numbers import short_length
-from zoo.study.plots import LIGHT, color_labels, encode, prepare_axes
+from zoo.report.plots import LIGHT, color_labels, encode, prepare_axes
 
 __all__ = ["draw_lines", "draw_model"]
 

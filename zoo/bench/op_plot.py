@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from zoo.bench.entrant import BOTH, FORWARD
 from zoo.bench.op import OpMeasurement
 from zoo.report.numbers import short_length
-from zoo.study.plots import LIGHT, color_labels, encode, prepare_axes
+from zoo.report.plots import LIGHT, color_labels, encode, prepare_axes
 
 __all__ = ["draw_times"]
 

@@ -68,20 +68,9 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """Open a file to be written bit by bit, `-` for standard output, which stays open.
-
-    Raises:
-        TrainingError: it cannot be written.
-    """
-    with writing(path):
-        if is_standard_output(path):
-            yield sys.stdout
-            sys.stdout.flush()
-        else:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                yield file
+def opened(path: Path) -> TextIO:
+    """Open a file to be written bit by bit; `-` is standard output itself."""
+    return sys.stdout if is_standard_output(path) else path.open("w", newline="", encoding="utf-8")
 
 
 def is_standard_output(path: Path) -> bool:
@@ -106,8 +95,7 @@ def check_outputs(**outputs: Path | None) -> None:
     paths = {name: path for name, path in outputs.items() if path is not None}
     for name, path in paths.items():
         if path.is_dir() or not path.parent.is_dir():
-            where = "a file in a folder that exists, or - for standard output"
-            raise InputError(f"{name}: expected {where}, was {str(path)!r}")
+            raise InputError(f"{name}: expected a file in a folder that exists, was {str(path)!r}")
     together = [name for name, path in paths.items() if is_standard_output(path)]
     if len(together) > 1:
         raise InputError(f"{', '.join(together)}: expected at most one of them on standard output")
@@ -115,9 +103,7 @@ def check_outputs(**outputs: Path | None) -> None:
     if plot is None:
         return
     if plot != Path("-") and plot.suffix not in (".png", ".svg"):
-        raise InputError(
-            f"plot: expected a file name that ends in .png or .svg, or - for PNG on standard output, was {plot.name!r}"
-        )
+        raise InputError(f"plot: expected a file name that ends in .png or .svg, was {plot.name!r}")
     if find_spec("matplotlib") is None:
         raise InputError("plot: needs matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
 

@@ -28,9 +28,9 @@ _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
 def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
     """Train the variants of a study that are not finished yet and write what all of them came to.
 
-    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, `summary.csv`, the plots as
-    PNG files and `index.html`. Everything is checked before anything is trained. If a variant fails, or at Ctrl-C, the
-    study ends with a report of what is finished; the same call goes on from there.
+    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, the table as `summary.csv`,
+    `.md` and `.tex`, the plots as PNG files and `index.html`. Everything is checked before anything is trained. If a
+    variant fails, or at Ctrl-C, the study ends with a report of what is finished; the same call goes on from there.
 
     Args:
         study: what to compare.
