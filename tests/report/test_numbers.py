@@ -78,6 +78,7 @@ def test_numbers_are_short() -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     assert [known(None, ".1f"), known(3 * 2**29, ".1f", 2**30), known(1234.5, ",.0f")] == ["-", "1.5", "1,234"]
+    assert known(2.0, ".1f", None) == "-"
 
 
 def test_time_left_is_read_from_a_clock() -> None:

@@ -22,6 +22,8 @@ def draw_ratios(table: RatioTable) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: ratio_text(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     color_labels(axes, LIGHT)
-    figure.legend(handles=list(axes.lines), loc="outside right upper", frameon=False, fontsize=9, labelcolor=LIGHT.text)
+    figure.legend(
+        handles=list(axes.lines), loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=LIGHT.text
+    )
     axes.axhline(1, color=LIGHT.faint, linewidth=1.1, dashes=(5, 3))
     return figure

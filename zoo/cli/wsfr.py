@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.options import token_counts
+from zoo.cli.options import Names, csv_option, names, output_option, plot_option, token_counts
 
 __all__ = ["wsfr"]
 
@@ -15,7 +15,7 @@ _RECIPE = "gpt2-124m-rotary"
 @click.argument("recipe", default=_RECIPE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--mixers", default="recipe,softmax,linear,power", show_default=True,
+    "--mixers", default="recipe,softmax,linear,power", show_default=True, callback=names,
     help="With commas; power:p=3 sets an option, and recipe is what the recipe has.",
 )  # fmt: skip
 @click.option(
@@ -26,13 +26,13 @@ _RECIPE = "gpt2-124m-rotary"
     "--accounting", type=click.Choice(["exact", "paper"]), default="exact", show_default=True,
     help="exact counts what runs; paper is a fit to the published table.",
 )  # fmt: skip
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this CSV file.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this JSON file.")
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Also draw this PNG or SVG.")
+@csv_option
+@output_option("json", "Also write this JSON file")
+@plot_option
 def wsfr(
     recipe: str,
-    overrides: tuple[str, ...],
-    mixers: str,
+    overrides: Names,
+    mixers: Names,
     contexts: list[int],
     accounting: str,
     csv_path: Path | None,
@@ -64,7 +64,7 @@ def wsfr(
         recipe, overrides = _RECIPE, (recipe, *overrides)
     check_outputs(csv=csv_path, json=json_path, plot=plot_path)
     make_table = exact_table if accounting == "exact" else paper_table
-    table = make_table(load_recipe(recipe, overrides), [name.strip() for name in mixers.split(",")], contexts)
+    table = make_table(load_recipe(recipe, overrides), mixers, contexts)
     print_table(table, console_beside(csv_path, json_path, plot_path))
     if csv_path is not None:
         replace_file(csv_path, ratio_csv(table).encode())

@@ -1,17 +1,9 @@
 """Numbers as people read them: three digits and a unit."""
 
 __all__ = [
-    "clock",
-    "count",
-    "counted",
-    "difference",
-    "duration",
-    "known",
-    "milliseconds",
-    "ratio_text",
-    "short_length",
+    "clock", "count", "counted", "difference", "duration", "known", "milliseconds", "ratio_text", "short_length",
     "size",
-]
+]  # fmt: skip
 
 
 def count(value: float) -> str:
@@ -68,9 +60,9 @@ def ratio_text(value: float) -> str:
     return f"{text}:1" if value >= 1 else f"1:{text}"
 
 
-def known(value: float | None, form: str, unit: float = 1) -> str:
-    """Write a number of `unit`s in a form such as `.1f`, or a dash where there is none."""
-    return "-" if value is None else format(value / unit, form)
+def known(value: float | None, form: str, unit: float | None = 1) -> str:
+    """Write a number of `unit`s in a form such as `.1f`, or a dash where either is not known."""
+    return "-" if value is None or unit is None else format(value / unit, form)
 
 
 def difference(value: float, reference: float) -> str:

@@ -18,19 +18,9 @@ from zoo.report.files import replace_file
 from zoo.report.numbers import short_length
 
 __all__ = [
-    "DARK",
-    "LIGHT",
-    "Format",
-    "Lines",
-    "Panel",
-    "Theme",
-    "color_labels",
-    "draw_lines",
-    "draw_panels",
-    "encode",
-    "prepare_axes",
-    "write_plot",
-]
+    "DARK", "LIGHT", "Format", "Lines", "Panel", "Theme", "color_labels", "draw_lines", "draw_panels", "encode",
+    "prepare_axes", "write_plot",
+]  # fmt: skip
 
 Format = Literal["png", "svg"]
 Lines = Mapping[str, Mapping[int, float]]

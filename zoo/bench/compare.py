@@ -1,0 +1,125 @@
+"""Contestants side by side: tables as wide as a terminal, who is absent and why, and from where on ours is faster."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from zoo.bench.engine import OUT_OF_MEMORY, Row
+from zoo.report.numbers import known, milliseconds, short_length
+from zoo.report.tables import plain_table
+
+__all__ = ["crossovers", "groups", "print_comparison", "times"]
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[tuple[int, int, str], list[Row]]]:
+    """Yield head width, power and pass, and the rows of each."""
+
+    def panel(row: Row) -> tuple[int, int, str]:
+        return row["head_width"], row["p"], row["passes"]  # forward comes first
+
+    for place, group in groupby(sorted(rows, key=panel), panel):
+        yield place, list(group)
+
+
+def times(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """Return milliseconds by contestant and length; absent times leave gaps."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.seconds is not None:
+            found.setdefault(row.name, {})[row.tokens] = 1e3 * row.seconds
+    return found
+
+
+def print_comparison(rows: Sequence[Row], console: Console) -> None:
+    """Print, for each head width, power and pass, a table, who is absent from it, and from where on ours is faster."""
+    said: set[tuple[int, int, str]] = set()
+    for (head_width, p, passes), group in groups(rows):
+        console.print(f"\nK = V = {head_width}, p = {p}, {passes}", style="bold", highlight=False)
+        console.print(_table(group))
+        absences = {(head_width, p, line) for line in _absences(group)}
+        for line in [*sorted(line for *_, line in absences - said), *crossovers(group)]:
+            console.print(line, highlight=False)
+        said |= absences
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """One table: a line for each length, a column for each contestant, then the rates of ours."""
+    names = [name for name in _names(rows) if any(row.seconds for row in rows if row.name == name)]
+    ours = _ours(rows)
+    has_peak = any(row["peak_bytes"] is not None for row in rows if row.name == ours)
+    slow = max((row["flops_per_second"] or 0 for row in rows), default=0) < 1e12  # as on a CPU
+    rates = (
+        ["GFLOP\n/s" if slow else "TFLOP\n/s", "% of\nmatmul", "% of\ncopy", *(["peak\nMiB"] if has_peak else [])]
+        if ours
+        else []
+    )
+    table = plain_table("tokens", *(name.replace("-", "\n") for name in names), *rates, words=0)
+    for tokens in sorted({row.tokens for row in rows}):
+        found = {row.name: row for row in rows if row.tokens == tokens}
+        table.add_row(
+            short_length(tokens),
+            *(_cell(found.get(name)) for name in names),
+            *_rates(found.get(ours), 1e9 if slow else 1e12, has_peak),
+        )
+    return table
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or (row.seconds is None and not row.absent):  # the run was stopped, or it is too long
+        return "-"
+    if row.seconds is None:
+        return "out of\nmemory" if row.absent == OUT_OF_MEMORY else "failed"
+    return milliseconds(row.seconds)
+
+
+def _rates(row: Row | None, unit: float, has_peak: bool) -> list[str]:
+    if row is None:
+        return []
+    rates = [known(row["flops_per_second"], ".1f", unit)]
+    rates += [known(row[share], ".1f", 0.01) for share in ("matmul_share", "copy_share")]
+    return [*rates, known(row["peak_bytes"], ",.0f", 2**20)] if has_peak else rates
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.name for row in rows))
+
+
+def _ours(rows: Sequence[Row]) -> str:
+    """The contestant whose work is counted; an empty string where there is none."""
+    return next((row.name for row in rows if row["flops_per_second"] is not None), "")
+
+
+def _absences(rows: Sequence[Row]) -> list[str]:
+    """Say once for each contestant why it has no time, or not everywhere; lack of memory is in the table."""
+    reasons = {(row.name, row.absent): row for row in reversed(rows) if row.absent}
+    missing = {name for name in _names(rows) if not any(row.seconds for row in rows if row.name == name)}
+    return [
+        f"{name}: {reason}" if name in missing else f"{name} from T = {row.tokens:,} on: {reason}"
+        for (name, reason), row in reversed(reasons.items())
+        if name in missing or reason != OUT_OF_MEMORY
+    ]
+
+
+def crossovers(rows: Sequence[Row]) -> list[str]:
+    """Say of each other contestant of one table from which length on ours is faster."""
+    ours, lines = _ours(rows), []
+    others = [name for name in _names(rows) if name not in {row.name for row in rows if row["flops_per_second"]}]
+    found = times(rows)
+    own = found.get(ours, {})
+    for name in others:
+        ratios = {tokens: time / own[tokens] for tokens, time in sorted(found.get(name, {}).items()) if tokens in own}
+        if not ratios:
+            continue
+        slower = [tokens for tokens, ratio in ratios.items() if ratio <= 1]
+        faster = [tokens for tokens in ratios if tokens > max(slower, default=0)]
+        longest = max(ratios)
+        if faster:
+            lines.append(
+                f"{ours} is faster than {name} from T = {min(faster):,} tokens on, "
+                f"{ratios[longest]:.1f} times at {short_length(longest)}"
+            )
+        else:
+            lines.append(f"{ours} is not faster than {name} at T = {longest:,} tokens: {ratios[longest]:.2f} times")
+    return lines
