@@ -47,22 +47,20 @@ def print_comparison(rows: Sequence[Row], console: Console) -> None:
 def _table(rows: Sequence[Row]) -> Table:
     """One table: a line for each length, a column for each contestant, then the rates of ours."""
     names = [name for name in _names(rows) if any(row.seconds for row in rows if row.name == name)]
-    ours = _ours(rows)
-    has_peak = any(row["peak_bytes"] is not None for row in rows if row.name == ours)
-    slow = max((row["flops_per_second"] or 0 for row in rows), default=0) < 1e12  # as on a CPU
-    rates = (
-        ["GFLOP\n/s" if slow else "TFLOP\n/s", "% of\nmatmul", "% of\ncopy", *(["peak\nMiB"] if has_peak else [])]
-        if ours
-        else []
-    )
-    table = plain_table("tokens", *(name.replace("-", "\n") for name in names), *rates, words=0)
+    of_ours = [row for row in rows if row.name == _ours(rows)]
+    slow = all((row["flops_per_second"] or 0) < 1e12 for row in of_ours)  # as on a CPU
+    rates = {
+        "GFLOP\n/s" if slow else "TFLOP\n/s": ("flops_per_second", ".1f", 1e9 if slow else 1e12),
+        "% of\nmatmul": ("matmul_share", ".1f", 0.01), "% of\ncopy": ("copy_share", ".1f", 0.01),
+        "peak\nMiB": ("peak_bytes", ",.0f", 2**20),
+    }  # fmt: skip
+    shown = {heading: rate for heading, rate in rates.items() if any(row[rate[0]] is not None for row in of_ours)}
+    table = plain_table("tokens", *(name.replace("-", "\n") for name in names), *shown, words=0)
     for tokens in sorted({row.tokens for row in rows}):
         found = {row.name: row for row in rows if row.tokens == tokens}
-        table.add_row(
-            short_length(tokens),
-            *(_cell(found.get(name)) for name in names),
-            *_rates(found.get(ours), 1e9 if slow else 1e12, has_peak),
-        )
+        ours = found.get(_ours(rows), Row("", tokens))
+        cells = (known(ours[column], form, unit) for column, form, unit in shown.values())
+        table.add_row(short_length(tokens), *(_cell(found.get(name)) for name in names), *cells)
     return table
 
 
@@ -72,14 +70,6 @@ def _cell(row: Row | None) -> str:
     if row.seconds is None:
         return "out of\nmemory" if row.absent == OUT_OF_MEMORY else "failed"
     return milliseconds(row.seconds)
-
-
-def _rates(row: Row | None, unit: float, has_peak: bool) -> list[str]:
-    if row is None:
-        return []
-    rates = [known(row["flops_per_second"], ".1f", unit)]
-    rates += [known(row[share], ".1f", 0.01) for share in ("matmul_share", "copy_share")]
-    return [*rates, known(row["peak_bytes"], ",.0f", 2**20)] if has_peak else rates
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -121,10 +121,7 @@ class ModelProfile:
 
 
 def profile_step(step: TrainingStep, *, compiled: bool) -> ModelProfile:
-    """Profile a training step.
-
-    What a layer launches is what the model launches beyond one of fewer layers, over the layers that it has beyond it.
-    """
+    """Profile a step; a layer launches what the model does beyond one of fewer layers, over the layers it has more."""
     recipe, device = step.recipe, step.device
     forward, whole = profile_kernels(step.forward, device), profile_kernels(step, device)
     few = 1 if recipe.hybrid is None else recipe.hybrid.every
