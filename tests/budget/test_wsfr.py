@@ -159,6 +159,18 @@ def test_files_hold_what_is_printed(zoo: Callable[..., Result], tmp_path: Path) 
     assert b"<svg" in files["svg"].read_bytes()
 
 
+def test_a_file_on_standard_output_has_it_to_itself(zoo: Callable[..., Result]) -> None:
+    options = ["tiny", "--mixers", "softmax", "--contexts", "1024"]
+    for name, read in (("--csv", lambda text: list(csv.DictReader(text.splitlines()))), ("--json", json.loads)):
+        result = zoo("wsfr", *options, name, "-")
+        assert result.exit_code == 0, result.output
+        assert read(result.stdout)
+        assert "Weight-state FLOP ratio" in result.stderr
+    assert zoo("wsfr", *options, "--plot", "-").stdout_bytes.startswith(b"\x89PNG")
+    result = zoo("wsfr", *options, "--csv", "-", "--json", "-")
+    assert result.stderr == "Error: csv, json: expected at most one of them on standard output\n"
+
+
 def test_the_recipe_can_be_left_out(zoo: Callable[..., Result]) -> None:
     result = zoo("wsfr", "model.layers=2", "--mixers", "softmax")
     assert result.exit_code == 0, result.output
