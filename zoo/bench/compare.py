@@ -40,7 +40,7 @@ def print_comparison(rows: Sequence[Row], console: Console) -> None:
         console.print(_table(group))
         absences = {(head_width, p, line) for line in _absences(group)}
         for line in [*sorted(line for *_, line in absences - said), *crossovers(group)]:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
         said |= absences
 
 

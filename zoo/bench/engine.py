@@ -116,7 +116,7 @@ def run(
     console.print(title, highlight=False)
 
     def say(text: str) -> None:
-        progress.print(text, highlight=False, markup=False)
+        progress.print(text, highlight=False, markup=False, soft_wrap=True)
 
     found: list[Row] = []
     try:
@@ -125,7 +125,8 @@ def run(
                 write(benchmark.values(row))
                 found.append(row)
                 if row.seconds is not None:
-                    say(f"{_place(benchmark, row)}: {milliseconds(row.seconds)} ms")
+                    first = "" if row["first_seconds"] is None else f", the first step {row['first_seconds']:.1f} s"
+                    say(f"{_place(benchmark, row)}: {milliseconds(row.seconds)} ms{first}")
     finally:
         if found:
             benchmark.report(found, console)

@@ -66,7 +66,7 @@ class Rwkv7Benchmark(Benchmark):
             console.print(f"\n{passes}", style="bold", highlight=False)
             console.print(table)
         for name, absent in dict.fromkeys((row.name, row.absent) for row in rows if row.absent):
-            console.print(f"{name}: {absent}", highlight=False)
+            console.print(f"{name}: {absent}", highlight=False, markup=False)
 
 
 def make_rwkv7_inputs(case: Case, tokens: int, _contestant: Contestant) -> list[Tensor | None]:
