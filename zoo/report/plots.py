@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Literal, NamedTuple
 
 from matplotlib import style
@@ -54,6 +55,7 @@ DARK = Theme(
     variants=("#58a6e8", "#f0813a", "#2cc79b", "#e58fc0", "#e6b422", "#8fd0f5", "#b0b0b0"),
 )
 _MARKERS = "osD^vPX"
+_LETTERS = 12  # of a title in an inch
 
 
 class Panel(NamedTuple):
@@ -135,7 +137,8 @@ def draw_panels(rows: Sequence[Sequence[Panel]], axis: str, title: str) -> Figur
         [handles[name] for name in names], names, loc="outside lower center", ncols=min(5, len(names)), frameon=False,
         fontsize=9.5, labelcolor=LIGHT.text,
     )  # fmt: skip
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=LIGHT.faint)
+    lines = [part for line in title.splitlines() for part in wrap(line, round(_LETTERS * size[0]))]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5, color=LIGHT.faint)
     return figure
 
 
