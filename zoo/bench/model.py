@@ -25,7 +25,7 @@ from zoo.data import Corpus
 from zoo.recipe import Recipe
 from zoo.report.numbers import known, milliseconds, short_length
 from zoo.training.memory import advice
-from zoo.training.precision import autocast_dtype
+from zoo.training.optimizer import autocast_dtype
 
 __all__ = ["ModelBenchmark", "print_cold_starts"]
 

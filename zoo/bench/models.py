@@ -16,8 +16,7 @@ from zoo.errors import InputError
 from zoo.mixers import mixers
 from zoo.recipe import Recipe
 from zoo.training.objective import NextTokenLoss
-from zoo.training.optimizer import build_optimizer, clip_gradients
-from zoo.training.precision import autocast, autocast_dtype
+from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients
 
 __all__ = [
     "QUADRATIC", "TrainingStep", "check_mixers", "load_documents", "make_batches", "recipe_with", "softmax_backend",
