@@ -59,6 +59,8 @@ def test_markdown_and_latex_have_the_same_cells() -> None:
     assert markdown_text(headings, rows).splitlines() == [
         "| variant | 100% of | bits |", "| --- | ---: | ---: |", "| a\\|b_c | -0.5 | 2.1 |", "| d | 1 & 2 | x |",
     ]  # fmt: skip
+    assert markdown_text(headings, rows, words=2).splitlines()[1] == "| --- | --- | ---: |"
+    assert latex_text(headings, rows, words=2).startswith(r"\begin{tabular}{llr}")
     assert latex_text(headings, rows).splitlines() == [
         r"\begin{tabular}{lrr}", r"variant & 100\% of & bits \\", r"\hline", r"a|b\_c & -0.5 & 2.1 \\",
         r"d & 1 \& 2 & x \\", r"\end{tabular}",

@@ -76,16 +76,16 @@ def csv_rows(path: Path | None, columns: Sequence[str]) -> Iterator[Callable[[Ma
                 file.close()
 
 
-def markdown_text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table with words in the first column and numbers in the others, as GitHub's Markdown has it."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+def markdown_text(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Write a table with words in the first columns and numbers in the others, as GitHub's Markdown has it."""
+    lines = [headings, [*["---"] * words, *["---:"] * (len(headings) - words)], *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def latex_text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table as a `tabular` that needs no package, with words in the first column."""
+def latex_text(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Write a table as a `tabular` that needs no package, with words in the first columns."""
     head, *body = (f"{' & '.join(map(_escape, line))} \\\\" for line in (headings, *rows))
-    columns = "l" + "r" * (len(headings) - 1)
+    columns = "l" * words + "r" * (len(headings) - words)
     return "\n".join((f"\\begin{{tabular}}{{{columns}}}", head, r"\hline", *body, r"\end{tabular}", ""))
 
 

@@ -22,8 +22,8 @@ def write_report(summary: StudySummary, folder: Path) -> None:
     replace_file(folder / "summary.json", summary.to_json().encode())
     replace_file(folder / "summary.csv", summary.to_csv().encode())
     headings, rows = text_rows(summary)
-    replace_file(folder / "summary.md", markdown_text(headings, rows).encode())
-    replace_file(folder / "summary.tex", latex_text(headings, rows).encode())
+    replace_file(folder / "summary.md", markdown_text(headings, rows, words=2).encode())
+    replace_file(folder / "summary.tex", latex_text(headings, rows, words=2).encode())
     for plot in PLOTS:
         replace_file(folder / f"{plot.name}.png", render(plot, summary, LIGHT, "png"))
     replace_file(folder / "index.html", render_page(summary).encode())
