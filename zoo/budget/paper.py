@@ -18,7 +18,7 @@ from zoo.blocks.cache import KeyValueState
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.power_layer import PowerLayerState
 from zoo.budget.counts import check_contexts
-from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, ratio_text, variants
+from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, variants
 from zoo.builder import build
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
@@ -27,6 +27,7 @@ from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.recipe import Recipe
 from zoo.recipe.model import DecoderConfig
+from zoo.report.numbers import ratio_text
 from zoo.states import any_state
 
 __all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "paper_table"]

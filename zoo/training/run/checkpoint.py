@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.errors import CheckpointError
-from zoo.training.files import sync_file, sync_folder, writing
+from zoo.report.files import sync_file, sync_folder, writing
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 

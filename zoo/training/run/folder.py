@@ -14,7 +14,7 @@ from zoo.config import Config, flatten, load_yaml
 from zoo.errors import CheckpointError, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
-from zoo.training.files import replace_file, writing
+from zoo.report.files import replace_file, writing
 from zoo.training.run.checkpoint import CheckpointStore
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError
-from zoo.training.files import replace_file
+from zoo.report.files import replace_file
 
 __all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
 

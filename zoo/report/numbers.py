@@ -1,6 +1,9 @@
 """Numbers as people read them: three digits and a unit."""
 
-__all__ = ["count", "counted", "difference", "duration", "size"]
+__all__ = [
+    "clock", "count", "counted", "difference", "duration", "known", "milliseconds", "ratio_text", "short_length",
+    "size",
+]  # fmt: skip
 
 
 def count(value: float) -> str:
@@ -29,6 +32,37 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a time in milliseconds with about three digits: 0.042, 1.23, 12.3, 1,234."""
+    value = seconds * 1e3
+    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def clock(seconds: float) -> str:
+    """Write a time that is left, as a clock does: 6:30."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+def short_length(tokens: int) -> str:
+    """Write a number of tokens: 1000, 4k, 2M, with k = 1024."""
+    for unit, name in ((2**20, "M"), (2**10, "k")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return str(tokens)
+
+
+def ratio_text(value: float) -> str:
+    """Write a ratio as 30:1 or 1:8: the larger side in whole numbers from 5 on, with one decimal below, never `.0`."""
+    larger = max(value, 1 / value)
+    text = f"{larger:,.0f}" if larger >= 5 else f"{larger:.1f}".removesuffix(".0")
+    return f"{text}:1" if value >= 1 else f"1:{text}"
+
+
+def known(value: float | None, form: str, unit: float | None = 1) -> str:
+    """Write a number of `unit`s in a form such as `.1f`, or a dash where either is not known."""
+    return "-" if value is None or unit is None else format(value / unit, form)
 
 
 def difference(value: float, reference: float) -> str:

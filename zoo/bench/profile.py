@@ -6,17 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch._C._autograd import DeviceType
 from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["KINDS", "Kernel", "kind_of", "launches", "profile_kernels", "seconds", "share_of_work"]
+from zoo.bench.models import TrainingStep
+from zoo.report.numbers import milliseconds
+from zoo.report.tables import plain_table
+
+__all__ = [
+    "KINDS", "Kernel", "ModelProfile", "kind_of", "launches", "print_profile", "profile_kernels", "profile_step",
+    "seconds", "share_of_work",
+]  # fmt: skip
 
 KINDS = ("matmul", "op", "other")
 _WARM_UP = 2
+_LISTED = 16  # kernels
+_NAME = 44  # characters of a kernel's name
 
 # Attention first: its kernels can have `cutlass` in their names too.
 _ATTENTION = re.compile(r"flash|fmha|sdpa|attention|mem_eff|rwkv7", re.IGNORECASE)
@@ -96,10 +106,53 @@ def share_of_work(kernels: Sequence[Kernel]) -> float:
 @cache
 def _own_kernels() -> frozenset[str]:
     """The names of all functions that Triton or Gluon compiles for power attention, read from their sources."""
-
-    def sources(folder: Traversable) -> list[Traversable]:
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        return [file for entry in entries for file in (sources(entry) if entry.is_dir() else [entry])]
-
-    texts = (file.read_text() for file in sources(files("zoo") / "kernels/power/triton") if file.name.endswith(".py"))
+    folder = Path(str(files("zoo") / "kernels/power/triton"))
+    texts = (file.read_text() for file in folder.rglob("*.py"))
     return frozenset(name for text in texts for name in re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """The kernels of one training step, and of its forward pass."""
+
+    forward: list[Kernel]
+    step: list[Kernel]
+    launches_per_layer: float | None  # forward; None where the model has too few layers to tell
+
+
+def profile_step(step: TrainingStep, *, compiled: bool) -> ModelProfile:
+    """Profile a step; a layer launches what the model does beyond one of fewer layers, over the layers it has more."""
+    recipe, device = step.recipe, step.device
+    forward, whole = profile_kernels(step.forward, device), profile_kernels(step, device)
+    few = 1 if recipe.hybrid is None else recipe.hybrid.every
+    more = (recipe.model.layers - 1) // few * few
+    if more < few:
+        return ModelProfile(forward, whole, None)
+    short = recipe.override([f"model.layers={recipe.model.layers - more}"])
+    fewer = TrainingStep(short, step.batches, device, compiled=compiled, optimize=False)
+    return ModelProfile(forward, whole, (launches(forward) - launches(profile_kernels(fewer.forward, device))) / more)
+
+
+def print_profile(profile: ModelProfile, title: str, console: Console) -> None:
+    """Print launches, shares of time, and the kernels that take most of it."""
+    console.print(f"\n{title}", style="bold", highlight=False)
+    table = plain_table("", "forward\nlaunches", "\nms", "\nshare", "step\nlaunches", "\nms", "\nshare")
+    for kind in (*KINDS, None):
+        cells = [cell for kernels in (profile.forward, profile.step) for cell in _cells(kernels, kind)]
+        table.add_row(kind or "all", *cells)
+    console.print(table)
+    share = f"matmuls and op: {share_of_work(profile.forward):.1%} of the forward pass, "
+    console.print(f"{share}{share_of_work(profile.step):.1%} of the step", highlight=False)
+    if profile.launches_per_layer is not None:
+        console.print(f"kernel launches a layer, forward: {profile.launches_per_layer:.1f}", highlight=False)
+    kernels = plain_table("kernel of the step", "kind", "launches", "ms")
+    for kernel in profile.step[:_LISTED]:
+        name = kernel.name if len(kernel.name) <= _NAME else f"{kernel.name[: _NAME - 1]}…"
+        kernels.add_row(name, kernel.kind, f"{kernel.launches:.0f}", milliseconds(kernel.seconds))
+    console.print(kernels, markup=False)
+
+
+def _cells(kernels: list[Kernel], kind: str | None) -> list[str]:
+    time = seconds(kernels, kind)
+    share = time / max(seconds(kernels), 1e-12)
+    return [f"{launches(kernels, kind):,.0f}", milliseconds(time), f"{share:.1%}"]
