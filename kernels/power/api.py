@@ -15,8 +15,8 @@ from zoo.kernels.errors import InputError
 from zoo.kernels.power import op, reference
 from zoo.kernels.power.checks import check_arguments, check_values
 from zoo.kernels.power.state import PowerState
-from zoo.kernels.power.triton_support import check_triton, supports_triton
 from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.triton_support import check_triton, supports_triton
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
 

@@ -20,8 +20,8 @@ from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
 from zoo.kernels.power.heads import Heads, separate_gradients
 from zoo.kernels.power.step import step_in_place
-from zoo.kernels.power.triton_support import TRITON, triton_op
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast
+from zoo.kernels.triton_support import TRITON, triton_op
 
 if TRITON:
     from zoo.kernels.power.triton.op import saved_gates_shape, saved_states_shape, triton_backward, triton_forward

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.launch import launcher
 from zoo.kernels.power.heads import separate_gradients
 from zoo.kernels.power.triton.forward import (
     OUTERS,
@@ -17,7 +18,6 @@ from zoo.kernels.power.triton.forward import (
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
-from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.problem import LOWEST_GATE, OutputGradient, Problem
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel

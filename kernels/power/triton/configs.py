@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
-from zoo.kernels.power.triton_support import check_architecture
+from zoo.kernels.triton_support import check_architecture
 
 __all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using", "wanted"]
 

@@ -6,9 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
+from zoo.kernels.launch import launcher
 from zoo.kernels.power.triton.hopper import passes
 from zoo.kernels.power.triton.hopper.launches import chunk_sums
-from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.problem import Columns, Problem
 from zoo.kernels.power.triton.scan import scan_kernel

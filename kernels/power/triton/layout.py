@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
-from zoo.kernels.power.triton.registration import register_op
+from zoo.kernels.registration import register_op
 
 __all__ = ["Layout"]
 

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power.heads import Heads, gather_heads
 from zoo.kernels.power.triton.backward import backward
 from zoo.kernels.power.triton.chunks import count_slots, cut
-from zoo.kernels.power.triton.configs import config
+from zoo.kernels.power.triton.configs import config, wanted
 from zoo.kernels.power.triton.forward import forward
 from zoo.kernels.power.triton.hopper.launches import supports_hopper
-from zoo.kernels.power.triton.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.problem import Problem, product_dtype
-from zoo.kernels.power.triton.recording import Recorder
-from zoo.kernels.power.triton.registration import register_op
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.recording import Recorder
+from zoo.kernels.registration import register_op
+from zoo.kernels.triton_support import INTERPRETED
 
 __all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
 
@@ -131,8 +131,9 @@ def _backward(
     return gradients.q, gradients.k, gradients.v, dlog_g, dS_in, dz_in
 
 
-def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> list[Launch]:
+def _rehearse(*arguments: Any) -> list[Launch]:
     """What a forward pass launches, and the backward pass if anything is saved for one; arguments as `_forward`'s."""
+    tensors, options = arguments[:7], arguments[7:]
     p, scale, normalize, chunk_size, _, save_states, save_output = options
     with FakeTensorMode() as mode, rehearsal() as launches:
         *inputs, cu_seqlens = (None if x is None else mode.from_tensor(x) for x in tensors)
@@ -147,30 +148,30 @@ def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> list[Launch]:
 _prepared: set[Hashable] = set()  # kinds of calls
 
 
-def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
+def _prepare(*arguments: Any) -> None:
     """Before the first call of its kind, compile its kernels side by side."""
-    q, k, v, *rest = tensors
+    (q, k, v, *rest), options = arguments[:7], arguments[7:]
     K, V, p = k.shape[3], v.shape[3], options[0]
     blocks = config(q, K, V, p, hopper=supports_hopper(q, K, V, p))
     single = count_slots(q, blocks, options[3], rest[-1]) <= len(q)
     kind = (q.device, *(x.shape[2:] for x in (q, k, v)), single, *(x is None for x in rest), *options)
     if kind not in _prepared and not INTERPRETED:
         _prepared.add(kind)
-        compile_together(_rehearse(tensors, options), q.device)
+        compile_together(_rehearse(*arguments), q.device)
 
 
-_run_forward, _run_backward = Recorder(_forward, _prepare), Recorder(_backward)
+_run_forward, _run_backward = Recorder(_forward, prepare=_prepare, variant=wanted), Recorder(_backward, variant=wanted)
 
 
 @register_op("power_attention_kernels")
 @wraps(_forward)  # and so of its signature
 def _forward_unseen(*arguments: Any) -> Any:
     with unseen(arguments[0].device):
-        return _run_forward(arguments[:7], arguments[7:])
+        return _run_forward(*arguments)
 
 
 @register_op("power_attention_backward_kernels")
 @wraps(_backward)
 def _backward_unseen(*arguments: Any) -> Any:
     with unseen(arguments[0].device):
-        return _run_backward(arguments[:14], arguments[14:])
+        return _run_backward(*arguments)

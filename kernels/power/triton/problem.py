@@ -7,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from zoo.kernels.launch import launcher
 from zoo.kernels.power.expansion import coefficients
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.triton.chunks import Chunks, cut
@@ -14,7 +15,6 @@ from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.configs import Config, config
 from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
 from zoo.kernels.power.triton.hopper.launches import fuses, gradients_from_states, outputs_from_states, supports_hopper
-from zoo.kernels.power.triton.launch import launcher
 from zoo.kernels.power.triton.layout import Layout
 from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 

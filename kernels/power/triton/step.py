@@ -20,7 +20,7 @@ from torch.cuda import device_of
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.triton.monomials import count_monomials
 from zoo.kernels.power.triton.output import VANISHING
-from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, POWERS, WIDTHS
+from zoo.kernels.triton_support import DTYPES, INTERPRETED, POWERS, WIDTHS
 
 __all__ = ["StepBlocks", "finish_kernel", "step_blocks", "step_kernel", "supports_triton_step", "triton_step"]
 

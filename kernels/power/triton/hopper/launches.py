@@ -4,8 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
-from zoo.kernels.power.triton.launch import launch
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.launch import launch
+from zoo.kernels.triton_support import INTERPRETED
 
 __all__ = [
     "attend",

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from zoo.kernels import launch
 from zoo.kernels.power import PowerState, power_attention
-from zoo.kernels.power.triton import launch
 from zoo.kernels.power.triton.configs import config
 
 from ..error_law import norms

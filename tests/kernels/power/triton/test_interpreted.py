@@ -11,11 +11,12 @@ from hypothesis import assume, given, settings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from zoo.kernels import recording
 from zoo.kernels.errors import InputError
+from zoo.kernels.launch import Launch, launcher, unseen
 from zoo.kernels.power import power_attention
-from zoo.kernels.power.triton import backward, forward, op, recording
+from zoo.kernels.power.triton import backward, forward, op
 from zoo.kernels.power.triton import problem as problem_module
-from zoo.kernels.power.triton.launch import Launch, launcher, unseen
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
@@ -217,7 +218,7 @@ def test_recorded_passes_give_the_same(
         saved = (torch.ones_like(o), None, None, *inputs[:6], o, denominator, states, gates, None)
         passes = [(op._forward, inputs, options), (op._backward, saved, options[:4])]
         for function, given, rest in passes:
-            recorded = recording.record(function, given, rest)
+            recorded = recording.record(function, *given, *rest)
             assert recorded is not None
             found = recorded.replay([x.data_ptr() for x in given if x is not None], q.device)
             for x, y in zip(found[:3], function(*given, *rest)[:3], strict=True):

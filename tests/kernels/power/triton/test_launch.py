@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from zoo.kernels.power.triton import launch as module
+from zoo.kernels import launch as module
 from zoo.kernels.power.triton import op, problem
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.triton_support import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -35,7 +35,7 @@ def test_a_rehearsal_finds_what_is_launched(
     q, k, v = (torch.zeros(1, T, count, width, dtype=torch.bfloat16) for count in heads)
     tensors = (q, k, v, torch.zeros(1, T, heads[2]) if gated else None, None, None, None)
     options = (2, 0.125, True, 0, False, True, True)
-    rehearsed = op._rehearse(tensors, options)
+    rehearsed = op._rehearse(*tensors, *options)
 
     launched = _Everything()
     monkeypatch.setattr(module, "_compiled", launched)

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from zoo.kernels.power.triton import launch as launch_module
-from zoo.kernels.power.triton import op, problem, recording
+from zoo.kernels import launch as launch_module
+from zoo.kernels import recording
+from zoo.kernels.launch import launch, unseen
+from zoo.kernels.power.triton import op, problem
 from zoo.kernels.power.triton.configs import config, using, wanted
-from zoo.kernels.power.triton.launch import launch, unseen
-from zoo.kernels.power.triton.recording import Recorder, record
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.recording import Recorder, record
+from zoo.kernels.triton_support import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -95,7 +96,7 @@ def _program(lines: list[tuple[int, ...]], outputs: int) -> Callable[..., tuple[
 @given(lines=LINES, outputs=st.integers(1, 3), second=st.booleans(), scale=st.sampled_from([0.5, -1.0]))
 def test_replayed_as_run(lines: list[tuple[int, ...]], outputs: int, second: bool, scale: float) -> None:
     function = _program(lines, outputs)
-    found = record(function, (torch.zeros(3, SIZE), torch.zeros(3, SIZE) if second else None), (scale,))
+    found = record(function, torch.zeros(3, SIZE), torch.zeros(3, SIZE) if second else None, scale)
     assert found is not None
     for seed in range(2):
         torch.manual_seed(seed)
@@ -117,7 +118,7 @@ def test_memory_is_used_again() -> None:
         _add_tensors(x, x, last, 1.0)
         return (last,)
 
-    found = record(chain, (torch.zeros(1 << 10),), ())
+    found = record(chain, torch.zeros(1 << 10))
     assert found is not None
     assert found.memory == 2 * 4 << 10
 
@@ -134,7 +135,7 @@ def test_memory_is_used_again() -> None:
     ],
 )
 def test_what_does_more_than_launch_is_not_recorded(function: Callable[..., tuple[Tensor, ...]]) -> None:
-    assert record(function, (torch.zeros(4),), ()) is None
+    assert record(function, torch.zeros(4)) is None
 
 
 def test_replayed_from_the_second_call_on() -> None:
@@ -147,16 +148,16 @@ def test_replayed_from_the_second_call_on() -> None:
         return (out,)
 
     met: list[int] = []
-    run, x = Recorder(double, lambda tensors, _: met.append(tensors[0].numel())), torch.arange(8.0)
+    run, x = Recorder(double, prepare=lambda x, _: met.append(x.numel())), torch.arange(8.0)
     with unseen(CPU):
         for _ in range(4):
-            assert torch.equal(run((x,), (1.0,))[0], 2 * x)
+            assert torch.equal(run(x, 1.0)[0], 2 * x)
         assert len(calls) == 2
-        assert torch.equal(run((x,), (2.0,))[0], 3 * x)  # other options
-        assert torch.equal(run((x[:4],), (1.0,))[0], 2 * x[:4])  # another shape
+        assert torch.equal(run(x, 2.0)[0], 3 * x)  # other options
+        assert torch.equal(run(x[:4], 1.0)[0], 2 * x[:4])  # another shape
         for _ in range(3):
-            run((x[1:],), (1.0,))  # not aligned
-            run((x.view(2, 4).T,), (1.0,))  # not contiguous: this function may look at strides
+            run(x[1:], 1.0)  # not aligned
+            run(x.view(2, 4).T, 1.0)  # not contiguous: this function may look at strides
     assert len(calls) == 2 + 2 + 6
     assert met == [8, 8, 4, 7, 8]
 
@@ -170,13 +171,13 @@ def test_other_block_sizes_are_recorded_anew() -> None:
         _add_tensors(x, x, out, 1.0 if sizes is None else sizes.chunk)
         return (out,)
 
-    run, x = Recorder(scaled), torch.ones(8)
+    run, x = Recorder(scaled, variant=wanted), torch.ones(8)
     sizes = config(x, 64, 64, 2, hopper=False)
     with unseen(CPU):
         for chunk in (512, 2048):
             with using(sizes._replace(chunk=chunk)):
                 for _ in range(3):
-                    assert run((x,), ())[0].tolist() == 8 * [chunk + 1]
+                    assert run(x)[0].tolist() == 8 * [chunk + 1]
 
 
 @pytest.mark.parametrize("T", [500, 4097])
@@ -199,7 +200,7 @@ def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: 
             launched.clear()
             expected = function(*given, *rest)
             direct = list(launched)
-            found = record(function, given, rest)
+            found = record(function, *given, *rest)
             assert found is not None
             launched.clear()
             inputs = [x.data_ptr() for x in given if x is not None]

@@ -15,7 +15,7 @@ from zoo.kernels.power import PowerState, init_power_state, op, power_attention_
 from zoo.kernels.power.expansion import coefficient_array, expand
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.power.triton.step import StepBlocks, row_channels, step_blocks, triton_step
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.triton_support import INTERPRETED
 
 from ..error_law import norms, tolerances, vanishes
 from ..problems import Problem, Tensors, make_gates, problems
