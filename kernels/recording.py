@@ -18,6 +18,7 @@ from zoo.kernels.launch import Launch, bound, current_stream, rehearsal
 
 __all__ = ["Recorder", "Recording", "record"]
 
+_NUMBERS = frozenset((int, float, bool, type(None)))  # and what is absent: to ask whether it is a tensor takes longer
 ALIGNMENT = 256  # bytes, of what kernels take from the memory between them
 _ALLOCATIONS = {
     torch.ops.aten.empty.memory_format,
@@ -83,9 +84,9 @@ class Recorder:
         self._seen: set[Hashable] = set()
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        given = [x for x in arguments if isinstance(x, Tensor)]
+        given = [x for x in arguments if type(x) not in _NUMBERS]
         addresses, device = [x.data_ptr() for x in given], given[0].device
-        kind = (device, self._variant(), *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments))
+        kind = (device, self._variant(), *[x if type(x) in _NUMBERS else (x.shape, x.dtype) for x in arguments])
         as_recorded = not reduce(or_, addresses) % 16 and all(x.is_contiguous() for x in given)
         if kind not in self._seen:
             self._meet(kind, arguments)

@@ -14,9 +14,12 @@ from torch import Tensor
 from zoo.kernels import launch as launch_module
 from zoo.kernels import recording
 from zoo.kernels.launch import launch, unseen
-from zoo.kernels.power.triton import op, problem
-from zoo.kernels.power.triton.configs import config, using, wanted
+from zoo.kernels.power.call import Incoming, Inputs, Options
+from zoo.kernels.power.triton import plan
+from zoo.kernels.power.triton.configs import block_sizes, using, wanted
+from zoo.kernels.power.triton.passes import backward, forward
 from zoo.kernels.recording import Recorder, record
+from zoo.kernels.registration import flat
 from zoo.kernels.triton_support import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -172,7 +175,7 @@ def test_other_block_sizes_are_recorded_anew() -> None:
         return (out,)
 
     run, x = Recorder(scaled, variant=wanted), torch.ones(8)
-    sizes = config(x, 64, 64, 2, hopper=False)
+    sizes = block_sizes(x, 64, 64, 2, hopper=False)
     with unseen(CPU):
         for chunk in (512, 2048):
             with using(sizes._replace(chunk=chunk)):
@@ -180,27 +183,24 @@ def test_other_block_sizes_are_recorded_anew() -> None:
                     assert run(x)[0].tolist() == 8 * [chunk + 1]
 
 
+@pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("T", [500, 4097])
-def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: int, width: int) -> None:
     """As they are called: the same launches, with the same numbers, that take the inputs where they are."""
-    for place in (op, problem):
-        monkeypatch.setattr(place, "supports_hopper", lambda *_: True)
+    monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
     launched: list[Any] = []
     monkeypatch.setattr(launch_module, "_compiled", _Kernels(lambda *x, **_: launched.append(x)))
-    q, k, v = (torch.zeros(2, T, 2, 64, dtype=torch.bfloat16) for _ in range(3))
-    tensors, options = (q, k, v, torch.zeros(2, T, 2), None, None, None), (2, 0.125, True, 0, False, True, True)
+    q, k, v = (torch.zeros(2, T, 2, width, dtype=torch.bfloat16) for _ in range(3))
+    call, options = Inputs(q, k, v, torch.zeros(2, T, 2)), Options(2, 0.125, True, save_states=True, save_output=True)
     with unseen(CPU):
-        o, denominator, _, _, states, gates, exact = op._forward(*tensors, *options)
-        passes = [
-            (op._forward, tensors, options),
-            (op._backward, (torch.zeros_like(o), None, None, *tensors[:6], exact, denominator, states, gates, None),
-             options[:4]),
-        ]  # fmt: skip
-        for function, given, rest in passes:
+        outputs = forward(call, options)
+        incoming = Incoming(torch.zeros_like(outputs.o), None, None)
+        passes = [(forward, call), (backward, (*incoming, *call, *outputs.saved(options)))]
+        for function, given in passes:
             launched.clear()
-            expected = function(*given, *rest)
+            expected = flat(function)(*given, *options)
             direct = list(launched)
-            found = record(function, *given, *rest)
+            found = record(flat(function), *given, *options)
             assert found is not None
             launched.clear()
             inputs = [x.data_ptr() for x in given if x is not None]
