@@ -36,7 +36,7 @@ def addresses(state: DecoderState) -> list[int]:
 
 
 def decode(model: Decoder, lengths: Tensor, tokens: Tensor, chunk: int | None, count: int) -> tuple[Tensor, Any]:
-    decoding = start_decoding(model, tokens, lengths, count, Sampling(), None, chunk)
+    decoding = start_decoding(model, tokens, lengths, Sampling(), max_new_tokens=count, prefill_chunk=chunk)
     return torch.stack(list(decoding), dim=1), decoding.state
 
 
