@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.blocks.mixer import MixerState
-from zoo.blocks.window import Shared, open_token, open_window
+from zoo.blocks.window import Shared, document_positions, open_token, open_window
 
 
 def counted(position: int, start: int, resets: list[bool]) -> tuple[list[int], list[int]]:
@@ -43,7 +43,7 @@ def test_positions_and_documents_are_counted(T: int, B: int, seed: int, data: st
         assert window.positions.expand(B, T)[b].tolist() == positions
         assert window.starts[b].tolist() == starts
         in_document = [position - start for position, start in zip(positions, starts[1:], strict=True)]
-        assert window.document_positions[b].tolist() == in_document
+        assert document_positions(window)[b].tolist() == in_document
 
 
 def test_rows_that_have_seen_nothing_share_their_positions() -> None:
@@ -53,7 +53,7 @@ def test_rows_that_have_seen_nothing_share_their_positions() -> None:
 
 def test_a_token_stands_behind_what_was_seen() -> None:
     token = open_token(MixerState((), torch.tensor([4, 0]), torch.tensor([1, 0])))
-    found: list[Tensor] = [token.position, token.after, token.document_positions]
+    found: list[Tensor] = [token.position, token.after, document_positions(token)]
     assert [part.tolist() for part in found] == [[4, 0], [5, 1], [3, 0]]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Progress", "Shared", "Token", "Window", "open_token", "open_window"]
+__all__ = ["Progress", "Shared", "Token", "Window", "document_positions", "open_token", "open_window"]
 
 
 class Progress(Protocol):
@@ -61,11 +61,6 @@ class Window(NamedTuple):
     shared: Shared
     return_state: bool
 
-    @property
-    def document_positions(self) -> Tensor:
-        """Positions counted from the start of each token's document, `[B, T]`."""
-        return self.positions - self.starts[:, 1:]
-
 
 class Token(NamedTuple):
     """The window of one token a row, for a step that writes the state in place.
@@ -77,11 +72,6 @@ class Token(NamedTuple):
     start: Tensor
     after: Tensor
     shared: Shared
-
-    @property
-    def document_positions(self) -> Tensor:
-        """Positions counted from the start of each row's document, `[B]`."""
-        return self.position - self.start
 
 
 def open_window(
@@ -111,6 +101,13 @@ def open_window(
 def open_token(state: Progress) -> Token:
     """Return the window of the next token of each row."""
     return Token(state.position, state.start, state.position + 1, Shared())
+
+
+def document_positions(window: Window | Token) -> Tensor:
+    """Return positions counted from the start of each token's document, `[B, T]` or `[B]`."""
+    if isinstance(window, Token):
+        return window.position - window.start
+    return window.positions - window.starts[:, 1:]
 
 
 def _document_starts(positions: Tensor, start: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:

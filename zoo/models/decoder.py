@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
 from zoo.blocks.layer import Room
 from zoo.blocks.norms import make_norm
-from zoo.blocks.window import Shared, Token, Window, open_token, open_window
+from zoo.blocks.window import Shared, Token, Window, document_positions, open_token, open_window
 from zoo.errors import ConfigError, InputError
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
@@ -237,7 +237,7 @@ class Decoder(nn.Module):
             x = self.embedding_norm(x)
         if self.position_embedding is None:
             return x
-        positions = window.document_positions
+        positions = document_positions(window)
         self._check_positions(positions, None if isinstance(window, Token) else window.lengths)
         # The clamp keeps padding inside the table, and where positions go unchecked also a document that is too long.
         return x + self.position_embedding(positions.clamp(max=self.config.max_positions - 1))
