@@ -13,8 +13,9 @@ from zoo.blocks.norms import make_norm
 from zoo.blocks.window import Shared, Token, Window
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig, mixers
-from zoo.models.checkpointing import Checkpointing, run_checkpointed
-from zoo.models.config import DecoderConfig
+from zoo.models.checkpointing import run_checkpointed
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import Checkpointing
 
 __all__ = ["Block"]
 
