@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from zoo.blocks.around import AroundName
 from zoo.blocks.feed_forward import FeedForwardName, hidden_width
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.norms import NormName
 from zoo.config import Config
 from zoo.limits import LARGEST_VOCABULARY, LONGEST, MOST, MOST_LAYERS, WIDEST, WIDEST_HEAD
