@@ -13,7 +13,7 @@ The public names below are imported on first use, so that the command line answe
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zoo.version import __version__
 
 _HOMES = {
     "zoo.builder": ("build", "shrink"),

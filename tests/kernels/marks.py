@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.triton_support import INTERPRETED
 
 # Of what is no Triton kernel.
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="nothing here is for the interpreter")

@@ -8,7 +8,7 @@ from zoo.budget.counts import Budget, budgets
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import MixerConfig, mixers
 from zoo.recipe import Recipe
-from zoo.study.numbers import counted
+from zoo.report.numbers import counted, ratio_text
 
 __all__ = [
     "EXACT_FORMULA",
@@ -18,7 +18,6 @@ __all__ = [
     "Row",
     "exact_table",
     "mixer_label",
-    "ratio_text",
     "source_text",
     "variants",
 ]
@@ -130,13 +129,6 @@ def mixer_label(recipe: Recipe) -> str:
     """Return a recipe's mixers with their power and what else is not at its default: `power (p=2)`."""
     (name, _), *others = counts = Counter(map(_with_options, recipe.layer_mixers)).most_common()
     return ", ".join(f"{name} in {counted(layers, 'layer')}" for name, layers in counts) if others else name
-
-
-def ratio_text(value: float) -> str:
-    """Write a ratio as 30:1 or 1:8: the larger side in whole numbers from 5 on, with one decimal below, never `.0`."""
-    larger = max(value, 1 / value)
-    text = f"{larger:,.0f}" if larger >= 5 else f"{larger:.1f}".removesuffix(".0")
-    return f"{text}:1" if value >= 1 else f"1:{text}"
 
 
 def source_text(ratios: Sequence[Ratio]) -> str:

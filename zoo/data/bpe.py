@@ -8,9 +8,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.files import write_atomically
-from zoo.data.tokenizer import Ids, id_array
+from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
+from zoo.report.files import replace_file
 
 try:
     import tokenizers
@@ -113,7 +113,7 @@ class BytePairTokenizer:
         Raises:
             CorpusError: the file cannot be written.
         """
-        write_atomically(Path(path), self._backend.to_str().encode())
+        replace_file(Path(path), self._backend.to_str().encode(), CorpusError)
 
     def encode(self, text: str | bytes) -> NDArray[np.int64]:
         """Return the ids of `text`, `[n]` int64, without a separator; bytes that are not UTF-8 become U+FFFD."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zoo.data.files import write_atomically
 from zoo.data.stream import TokenStream, token_array
 from zoo.errors import CorpusError, InputError
+from zoo.report.files import replace_file
 
 __all__ = ["hash_tokens", "open_shard", "split_shards", "write_shard"]
 
@@ -36,7 +36,7 @@ def write_shard(path: str | os.PathLike[str], tokens: ArrayLike) -> None:
     array = token_array(tokens).astype("<u2", copy=False)
     if not len(array):
         raise InputError("tokens: expected at least one, got none")
-    write_atomically(path, array.data)
+    replace_file(path, array.data, CorpusError)
 
 
 def open_shard(path: Path) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""What to train on: the `data` section of a recipe."""
+"""The `data` section of a recipe: text, tokenizer and the share that is held back."""
 
 from typing import Self
 

@@ -17,6 +17,7 @@ from zoo.kernels.power import (
     power_attention_step,
     step_flops,
 )
+from zoo.kernels.power.call import Incoming, Inputs, Options
 from zoo.kernels.power.flops import backward_flops
 
 from ..memory import LargestTensor, saved_tensors
@@ -144,15 +145,13 @@ def test_saved_memory_is_linear_in_tokens() -> None:
 
 def test_working_memory_is_linear_in_tokens() -> None:
     """No tensor, forwards or backwards, is larger than the inputs but those of one chunk."""
-    options = {"p": 2, "scale": 1.0, "chunk_size": 16}
+    options = Options(2, 1.0, normalize=True, chunk_size=16)
     largest = []
     for T in (256, 512):
-        q, k, v, log_g = (x.detach() for x in inputs(GROUPED_QUERIES, T, B=1))
+        given = Inputs(*(x.detach() for x in inputs(GROUPED_QUERIES, T, B=1)))
         with LargestTensor() as mode:
-            o, denominator, *_ = chunked.forward(
-                q, k, v, log_g, None, None, **options, normalize=True, return_state=False
-            )
-            chunked.backward(o, None, None, q, k, v, log_g, None, None, o, denominator, **options)
+            outputs = chunked.forward(given, options)
+            chunked.backward(Incoming(outputs.o, None, None), given, outputs.saved(options), options)
         largest.append(mode.largest)
     assert largest[1] <= 2 * largest[0]
 

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.rwkv7 import chunked, init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+from zoo.kernels.rwkv7.call import Incoming, Saved, Tokens
 from zoo.kernels.rwkv7.flops import backward_flops, step_flops
 
 from ..memory import LargestTensor, saved_tensors
@@ -91,10 +92,10 @@ def test_working_memory_does_not_grow_with_tokens() -> None:
     """No tensor, forwards or backwards, is larger than an input but for a segment's."""
     largest = []
     for T in (1024, 2048):
-        tokens = inputs(T, B=1, gradients=False)
+        tokens = Tokens(*inputs(T, B=1, gradients=False))
         with LargestTensor() as mode:
-            o, _, states = chunked.forward(*tokens, None, 0)
-            chunked.backward(o, None, *tokens, states, 0, has_state=False)
+            o, _, states = chunked.forward(tokens, None, 0)
+            chunked.backward(Incoming(o, None), tokens, Saved(states, has_state=False), 0)
         largest.append(mode.largest)
     assert largest[0] <= 256 * 2 * 64  # two scores by two of 16 tokens, for each token and head
     assert largest[1] == largest[0]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.errors import CheckpointError
-from zoo.training.files import sync_file, sync_folder, writing
+from zoo.report.files import sync_file, sync_folder, writing
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
@@ -41,7 +41,7 @@ class Checkpoint:
     path: Path
     step: int
     facts: dict[str, Any]
-    """What was given to `CheckpointStore.save`."""
+    """As given to `CheckpointStore.save`."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors saved as `name`, on the CPU.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.training.files import replace_file, writing
+from zoo.report.files import replace_file, writing
 
 __all__ = ["EventLog", "MetricsLog", "check_tensorboard", "read_metrics"]
 

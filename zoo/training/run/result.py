@@ -1,4 +1,4 @@
-"""What a finished run came to, in memory and in its folder."""
+"""The result of a finished run, in memory and in its folder."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError
-from zoo.training.files import replace_file
+from zoo.report.files import replace_file
 
 __all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
 
