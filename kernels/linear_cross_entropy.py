@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.triton_support import TRITON
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.transforms import transformed
 
 __all__ = ["IGNORED", "check_targets", "linear_cross_entropy", "plain_cross_entropy"]
 
@@ -32,7 +33,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, weights: Te
     """Return the mean of `cross_entropy(x weight^T, targets)` over the rows that count, 0-d float32 (or float64).
 
     The products are rounded to the inputs' dtype, under autocast to autocast's, and the rest is float32, as if the
-    logits were made by `torch.nn.functional.linear` and cast; float64 inputs keep theirs.
+    logits were made by `torch.nn.functional.linear` and cast; float64 inputs keep theirs. Gradients of any order, in
+    forward mode and under torch.func's transforms too: beyond the first of plain reverse mode all logits are held.
 
     Args:
         x: rows `[N, M]`.
@@ -43,6 +45,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, weights: Te
     Raises:
         InputError: targets out of range, on a CPU; on a GPU they make the mean NaN.
     """
+    if transformed():
+        return plain_cross_entropy(x, weight, targets, weights)
     x, weight = cast_for_autocast(x, weight)
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     total, _, _ = _sum(x, weight, targets, weights, wants_gradient)
@@ -150,9 +154,9 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, targets, weights, _wants_gradient = inputs
     _total, dx, dweight = output
-    ctx.save_for_backward(dx, dweight)
-    ctx.dtype = inputs[1].dtype
+    ctx.save_for_backward(dx, dweight, x, weight, targets, weights)
     ctx.mark_non_differentiable(dx, dweight)
     ctx.set_materialize_grads(False)
 
@@ -162,8 +166,26 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     if dtotal is None:
         return None, None, None, None, None
-    dx, dweight = ctx.saved_tensors
-    return (dx * dtotal).to(dx.dtype), (dweight * dtotal).to(ctx.dtype), None, None, None
+    dx, dweight, x, weight, targets, weights = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph: what the forward pass left is no function of x and weight any more
+        dx, dweight = _differentiable_gradients(x, weight, targets, weights)
+    return (dx * dtotal).to(x.dtype), (dweight * dtotal).to(weight.dtype), None, None, None
+
+
+def _differentiable_gradients(
+    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum for x and weight in plain PyTorch, all rows at once."""
+    with without_autocast(x):
+        logits = F.linear(x, weight)
+        ignored = (targets == IGNORED)[:, None]
+        wanted = targets[:, None].masked_fill(ignored, 0)
+        dlogits = logits.softmax(-1, dtype=accumulation_dtype(x.dtype))
+        dlogits = dlogits.scatter_add(1, wanted, dlogits.new_full(wanted.shape, -1.0)).masked_fill(ignored, 0)
+        if weights is not None:
+            dlogits = dlogits * weights[:, None]
+        dlogits = dlogits.to(x.dtype)
+        return dlogits @ weight, dlogits.mT @ x
 
 
 _sum.register_autograd(_differentiate, setup_context=_save)

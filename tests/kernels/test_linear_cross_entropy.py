@@ -126,6 +126,41 @@ def test_opcheck(wants_gradient: bool, weights: Tensor | None) -> None:
     torch.library.opcheck(torch.ops.zoo.linear_cross_entropy, (x, weight, targets, weights, wants_gradient))
 
 
+@pytest.fixture
+def differentiable() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    x, weight, targets = make(7, 4, 5, torch.float64)
+    targets[2] = -100
+    return x, weight, targets, torch.rand(7).double()
+
+
+def test_gradients_of_gradients(differentiable: tuple[Tensor, ...]) -> None:
+    x, weight, targets, weights = differentiable
+    for rows in (None, weights):
+        assert torch.autograd.gradcheck(lambda x, w, rows=rows: linear_cross_entropy(x, w, targets, rows), (x, weight))
+        assert torch.autograd.gradgradcheck(
+            lambda x, w, rows=rows: 2 * linear_cross_entropy(x, w, targets, rows) ** 2, (x, weight)
+        )
+
+
+def test_transforms_see_what_they_see_of_torch(differentiable: tuple[Tensor, ...]) -> None:
+    x, weight, targets, _ = differentiable
+    x, weight = x.detach(), weight.detach()
+    results = []
+    for function in (linear_cross_entropy, plain):
+        forward = torch.func.jvp(lambda x, f=function: f(x, weight, targets), (x,), (torch.ones_like(x),))
+        one = torch.func.grad(lambda w, x, t, f=function: f(x[None], w, t[None]))
+        each = torch.func.vmap(one, (None, 0, 0))(weight, x[3:], targets[3:])
+        ensemble = torch.func.vmap(lambda w, f=function: f(x, w, targets))(torch.stack([weight, 2 * weight]))
+        hessian = torch.func.hessian(lambda x, f=function: f(x, weight, targets))(x)
+        with torch.autograd.forward_ad.dual_level() as _:
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            tangent = torch.autograd.forward_ad.unpack_dual(function(dual, weight, targets)).tangent
+        results.append([*forward, each, ensemble, hessian, tangent])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_without_gradients_only_the_loss_is_computed() -> None:
     x, weight, targets = make(7, 4, 5, torch.float32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
