@@ -232,7 +232,8 @@ def backward(
     o and its denominator are None where it is not normalised.
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
-    `(q . dq - k . dk) / p`.
+    `(q . dq - k . dk) / p`. A gate gets its sum over later tokens, in which a pair of two later ones cancels: pairs in
+    one chunk are therefore summed pair by pair (`_Backward.add_pairs`).
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
     problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
@@ -288,12 +289,25 @@ class _Backward:
     ) -> None:
         """Store (first) or add the gradients of a chunk's keys `[n, K, C]` and values `[n, V + 1, C]`."""
         problem, at = self.problem, (block, tokens)
-        if problem.log_g is not None:
+        if problem.log_g is not None and not first:
             self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
         dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
         dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
         self.dk[at] = dk if first else self.dk[at] + dk
         self.dv[at] = dv if first else self.dv[at] + dv
+
+    def add_pairs(self, block: slice, tokens: slice, pairs: Tensor) -> None:
+        """Give what each pair `[n, C, R C]` adds to the decay between its tokens to the query, and take it from the key.
+
+        Both in float64 and from the same numbers, so that in the sums over later tokens nothing but other pairs is
+        left; a token beside itself would cancel at once. `q . dq` and `k . dk` are rounded each for itself: behind a
+        gate that forgets nearly everything their difference would be nothing but that.
+        """
+        pairs = pairs.unflatten(2, (self.problem.heads.queries_per_state, -1))
+        pairs.diagonal(dim1=1, dim2=3).zero_()
+        wide = pairs.sum(2, dtype=torch.float64)  # [n, C, C]
+        given = (wide.sum(1) - wide.sum(2)).unsqueeze(1)
+        self.dtotal[block, tokens] += self.problem.unfold_states(given)[..., 0]
 
     def forwards(self, block: slice, state: Tensor | None, *, carries: bool, to_the_end: bool) -> None:
         """All that happens inside chunks, and what the past gives to dq; leaves the final state where `to_the_end`."""
@@ -310,18 +324,18 @@ class _Backward:
                 dscores.mul_(weights)
             elif p > 2:
                 dscores.mul_(torch.pow(weights, p - 1, out=workspace("lower", *weights.shape)))
+            if problem.log_g is not None:
+                self.add_pairs(block, tokens, torch.mul(weights, dscores, out=workspace("pairs", *weights.shape)))
             problem.multiply(weights.pow_(p), causal_decay)
             dkeys = (queries @ dscores.mT).mul_(p)
             self.add_key_gradients(block, tokens, keys, dkeys, dy @ weights.mT, first=True)
             dqueries = torch.zeros_like(queries)
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
+                if problem.log_g is not None:
+                    along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+                    self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            if problem.log_g is not None:
-                # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the
-                # terms of two tokens cancel in the sum over later tokens, and without it their rounding would add up.
-                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
-                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
             self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):
