@@ -355,3 +355,22 @@ def test_vanishing_denominators_stay_finite(impl: str) -> None:
             assert x.isfinite().all(), name
 
     check()
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("gate", [-5.0, -50.0, 0.0])
+def test_gradients_of_gates_err_as_autograd_does(gate: float, p: int) -> None:
+    """Where a gate forgets nearly everything its gradient is small, and not what rounding leaves of larger ones."""
+    torch.manual_seed(0)
+    q, k, v, do = torch.randn(4, 1, 100, 2, 16).unbind()
+    log_g = torch.full((1, 100, 2), gate)
+    if gate == 0.0:
+        log_g[:, ::9] = -30.0
+    found = []
+    for impl, dtype in (("recurrent", torch.float64), ("quadratic", torch.float32), ("chunked", torch.float32)):
+        gates = log_g.to(dtype).requires_grad_()
+        chunk_size = 32 if impl == "chunked" else None
+        o, _ = power_attention(*(x.to(dtype) for x in (q, k, v)), gates, p=p, impl=impl, chunk_size=chunk_size)
+        found.append(torch.autograd.grad(o, gates, do.to(dtype))[0].double())
+    exact, plain, ours = found
+    assert (ours - exact).norm() <= 4 * (plain - exact).norm() + 1e-7 * exact.norm()
