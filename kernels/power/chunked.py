@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import bounded, vanishes
+from zoo.kernels.power.reference import bounded, steep, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 from zoo.kernels.precision import accumulation_dtype
 
@@ -181,11 +181,6 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
     return alone if alone >= T else C
 
 
-def _reciprocal(denominator: Tensor) -> Tensor:
-    """`1 / denominator`, and zero where it vanishes."""
-    return torch.where(vanishes(denominator), 0, denominator.reciprocal())
-
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
     p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
@@ -212,7 +207,7 @@ def forward(
             y = problem.unfold_outputs(y.baddbmm_(values, weights))
             if denominator is not None:
                 denominator[block, tokens] = total = y[..., V]
-                o[block, tokens] = y[..., :V] * _reciprocal(total)[..., None]
+                o[block, tokens] = y[..., :V] * torch.where(vanishes(total), 0, total.reciprocal())[..., None]
             else:
                 o[block, tokens] = y[..., :V]
             if state is not None and (return_state or index + 1 < len(chunks)):
@@ -281,7 +276,9 @@ class _Backward:
         if self.o is None or self.denominator is None:
             return self.problem.fold_outputs(F.pad(do, (0, 1)))
         along = -(do * self.o[at]).sum(-1, keepdim=True)
-        dy = torch.cat((do, along), -1).mul_(_reciprocal(self.denominator[at])[..., None])
+        denominator = self.denominator[at]
+        inverse = torch.where(steep(denominator), 0, denominator.reciprocal())
+        dy = torch.cat((do, along), -1).mul_(inverse[..., None])
         return self.problem.fold_outputs(bounded(dy))
 
     def add_key_gradients(
@@ -297,7 +294,7 @@ class _Backward:
         self.dv[at] = dv if first else self.dv[at] + dv
 
     def add_pairs(self, block: slice, tokens: slice, pairs: Tensor) -> None:
-        """Give what each pair `[n, C, R C]` adds to the decay between its tokens to the query, and take it from the key.
+        """Give what each pair `[n, C, R C]` adds to its decay to the query, and take it from the key.
 
         Both in float64 and from the same numbers, so that in the sums over later tokens nothing but other pairs is
         left; a token beside itself would cancel at once. `q . dq` and `k . dk` are rounded each for itself: behind a

@@ -47,7 +47,7 @@ class OutputGradient(NamedTuple):
 
     do: Tensor  # [B, T, Ho, V], in the products' dtype
     delta: Tensor | None  # do . o, tokens last [slots, Ho, C], float32, if normalised
-    factors: Tensor  # scale^p, over the denominator if normalised, zero where it vanishes or there is no token
+    factors: Tensor  # scale^p, over the denominator if normalised, zero where it is steep or there is no token
     queries: Columns | None  # queries, and the same times factors and what is left at them of their chunk's start
 
 

@@ -318,6 +318,34 @@ def test_output_is_the_same_with_and_without_final_state(impl: str) -> None:
 
 
 @every_implementation
+def test_key_length_is_free_to_the_end_of_the_range(impl: str) -> None:
+    """Weights of 2^-126 and less have fewer digits, and gradients end where an inverse weight leaves the range."""
+
+    @given(problems(normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"], powers=(2, 4)))
+    def check(problem: Problem) -> None:
+        # Every token sees itself, with a score of at least 1.
+        problem = replace(problem, q=torch.ones_like(problem.q), k=problem.k.abs() + 1, scale=1.0)
+        expected = run(problem, impl)
+        for exponent, names in ((104, {"o", "dq", "dv"}), (124, {"o"})):
+            factor = 2.0 ** (-exponent / problem.p)
+            found = run(replace(problem, q=problem.q * factor), impl)
+            found["dq"] *= factor
+            for name in names:
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+    check()
+
+
+def test_long_decays_do_not_zero_what_is_left() -> None:
+    q, k, v = torch.ones(3, 1, 3, 1, 8).unbind()
+    k = k * torch.tensor([1.0, 0, 0])[None, :, None, None]
+    v = torch.randn_like(v)
+    for impl in IMPLEMENTATIONS:
+        o, _ = power_attention(q, k, v, torch.full((1, 3, 1), -42.0), impl=impl)
+        torch.testing.assert_close(o, v[:, :1].expand_as(o))
+
+
+@every_implementation
 def test_no_keys_give_zeros_and_finite_gradients(impl: str) -> None:
     @given(problems(state=False), st.booleans())
     def check(problem: Problem, orthogonal: bool) -> None:
