@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.data import DataConfig, bigram_bits_per_byte, load_corpus, split_documents, validation_batches
+from zoo.data import DataConfig, bigram_bits_per_byte, load_corpus, sources, split_documents, validation_batches
 from zoo.data.sources import find_files, stdlib_files
 from zoo.errors import ConfigError, CorpusError
 
@@ -141,7 +141,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(sources, "read_regular", refuse)
     with pytest.raises(CorpusError, match=r"cannot read '.*secret.txt': Permission denied"):
         load(tmp_path / "secret.txt")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zoo.data.files import write_atomically
 from zoo.data.tokenizer import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
+from zoo.reading import read_regular
 
 try:
     import tokenizers
@@ -70,7 +71,7 @@ class BytePairTokenizer:
             ConfigError: the file is no tokenizer.json, or the class refuses it.
         """
         try:
-            backend = tokenizers.Tokenizer.from_file(os.fspath(path))
+            backend = tokenizers.Tokenizer.from_buffer(read_regular(Path(path)))
         except Exception as error:  # the library raises bare Exceptions
             raise ConfigError(f"data.tokenizer: {os.fspath(path)!r} is no tokenizer.json: {error}") from error
         return cls(backend, separator)

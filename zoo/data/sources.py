@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from zoo.errors import CorpusError, nearest
+from zoo.reading import read_regular
 
 __all__ = ["find_files", "read_documents", "stdlib_files"]
 
@@ -82,7 +83,7 @@ def read_documents(paths: Iterable[Path]) -> list[bytes]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         _refuse(error)
 
