@@ -1,6 +1,6 @@
 """Text as token ids: the interface, bytes as tokens, and bare ids for shards whose tokenizer is not at hand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -18,7 +18,6 @@ __all__ = [
     "Tokenizer",
     "id_array",
     "load_tokenizer",
-    "pack_documents",
 ]
 
 Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
@@ -134,15 +133,6 @@ def id_array(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
         if not 0 <= extreme < vocab_size:
             raise InputError(f"ids: expected 0 to {vocab_size - 1}, got {extreme}")
     return array.astype(np.int64)
-
-
-def pack_documents(documents: Iterable[bytes], tokenizer: Tokenizer) -> NDArray[np.uint16]:
-    """Return the tokens of `documents` one after the other, each started by the tokenizer's separator, `[n]` uint16."""
-    start = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
-    parts = [start[:0]]
-    for document in documents:
-        parts += [start, tokenizer.encode(document).astype(np.uint16)]
-    return np.concatenate(parts)
 
 
 def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:
