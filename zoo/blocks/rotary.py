@@ -34,7 +34,7 @@ def fused_rotary_table(positions: Tensor, width: int, base: float, dtype: torch.
 
 
 def _angles(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    # In float64 up to the last turn: rounded to float32, a frequency and an angle at position 131,072 err by 1/100 each.
+    # In float64 up to the last turn: in float32 a frequency and an angle at position 131,072 err by 1/100 each.
     pairs = torch.arange(width // 2, device=positions.device, dtype=torch.float64)
     turns = positions[..., None, None].double() * (base ** (-2 * pairs / width) / (2 * math.pi))
     angles = (2 * math.pi * (turns - turns.round())).to(dtype)
