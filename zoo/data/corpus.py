@@ -141,9 +141,8 @@ def _held_back(documents: Sequence[Text], groups: Sequence[list[int]], fraction:
         if size <= budget:
             chosen.update(group)
             budget -= size
-    return chosen or set(
-        min(groups, key=lambda group: (len(group) * len(documents[group[0]]), bytes(documents[group[0]])))
-    )
+    smallest = min(groups, key=lambda group: (len(group) * len(documents[group[0]]), bytes(documents[group[0]])))
+    return chosen or set(smallest)
 
 
 def _block_ends(text: bytes) -> list[int]:

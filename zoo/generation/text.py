@@ -60,13 +60,14 @@ def generate(
         return prompt
     tokens, lengths = _encode(prompts, tokenizer)
 
+    # A stop may be spread over several tokens, of which the newest is one; at most four make a character.
+    reach: int = 4 * max(map(len, stops), default=0) + 1
+
     def ended(tokens: list[int]) -> bool:
         if tokens[-1] == tokenizer.separator:
             return True
         return bool(stops) and any(stop in tokenizer.decode(tokens[-reach:]) for stop in stops)
 
-    # A stop may be spread over several tokens, of which the newest is one; at most four make a character.
-    reach = 4 * max(map(len, stops), default=0) + 1
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
     decoding = start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
