@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from zoo.errors import ConfigError, nearest
+from zoo.reading import read_regular
 
 __all__ = ["Config", "Pair", "apply_overrides", "dump_yaml", "flatten", "load_yaml", "override_list", "parse_yaml"]
 
@@ -215,7 +216,7 @@ def parse_yaml(text: str, source: str) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises `ConfigError` when it is missing, unreadable or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:

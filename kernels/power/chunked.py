@@ -25,7 +25,7 @@ from torch import Tensor
 from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import bounded, vanishes
+from zoo.kernels.power.reference import bounded, steep, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 from zoo.kernels.precision import accumulation_dtype
 
@@ -170,11 +170,6 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
     return alone if alone >= T else C
 
 
-def _reciprocal(denominator: Tensor) -> Tensor:
-    """`1 / denominator`, and zero where it vanishes."""
-    return torch.where(vanishes(denominator), 0, denominator.reciprocal())
-
-
 def forward(inputs: Inputs, options: Options) -> Outputs:
     """All outputs, o not rounded; nothing is saved for the backward pass. Sequences are not packed."""
     q, _, v, _, S, z, _ = inputs
@@ -199,7 +194,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
             y = problem.unfold_outputs(y.baddbmm_(values, weights))
             if denominator is not None:
                 denominator[block, tokens] = total = y[..., V]
-                o[block, tokens] = y[..., :V] * _reciprocal(total)[..., None]
+                o[block, tokens] = y[..., :V] * torch.where(vanishes(total), 0, total.reciprocal())[..., None]
             else:
                 o[block, tokens] = y[..., :V]
             if state is not None and (options.return_state or index + 1 < len(chunks)):
@@ -212,7 +207,8 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     """Gradients of all inputs. Sequences are not packed.
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
-    `(q . dq - k . dk) / p`.
+    `(q . dq - k . dk) / p`. A gate gets its sum over later tokens, in which a pair of two later ones cancels: pairs in
+    one chunk are therefore summed pair by pair (`_Backward.add_pairs`).
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
     (_, dS, dz), (q, k, v, log_g, S, z, _) = incoming, inputs
@@ -261,7 +257,9 @@ class _Backward:
         if not self.normalize:
             return self.problem.fold_outputs(F.pad(do, (0, 1)))
         along = -(do * self.saved.o[at]).sum(-1, keepdim=True)
-        dy = torch.cat((do, along), -1).mul_(_reciprocal(self.saved.denominator[at])[..., None])
+        denominator = self.saved.denominator[at]
+        inverse = torch.where(steep(denominator), 0, denominator.reciprocal())
+        dy = torch.cat((do, along), -1).mul_(inverse[..., None])
         return self.problem.fold_outputs(bounded(dy))
 
     def add_key_gradients(
@@ -269,12 +267,25 @@ class _Backward:
     ) -> None:
         """Store (first) or add the gradients of a chunk's keys `[n, K, C]` and values `[n, V + 1, C]`."""
         problem, at = self.problem, (block, tokens)
-        if problem.log_g is not None:
+        if problem.log_g is not None and not first:
             self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
         dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
         dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
         self.dk[at] = dk if first else self.dk[at] + dk
         self.dv[at] = dv if first else self.dv[at] + dv
+
+    def add_pairs(self, block: slice, tokens: slice, pairs: Tensor) -> None:
+        """Give what each pair `[n, C, R C]` adds to its decay to the query, and take it from the key.
+
+        Both in float64 and from the same numbers, so that in the sums over later tokens nothing but other pairs is
+        left; a token beside itself would cancel at once. `q . dq` and `k . dk` are rounded each for itself: behind a
+        gate that forgets nearly everything their difference would be nothing but that.
+        """
+        pairs = pairs.unflatten(2, (self.problem.heads.queries_per_state, -1))
+        pairs.diagonal(dim1=1, dim2=3).zero_()
+        wide = pairs.sum(2, dtype=torch.float64)  # [n, C, C]
+        given = (wide.sum(1) - wide.sum(2)).unsqueeze(1)
+        self.dtotal[block, tokens] += self.problem.unfold_states(given)[..., 0]
 
     def forwards(self, block: slice, state: Tensor | None, *, carries: bool, to_the_end: bool) -> None:
         """All that happens inside chunks, and what the past gives to dq; leaves the final state where `to_the_end`."""
@@ -291,18 +302,18 @@ class _Backward:
                 dscores.mul_(weights)
             elif p > 2:
                 dscores.mul_(torch.pow(weights, p - 1, out=workspace("lower", *weights.shape)))
+            if problem.log_g is not None:
+                self.add_pairs(block, tokens, torch.mul(weights, dscores, out=workspace("pairs", *weights.shape)))
             problem.multiply(weights.pow_(p), causal_decay)
             dkeys = (queries @ dscores.mT).mul_(p)
             self.add_key_gradients(block, tokens, keys, dkeys, dy @ weights.mT, first=True)
             dqueries = torch.zeros_like(queries)
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
+                if problem.log_g is not None:
+                    along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+                    self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            if problem.log_g is not None:
-                # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the
-                # terms of two tokens cancel in the sum over later tokens, and without it their rounding would add up.
-                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
-                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
             self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):

@@ -15,16 +15,20 @@ from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["bounded", "quadratic", "recurrent", "vanishes"]
+__all__ = ["bounded", "quadratic", "recurrent", "steep", "vanishes"]
 
 
 def vanishes(denominator: Tensor) -> Tensor:
-    """Where a denominator counts as zero: so small that the weights in it have lost digits to underflow.
+    """Where a denominator counts as zero, and so does the output: the weights in it have lost digits to underflow."""
+    return denominator.abs() < torch.finfo(denominator.dtype).tiny
 
-    The output is zero there and the gradients are finite, which they would not be beside the inverse of such a number.
+
+def steep(denominator: Tensor) -> Tensor:
+    """Where a denominator is so small that its inverse, times what it meets, may be beyond the dtype's range.
+
+    Gradients count as zero there.
     """
-    limits = torch.finfo(denominator.dtype)
-    return denominator.abs() < limits.tiny / limits.eps
+    return denominator.abs() < (2.0**-1000 if denominator.dtype == torch.float64 else 2.0**-110)
 
 
 def bounded(gradient: Tensor) -> Tensor:
@@ -37,9 +41,10 @@ def bounded(gradient: Tensor) -> Tensor:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`, zero with zero gradients where the denominator vanishes."""
-    empty = vanishes(denominator)
-    return torch.where(empty, 0, numerator / torch.where(empty, 1, denominator))
+    """`numerator / denominator`, zero where the denominator vanishes; without gradients where it is steep."""
+    empty, flat = vanishes(denominator), steep(denominator)
+    constant = torch.where(empty, 0, numerator.detach() / torch.where(empty, 1, denominator.detach()))
+    return torch.where(flat, constant, numerator / torch.where(flat, 1, denominator))
 
 
 def recurrent(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple[Tensor, PowerState]:

@@ -175,9 +175,9 @@ def test_weights_that_moved_are_found() -> None:
 
 def test_bad_options_are_named() -> None:
     model, (tokens, _) = build(), prompts()
-    with pytest.raises(InputError, match="prefill_chunk: expected at least 1, was 0"):
+    with pytest.raises(InputError, match="prefill_chunk: expected a whole number from 1 on, was 0"):
         generate_tokens(model, tokens, 5, prefill_chunk=0)
     with pytest.raises(InputError, match=r"mode: expected one without CUDA graphs, .*, was 'reduce-overhead'"):
         compile_decoder(model, mode="reduce-overhead")
-    with pytest.raises(InputError, match="top_k: expected at least 1, was 0"):
+    with pytest.raises(InputError, match="top_k: expected a whole number from 1 on, was 0"):
         compiled(model).decoding(tokens, max_new_tokens=3, temperature=1.0, top_k=0)

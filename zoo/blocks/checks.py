@@ -12,7 +12,9 @@ __all__ = ["check_part", "check_progress", "check_sequence", "check_state", "des
 
 def values_at_hand(x: Tensor) -> bool:
     """Whether `x` can be looked at without stalling a device or breaking a graph: real data on the CPU, in eager."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):  # of torch.func.vmap
+        return False
+    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
 
 def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:

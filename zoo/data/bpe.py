@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
+from zoo.reading import read_regular
 from zoo.report.files import replace_file
 
 try:
@@ -70,7 +71,7 @@ class BytePairTokenizer:
             ConfigError: the file is no tokenizer.json, or the class refuses it.
         """
         try:
-            backend = tokenizers.Tokenizer.from_file(os.fspath(path))
+            backend = tokenizers.Tokenizer.from_buffer(read_regular(Path(path)))
         except Exception as error:  # the library raises bare Exceptions
             raise ConfigError(f"data.tokenizer: {os.fspath(path)!r} is no tokenizer.json: {error}") from error
         return cls(backend, separator)

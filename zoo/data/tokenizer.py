@@ -1,6 +1,5 @@
 """Text as token ids: the interface, bytes as tokens, and bare ids for shards whose tokenizer is not at hand."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +15,6 @@ __all__ = [
     "RawTokens",
     "Tokenizer",
     "load_tokenizer",
-    "pack_documents",
 ]
 
 
@@ -111,15 +109,6 @@ class RawTokens:
             InputError: an id is not below `vocab_size`, or `ids` is not one-dimensional.
         """
         return " ".join(str(token) for token in id_array(ids, self.vocab_size) if token != self.separator)
-
-
-def pack_documents(documents: Iterable[bytes], tokenizer: Tokenizer) -> NDArray[np.uint16]:
-    """Return the tokens of `documents` one after the other, each started by the tokenizer's separator, `[n]` uint16."""
-    start = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
-    parts = [start[:0]]
-    for document in documents:
-        parts += [start, tokenizer.encode(document).astype(np.uint16)]
-    return np.concatenate(parts)
 
 
 def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from zoo.errors import InputError
 from zoo.generation.prefill import Prefill, check_prompts, read_prompts
-from zoo.generation.sampling import Sampling
+from zoo.generation.sampling import Sampling, check_whole
 from zoo.generation.stepper import Stepper
 from zoo.models import Decoder, DecoderState
 from zoo.states import map_state
@@ -158,6 +158,8 @@ class Decoding:
             InputError: an option out of its range, or a state of another batch size, dtype, device or model.
         """
         sampling = Sampling(temperature, top_k, top_p)
+        if max_new_tokens is not None:
+            check_whole("max_new_tokens", max_new_tokens, 0)
         model.check_state(state, tokens)
         stepper = _make_stepper(model, state, tokens.to(torch.int64, copy=True), sampling)
         stepper.seed(seed)
@@ -183,7 +185,7 @@ class Decoding:
     def next(self) -> Tensor:
         """Return the next token of every row, `[B]` int64, on the device and without waiting for it.
 
-        It is the same tensor each time, which the next call overwrites.
+        It is the same tensor each time, which the next call overwrites; -1 where the logits were NaN.
 
         Raises:
             InputError: all `max_new_tokens` were given.
@@ -215,8 +217,8 @@ def start_decoding(
     prefill_chunk: int | None = None,
 ) -> Decoding:
     """Read prompts into a state and choose the first tokens; see `CompiledDecoder.decoding`."""
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise InputError(f"prefill_chunk: expected at least 1, was {prefill_chunk}")
+    if prefill_chunk is not None:
+        check_whole("prefill_chunk", prefill_chunk, 1)
     if lengths is None:
         lengths = torch.full(tokens.shape[:1], tokens.shape[-1])
     needed = check_prompts(tokens, lengths, max_new_tokens, model.config)

@@ -67,7 +67,8 @@ class Stepper:
         self._runs += 1
 
     def _run(self) -> None:
-        self.choose(self._step(self.tokens, self.state))
+        # Where nothing was chosen, any token does: whoever asks for the tokens finds that out.
+        self.choose(self._step(self.tokens.clamp(min=0), self.state))
 
     def _run_beside(self) -> None:
         """Run on another stream, as recording will, so that what is allocated for good on first use is there."""

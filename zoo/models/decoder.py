@@ -12,7 +12,7 @@ from zoo.blocks.layer import Room
 from zoo.blocks.norms import make_norm
 from zoo.blocks.window import Shared, Token, Window, document_positions, open_token, open_window
 from zoo.errors import ConfigError, InputError
-from zoo.kernels.linear_cross_entropy import linear_cross_entropy
+from zoo.kernels.linear_cross_entropy import check_targets, linear_cross_entropy, plain_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.initialization import initialize, initialize_rwkv7
@@ -114,20 +114,27 @@ class Decoder(nn.Module):
         x, state = self._hidden(tokens, state, lengths=lengths, resets=resets, return_state=return_state)
         return DecoderOutput(self._logits(x), state)
 
-    def loss(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> Tensor:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` given `tokens`, both `[B, T]`.
 
         Logits of a large vocabulary are never all held at once, so that a long context does not need room for them.
 
+        Args:
+            targets: int64; those of -100 count for nothing, such as a prompt's. The mean over none is 0.
+            weights: `[B, T]` floating, at least 0: what each target counts for in the mean; by default 1.
+
         Raises:
-            InputError: as `forward`.
+            InputError: as `forward`; targets or weights of another shape or dtype, or out of range.
         """
+        self._check_targets(tokens, targets, weights)
         x, _ = self._hidden(tokens, resets=resets)
         x = self.norm(x).flatten(0, 1)
         weight = self._head_weight
-        if x.is_cuda or weight.shape[0] > MOST_CLASSES:
-            return linear_cross_entropy(x, weight, targets.flatten()).float()
-        return F.cross_entropy(F.linear(x, weight).float(), targets.flatten())
+        in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
+        cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
+        return cross_entropy(x, weight, targets.flatten(), None if weights is None else weights.flatten()).float()
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.
@@ -268,6 +275,16 @@ class Decoder(nn.Module):
             raise InputError(f"tokens: expected at most {limit} at a time (max_positions), was {tokens.shape[1]}")
         if values_at_hand(tokens) and tokens.numel() and not (tokens.amin() >= 0 and tokens.amax() < vocab_size):
             raise InputError(f"tokens: expected 0 to {vocab_size - 1}, was {tokens.amin()} to {tokens.amax()}")
+
+    def _check_targets(self, tokens: Tensor, targets: Tensor, weights: Tensor | None) -> None:
+        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+            raise InputError(f"targets: expected int64 {list(tokens.shape)} as tokens, was {describe(targets)}")
+        if weights is not None and (weights.shape != tokens.shape or not weights.is_floating_point()):
+            raise InputError(f"weights: expected floating {list(tokens.shape)} as tokens, was {describe(weights)}")
+        if values_at_hand(targets):
+            check_targets(targets, self.config.vocab_size)
+        if weights is not None and values_at_hand(weights) and not (weights >= 0).all():
+            raise InputError(f"weights: expected 0 or more, was {weights.min():g}")
 
     def _check_positions(self, positions: Tensor, lengths: Tensor | None) -> None:
         """Check that the real ones among `positions` are in the table of learned positions."""

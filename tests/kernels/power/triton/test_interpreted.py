@@ -262,3 +262,20 @@ def test_other_widths_are_refused_by_name() -> None:
         InputError, match=r"^q: impl='triton' takes widths 16, 32, 64 and 128, was 20; the nearest is 16$"
     ):
         power_attention(q, q, q, impl="triton")
+
+
+@pytest.mark.parametrize("exponent", [104, 124])
+def test_key_length_is_free_to_the_end_of_the_range(exponent: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.ones(1, 20, 1, 16), torch.rand(1, 20, 1, 16) + 1, torch.randn(1, 20, 1, 16)
+    found = []
+    for factor in (1.0, 2.0 ** (-exponent / 2)):
+        leaves = [x.clone().requires_grad_() for x in (q * factor, k, v)]
+        o, _ = power_attention(*leaves, p=2, scale=1.0, impl="triton", chunk_size=16)
+        dq, dk, dv = torch.autograd.grad(o.sum(), leaves)
+        found.append([o, dq * factor, dk, dv])
+    for name, expected, ours in zip(("o", "dq", "dk", "dv"), *found, strict=True):
+        if name == "o" or exponent < 110:
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
+        else:
+            assert not ours.any(), name
