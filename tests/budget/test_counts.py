@@ -60,7 +60,7 @@ def torch_flops(model: Decoder) -> int:
     for module in model.modules():
         if isinstance(module, CausalConvolution):
             total += convolution_flops(*module.weight.shape)
-        if isinstance(module, Mixer) and isinstance(module.init_state(1, max_len=1), KeyValueState):
+        if isinstance(module, Mixer) and isinstance(module.init_state(1, max_len=1).layer, KeyValueState):
             x = torch.randn(1, T, model.config.width)
             total += causal_flops(module, x) - counted(module, x)
     return total

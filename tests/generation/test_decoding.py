@@ -36,7 +36,7 @@ def addresses(state: DecoderState) -> list[int]:
 
 
 def decode(model: Decoder, lengths: Tensor, tokens: Tensor, chunk: int | None, count: int) -> tuple[Tensor, Any]:
-    decoding = start_decoding(model, tokens, lengths, count, Sampling(), None, chunk)
+    decoding = start_decoding(model, tokens, lengths, Sampling(), max_new_tokens=count, prefill_chunk=chunk)
     return torch.stack(list(decoding), dim=1), decoding.state
 
 
@@ -132,7 +132,7 @@ def test_decoding_begins_anywhere() -> None:
     for _ in range(3):
         decoding.next()
     assert state.position.tolist() == [1_000_003] * 2
-    assert [layer.position.tolist() for layer in state.layers] == [[1_000_003] * 2]
+    assert all(part.is_floating_point() for part in _pytree.tree_leaves(state.layers))  # it is counted once
 
 
 def test_a_decoder_keeps_a_state_for_the_next_batch() -> None:

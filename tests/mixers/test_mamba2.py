@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.mixers import LayerContext, mixers
 from zoo.mixers.mamba2 import Mamba2, Mamba2State
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 from zoo.training.optimizer import build_optimizer
 
 CONTEXT = LayerContext(width=12, heads=1, key_value_heads=1, head_width=12)
@@ -102,8 +102,8 @@ def test_gates_keep_their_digits_in_narrow_models() -> None:
     assert steps.dtype == log_g.dtype == torch.float32
     y, state = mixer(torch.randn(1, 5, 64, dtype=torch.bfloat16), return_state=True)
     assert y.dtype == torch.bfloat16
-    assert isinstance(state, Mamba2State)
-    assert state.S.dtype == torch.float32
+    assert isinstance(state.layer, Mamba2State)
+    assert state.layer.S.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

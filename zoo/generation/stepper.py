@@ -45,6 +45,10 @@ class Stepper:
         """Whether steps are replayed from a CUDA graph by now."""
         return self._graph is not None
 
+    def seed(self, seed: int | None) -> None:
+        """Begin a sequence of random numbers: that of `seed`, or one that torch's default generator chooses."""
+        self.generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+
     def choose(self, logits: Tensor) -> None:
         """Choose `tokens` from logits `[B, vocab]`."""
         self.tokens.copy_(self.sampling.choose(logits, self.generator))

@@ -68,7 +68,9 @@ def generate(
 
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
-    decoding = start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
+    decoding = start_decoding(
+        model, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
+    )
     for chosen in _on_host(decoding):
         for row in sorted(running):
             rows[row].append(chosen[row])
@@ -97,7 +99,10 @@ def generate_tokens(
     The other options, and the errors, are those of `generate`.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    chosen = list(start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk))
+    decoding = start_decoding(
+        model, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
+    )
+    chosen = list(decoding)
     return torch.stack(chosen, dim=1) if chosen else tokens.new_empty(tokens.shape[0], 0)
 
 

@@ -1,0 +1,132 @@
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo.config import apply_overrides
+from zoo.errors import ConfigError
+from zoo.recipe import load_recipe
+from zoo.recipe.study import DEFAULT_MIXERS, Study, available_studies, load_study, study_command
+
+FOUR = {
+    "softmax": ("mixer=softmax",),
+    "linear": ("mixer=linear",),
+    "power": ("mixer=power", "mixer.p=2"),
+    "gated-power": ("mixer=gated-power", "mixer.p=2"),
+}
+
+
+def test_the_study_of_the_package() -> None:
+    study = load_study("four-mixers")
+    assert available_studies() == ["four-mixers"]
+    assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)
+
+
+def test_a_recipe_stands_for_the_study_of_its_mixers() -> None:
+    study = load_study("gpt2-124m")
+    assert (study.recipe, tuple(study.variants)) == ("gpt2-124m", DEFAULT_MIXERS)
+    assert load_study("gpt2-124m", ["linear"]).variants == {"linear": ("mixer=linear",)}
+
+
+def test_a_file_holds_a_study_or_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_study("four-mixers").to_yaml())
+    assert load_study(str(path)) == load_study("four-mixers")
+    path.write_text(load_recipe("tiny").to_yaml())
+    assert load_study(str(path), ["power"]).recipe == str(path)
+
+
+def test_overrides_come_after_the_studys_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("{name: s, recipe: tiny, overrides: [training.steps=5], variants: {a: {mixer: power}}}")
+    assert load_study(str(path), overrides=["training.steps=7"]).overrides == ("training.steps=5", "training.steps=7")
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides"),
+    [
+        ("{mixer: {name: power, p: 2}}", ("mixer.name=power", "mixer.p=2")),
+        ("{mixer: power, mixer.p: 2}", ("mixer=power", "mixer.p=2")),
+        ("[mixer=power, mixer.p=2]", ("mixer=power", "mixer.p=2")),
+        ("{hybrid: {mixer: softmax, every: 2}}", ("hybrid.mixer=softmax", "hybrid.every=2")),
+        ("{training.learning_rate: 1e-3, model.bias: false}", ("training.learning_rate=0.001", "model.bias=false")),
+        ("{data.source: '12', data.tokenizer: null}", ('data.source="12"', "data.tokenizer=null")),
+        ("", ()),
+    ],
+)
+def test_what_a_variant_may_be(written: str, overrides: tuple[str, ...]) -> None:
+    study = Study.from_yaml(f"name: s\nrecipe: tiny\nvariants:\n  a: {written}\n")
+    assert study.variants == {"a": overrides}
+    assert Study.from_yaml(study.to_yaml()) == study
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Zl", "Zp"], exclude_characters="\ufeff"))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), SCALARS | st.lists(SCALARS), min_size=1))
+def test_a_mapping_is_the_overrides_that_set_it(values: dict[str, object]) -> None:
+    study = Study.from_mapping({"name": "s", "recipe": "tiny", "variants": {"a": values, "b": {"section": values}}})
+    assert apply_overrides({}, study.variants["a"]) == values
+    assert apply_overrides({}, study.variants["b"]) == {"section": values}
+
+
+@pytest.mark.parametrize(
+    ("name", "mixers", "message"),
+    [
+        ("for-mixers", None, r"^unknown study or recipe 'for-mixers' \(did you mean 'four-mixers'\?\)$"),
+        ("gpt2-124", None, r"^unknown study or recipe 'gpt2-124' \(did you mean 'gpt2-124m'\?\)$"),
+        ("zzz", None, r"^unknown study or recipe 'zzz'; there are four-mixers, gpt2-124m.*$"),
+        ("no/such.yaml", None, r"^no/such.yaml: no such file$"),
+        ("tiny", ["pwoer"], r"^mixers: unknown mixer 'pwoer' \(did you mean 'power'\?\)$"),
+        ("tiny", ["power", "power"], r"^mixers: 'power' stands twice$"),
+        ("tiny", [], r"^mixers: at least one is needed$"),
+        ("four-mixers", ["power"], r"^mixers: 'four-mixers' is a study, which says itself what it compares"),
+    ],
+)
+def test_what_is_unknown_is_named(name: str, mixers: list[str] | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study(name, mixers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"varients": {}}, r"^s.yaml: varients: unknown key \(did you mean 'variants'\?\)"),
+        ({"variants": {}}, r"^s.yaml: variants: .*at least 1 item"),
+        ({"variants": {"a/b": []}}, r"variant 'a/b' must be 1 to 64 letters"),
+        ({"variants": {"..": []}}, r"variant '\.\.' must be 1 to 64 letters"),
+        ({"variants": {"<b>": []}}, r"variant '<b>' must be 1 to 64 letters"),
+        ({"variants": {"index.html": []}}, r"variant 'index.html' must not end like a file"),
+        ({"variants": {"Power": [], "power": []}}, r"variant 'Power' differs from another one only in upper and lower"),
+        ({"variants": {"a": "mixer=power"}}, r"^s.yaml: variants.a: .*got 'mixer=power'"),
+        ({"name": ""}, r"name '' must be 1 to 64 letters"),
+        ({"recipe": None}, r"^s.yaml: recipe: must be a valid string, got None"),
+    ],
+)
+def test_a_bad_study_is_one_line(changes: dict[str, object], message: str) -> None:
+    values = {"name": "s", "recipe": "tiny", "variants": {"a": ["mixer=power"]}} | changes
+    with pytest.raises(ConfigError, match=message) as caught:
+        Study.from_mapping(values, "s.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("study", "command"),
+    [
+        (load_study("four-mixers"), "zoo ablate four-mixers"),
+        (load_study("four-mixers", overrides=["data.source=a b"]), "zoo ablate four-mixers 'data.source=a b'"),
+        (load_study("tiny"), "zoo ablate tiny"),
+        (load_study("tiny", ["power"], ["mixer.p=4"]), "zoo ablate tiny --mixers power mixer.p=4"),
+        (load_study("four-mixers").replace(variants={"x": ()}), "zoo ablate study.yaml"),
+        (load_study("tiny").replace(description="mine"), "zoo ablate study.yaml"),
+    ],
+)
+def test_the_command_makes_the_same_study(study: Study, command: str, tmp_path: Path) -> None:
+    assert study_command(study) == command
+    _, _, name, *rest = shlex.split(command)
+    if name != "study.yaml":
+        mixers = rest[1].split(",") if "--mixers" in rest else None
+        assert load_study(name, mixers, [word for word in rest if "=" in word]) == study

@@ -1,0 +1,53 @@
+"""What to train on: the `data` section of a recipe."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from zoo.config import Config
+
+__all__ = ["SEPARATOR", "DataConfig"]
+
+SEPARATOR = 256
+"""Starts every document of bytes; the first id that is not a byte."""
+
+
+class DataConfig(Config):
+    """Where the text comes from, how it becomes tokens and how much of it is held back for validation.
+
+    A recipe on token shards of GPT-2's vocabulary, for example, sets `source: data/*.bin`, `tokenizer: none`,
+    `vocab_size: 50257` and `document_token: 50256`.
+    """
+
+    source: str = Field("stdlib", min_length=1)
+    """`stdlib` (the Python standard library's source), or a text file, a folder, a glob, or `*.bin` token shards.
+    A file or folder that happens to be called stdlib is `./stdlib`."""
+
+    tokenizer: str = Field("bytes", min_length=1)
+    """`bytes`, the path of a byte-pair `tokenizer.json`, or `none` for shards whose tokenizer is not at hand."""
+
+    validation_fraction: float = Field(0.05, gt=0, le=0.5)
+    """Share of the corpus, in bytes (shards: in tokens), that is held back."""
+
+    document_token: int | None = Field(None, ge=0, lt=2**16)
+    """The id that starts a document; by default the tokenizer's own. Without one the documents run into each other."""
+
+    vocab_size: int | None = Field(None, ge=2, le=2**16)
+    """Number of token ids; stated for `tokenizer: none` only, every other tokenizer knows its own."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if self.tokenizer == "none":
+            if self.vocab_size is None:
+                raise ValueError("vocab_size must be stated when tokenizer is 'none'")
+            if self.document_token is not None and self.document_token >= self.vocab_size:
+                raise ValueError(f"document_token {self.document_token} is not below vocab_size {self.vocab_size}")
+        elif self.vocab_size is not None:
+            raise ValueError(
+                f"vocab_size {self.vocab_size} is for tokenizer 'none'; tokenizer {self.tokenizer!r} has its own"
+            )
+        if self.tokenizer == "bytes" and self.document_token not in (None, SEPARATOR):
+            raise ValueError(
+                f"document_token {self.document_token} is not {SEPARATOR}, which starts documents of bytes"
+            )
+        return self

@@ -1,0 +1,131 @@
+"""A recipe: a model, its mixers, its data and its training as one strict data file."""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from zoo.config import Config, apply_overrides, load_yaml, override_list
+from zoo.errors import ConfigError, nearest
+from zoo.limits import MOST_LAYERS
+from zoo.mixers import MixerConfig
+from zoo.mixers.softmax import SoftmaxConfig
+from zoo.recipe.data import DataConfig
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import TrainingConfig
+
+__all__ = ["Hybrid", "Recipe", "available_recipes", "load_recipe"]
+
+
+def _expand_name(value: Any) -> Any:
+    """Let `mixer: power` stand for `mixer: {name: power}`."""
+    if not isinstance(value, str | Mapping | Config):
+        raise ValueError(
+            f"must be a mixer's name, such as power, or a mapping with its name and options, got {value!r}"
+        )
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedMixer = Annotated[MixerConfig, BeforeValidator(_expand_name)]
+
+
+class Hybrid(Config):
+    """A second mixer that takes every so many layers from the first."""
+
+    mixer: NamedMixer
+    """The mixer of those layers, for example `softmax`."""
+
+    every: int = Field(ge=2, le=MOST_LAYERS)
+    """Layers `every`, `2 * every`, ... (counted from 1) have it."""
+
+
+class Recipe(Config):
+    """Everything that determines a run: two equal recipes train the same model on the same data in the same order."""
+
+    name: str
+    """How the recipe is called; `runs/NAME` is where it trains by default."""
+
+    description: str = ""
+    """One line for `zoo list`."""
+
+    model: DecoderConfig
+    mixer: NamedMixer = SoftmaxConfig()
+    """A mixer's name, or a mapping of its `name` and options."""
+
+    hybrid: Hybrid | None = None
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"must be letters, digits, '.', '_' and '-', for it names a folder, got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
+        model, context_length = self.model, self.training.context_length
+        if self.hybrid is not None and self.hybrid.every > model.layers:
+            raise ValueError(f"hybrid.every: must be at most model.layers {model.layers}, got {self.hybrid.every}")
+        if model.positions == "learned" and context_length > model.max_positions:
+            raise ValueError(
+                f"training.context_length: must be at most model.max_positions {model.max_positions}, "
+                f"as positions are learned, got {context_length}"
+            )
+        return self
+
+    @property
+    def layer_mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of each layer."""
+        hybrid = self.hybrid
+        return tuple(
+            self.mixer if hybrid is None or (layer + 1) % hybrid.every else hybrid.mixer
+            for layer in range(self.model.layers)
+        )
+
+    def override(self, overrides: Iterable[str]) -> "Recipe":
+        """Return the recipe with `key=value` overrides applied; see `zoo.config.apply_overrides`.
+
+        `mixer=power` (or `mixer.name=power`) replaces the mixer by a fresh one, `mixer.p=2` sets one option.
+
+        Raises:
+            ConfigError: an override is malformed, names an unknown key or gives an invalid value.
+        """
+        # A mixer's options mean nothing to another one, so its name stands for the whole section.
+        normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
+        return Recipe.from_mapping(apply_overrides(self.model_dump(mode="json"), normal), "overrides")
+
+
+def available_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe that comes with the package by its name, or anyone's by the path of its `.yaml` file.
+
+    Args:
+        name_or_path: for example `tiny` or `experiments/mine.yaml`. What ends in .yaml or .yml is a path.
+        overrides: `key=value` with dotted keys, for example `mixer=power` or `training.steps=100`.
+
+    Raises:
+        ConfigError: no such recipe or file, a file that is no recipe, or an override that does not fit it.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        names = available_recipes()
+        if str(name_or_path) not in names:
+            hint = (
+                nearest(str(name_or_path), names) or f"; the recipes are {', '.join(names)}, or a path to a .yaml file"
+            )
+            raise ConfigError(f"unknown recipe {str(name_or_path)!r}{hint}")
+        path = _folder() / f"{name_or_path}.yaml"
+    return Recipe.from_mapping(load_yaml(path), str(path)).override(overrides)
+
+
+def _folder() -> Path:
+    return Path(str(files("zoo") / "recipes"))

@@ -1,0 +1,167 @@
+"""What to compare: a study is a recipe and, by name, what each variant changes in it."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from zoo.config import Config, load_yaml, override_list, parse_yaml
+from zoo.errors import ConfigError, nearest
+from zoo.mixers import mixers as registered_mixers
+from zoo.recipe.recipe import available_recipes
+
+__all__ = ["DEFAULT_MIXERS", "Study", "available_studies", "load_study", "study_command"]
+
+DEFAULT_MIXERS = ("softmax", "linear", "power", "gated-power")
+"""What `load_study` compares in a recipe when nothing is said."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,63}")
+_RESERVED_ENDINGS = (".yaml", ".json", ".csv", ".png", ".html")
+
+
+def _as_overrides(value: Any) -> Any:
+    """Take a mapping, nested or with dotted keys, for the overrides that set it."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return tuple(_flatten(value, ""))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={_plain(value)}"
+
+
+def _plain(value: Any) -> str:
+    """Write a value such that an override reads it back: text as it is where that works, else JSON (which is YAML)."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        return value if isinstance(value, str) and parse_yaml(value, "") == value else text
+    except ConfigError:
+        return text
+
+
+Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
+
+
+class Study(Config):
+    """One recipe with several variants, trained on the same data, with the same seed and budget."""
+
+    name: str
+    """Of the study, and by default of its folder."""
+    description: str = ""
+    """One sentence for the page."""
+    recipe: str
+    """The name or path of the recipe; a path is taken from where the command is run."""
+    overrides: Overrides = ()
+    """What all variants change in the recipe, as `key=value`, or as a mapping."""
+    variants: dict[str, Overrides] = Field(min_length=1)
+    """What each variant changes further, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
+    is the one whose number of parameters the others are given."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for kind, name in [("name", self.name), *(("variant", name) for name in self.variants)]:
+            if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
+                raise ValueError(
+                    f"{kind} {name!r} must be 1 to 64 letters, digits, spaces or ._+=- (it names a folder)"
+                )
+            if name.lower().endswith(_RESERVED_ENDINGS):
+                raise ValueError(f"{kind} {name!r} must not end like a file")
+        folders = [name.casefold() for name in self.variants]
+        for name in self.variants:
+            if folders.count(name.casefold()) > 1:
+                raise ValueError(f"variant {name!r} differs from another one only in upper and lower case")
+        return self
+
+    def overridden(self, overrides: Sequence[str]) -> Self:
+        """Return the study with further overrides for all variants."""
+        return self.replace(overrides=(*self.overrides, *override_list(overrides)))
+
+
+def available_studies() -> list[str]:
+    """Return the names of the studies that come with the package, in alphabetical order."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_study(name: str, mixers: Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Study:
+    """Return the study that `name` stands for.
+
+    Args:
+        name: of a study that comes with the package, the path of a study's file, or the name or path of a recipe, of
+            which the study then compares mixers.
+        mixers: which, for a recipe; by default softmax, linear, power and gated-power.
+        overrides: `key=value` for all variants, after the study's own.
+
+    Raises:
+        ConfigError: there is no such study, recipe or mixer; a file is not a valid study; or `mixers` is given for a
+            study, which has its own.
+    """
+    study = _read_study(name)
+    if study is None:
+        study = _mixer_study(name, DEFAULT_MIXERS if mixers is None else mixers)
+    elif mixers is not None:
+        raise ConfigError(f"mixers: {name!r} is a study, which says itself what it compares; name a recipe instead")
+    return study.overridden(overrides)
+
+
+def study_command(study: Study) -> str:
+    """Return what to type to run a study; one that only a file holds is run from its `study.yaml`."""
+    if study.name in available_studies():
+        packaged = load_study(study.name)
+        if study == packaged.overridden(study.overrides[len(packaged.overrides) :]):
+            return shlex.join(["zoo", "ablate", study.name, *study.overrides[len(packaged.overrides) :]])
+    mixers = tuple(study.variants)
+    if all(mixer in registered_mixers for mixer in mixers):
+        chosen = [] if mixers == DEFAULT_MIXERS else ["--mixers", ",".join(mixers)]
+        if study == _mixer_study(study.recipe, mixers).overridden(study.overrides):
+            return shlex.join(["zoo", "ablate", study.recipe, *chosen, *study.overrides])
+    return "zoo ablate study.yaml"
+
+
+def _read_study(name: str) -> Study | None:
+    """Return the study in a file or of the package, or None where `name` is a recipe's."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        values = load_yaml(Path(name))
+        # Told apart by what only a recipe has, so that a study with a misspelt key is reported as a study.
+        return None if "model" in values else Study.from_mapping(values, name)
+    if name in available_studies():
+        path = _folder() / f"{name}.yaml"
+        return Study.from_mapping(load_yaml(path), path.name)
+    if name not in available_recipes():
+        known = [*available_studies(), *available_recipes()]
+        hint = nearest(name, known) or f"; there are {', '.join(known)}, or a path to a .yaml file"
+        raise ConfigError(f"unknown study or recipe {name!r}{hint}")
+    return None
+
+
+def _folder() -> Path:
+    return Path(str(files("zoo") / "recipes" / "studies"))
+
+
+def _mixer_study(recipe: str, mixers: Sequence[str]) -> Study:
+    if not mixers:
+        raise ConfigError("mixers: at least one is needed")
+    for mixer in mixers:
+        if ":" in mixer:
+            raise ConfigError(f"mixers: must be names without options, got {mixer!r}; the file of a study sets options")
+        if mixer not in registered_mixers:
+            hint = nearest(mixer, registered_mixers) or f"; the mixers are {', '.join(registered_mixers)}"
+            raise ConfigError(f"mixers: unknown mixer {mixer!r}{hint}")
+        if mixers.count(mixer) > 1:
+            raise ConfigError(f"mixers: {mixer!r} stands twice")
+    return Study(
+        name=f"{Path(recipe).stem}-mixers",
+        description=f"Mixers of {recipe}: {', '.join(mixers)}.",
+        recipe=recipe,
+        variants={mixer: (f"mixer={mixer}",) for mixer in mixers},
+    )

@@ -1,0 +1,187 @@
+"""The folder of a run: what is where, whose it is and how far it came."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zoo.builder import build
+from zoo.config import Config, load_yaml
+from zoo.errors import CheckpointError, TrainingError
+from zoo.models import Decoder
+from zoo.recipe import Recipe
+from zoo.training.files import replace_file, writing
+from zoo.training.run.checkpoint import CheckpointStore
+from zoo.training.run.result import TrainingResult, read_result, write_result
+from zoo.training.state import restore_model
+
+__all__ = [
+    "RunFolder",
+    "RunStatus",
+    "load_checkpoint_model",
+    "load_result",
+    "load_run",
+    "check_same_recipe",
+    "run_status",
+]
+
+RunStatus = Literal["missing", "unfinished", "finished"]
+
+
+class RunFolder:
+    """A run on disk: `recipe.yaml`, `metrics.jsonl`, `checkpoints/` and, once it is finished, `result.json`.
+
+    With `training.tensorboard` there is `tensorboard/` too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_path = path / "recipe.yaml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "tensorboard"
+        self.result_path = path / "result.json"
+        self.checkpoints = CheckpointStore(path / "checkpoints")
+
+    def status(self) -> RunStatus:
+        """Return how far the run came."""
+        if not self.recipe_path.exists():
+            return "missing"
+        return "finished" if self.result_path.exists() else "unfinished"
+
+    def claim(self, recipe: Config) -> None:
+        """Make the folder this recipe's, or check that it is.
+
+        Raises:
+            CheckpointError: it holds the run of another recipe.
+            TrainingError: it cannot be written.
+        """
+        if self.recipe_path.exists():
+            self.check(recipe)
+            return
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.recipe_path, recipe.to_yaml().encode())
+
+    def check(self, recipe: Config) -> None:
+        """Check that the run is this recipe's; only `description` may differ.
+
+        Raises:
+            CheckpointError: it is not; the line names the first key that differs.
+            ConfigError: recipe.yaml is damaged or of another version.
+        """
+        check_same_recipe(recipe, load_yaml(self.recipe_path), self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from training here at the same time; ends with the process at the latest.
+
+        Raises:
+            TrainingError: another process is training here.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # file systems without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise TrainingError(f"{self.path}: another process is training here") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def result(self) -> TrainingResult:
+        """Return what the finished run came to."""
+        return read_result(self.result_path)
+
+    def finish(self, result: TrainingResult) -> None:
+        """Mark the run as finished."""
+        write_result(self.result_path, result)
+
+
+def run_status(folder: Path, recipe: Recipe | None = None) -> RunStatus:
+    """Return whether the run in `folder` is missing, unfinished or finished.
+
+    Args:
+        folder: need not exist.
+        recipe: whose run it must be, if it is anyone's.
+
+    Raises:
+        CheckpointError: it is the run of another recipe; the line names the first key that differs.
+    """
+    run = RunFolder(Path(folder))
+    status = run.status()
+    if status != "missing" and recipe is not None:
+        run.check(recipe)
+    return status
+
+
+def load_result(folder: Path) -> TrainingResult:
+    """Return what the finished run in `folder` came to.
+
+    Raises:
+        CheckpointError: it is not finished, or its result is damaged.
+    """
+    run = RunFolder(Path(folder))
+    if run.status() != "finished":
+        raise CheckpointError(f"{folder}: holds no finished run")
+    return run.result()
+
+
+def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple[Recipe, Decoder]:
+    """Return the recipe of the run in `folder` and its model with the weights of the newest checkpoint, for inference.
+
+    Raises:
+        CheckpointError: there is no run or no checkpoint yet, or it is damaged or of another model.
+    """
+    run = RunFolder(Path(folder))
+    if run.status() == "missing":
+        raise CheckpointError(f"{folder}: holds no run; expected a folder that zoo train wrote")
+    recipe = Recipe.from_mapping(load_yaml(run.recipe_path), str(run.recipe_path))
+    checkpoint = run.checkpoints.newest()
+    if checkpoint is None:
+        raise CheckpointError(f"{folder}: has no checkpoint yet")
+    model = build(recipe, device=device)
+    restore_model(model, checkpoint.tensors("model"), str(checkpoint.path))
+    return recipe, model.eval()
+
+
+def load_checkpoint_model(folder: Path, *, device: torch.device | str | None = None) -> Decoder:
+    """Return the model of the run in `folder`; see `load_run`."""
+    return load_run(folder, device=device)[1]
+
+
+def check_same_recipe(recipe: Config, stored: Mapping[str, Any], owner: Path) -> None:
+    """Check that `stored`, as mappings, is `recipe`; only `description` may differ.
+
+    Args:
+        owner: the folder that `stored` is from.
+
+    Raises:
+        CheckpointError: it is another recipe; the line names the first key that differs.
+        ConfigError: it is none that this version understands.
+    """
+    # Through the config, so that keys that a newer version has added stand at their defaults.
+    was, now = _leaves(type(recipe).from_mapping(stored, str(owner))), _leaves(recipe)
+    # Names first: with the mixer's name, keys that only one of the two mixers has differ as well.
+    for key in sorted([*was, *now], key=lambda key: not key.endswith("name")):
+        if was.get(key) != now.get(key):
+            change = f"{key}={was.get(key)}, not {now.get(key)}"
+            raise CheckpointError(f"{owner}: holds a run with {change}; choose another folder or delete this one")
+
+
+def _leaves(recipe: Config) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json")
+    values.pop("description", None)
+    return dict(_flatten(values, ""))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

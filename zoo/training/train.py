@@ -1,0 +1,70 @@
+"""`train`: from a recipe to a finished run."""
+
+from pathlib import Path
+
+import torch
+
+from zoo.builder import build
+from zoo.data import Corpus, load_corpus
+from zoo.errors import ConfigError, InputError
+from zoo.recipe import Recipe
+from zoo.training.distributed import join_processes
+from zoo.training.loop import Trainer
+from zoo.training.progress import ProgressReporter, SilentProgress
+from zoo.training.run import RunFolder
+from zoo.training.run.metrics import check_tensorboard
+from zoo.training.run.result import TrainingResult
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    corpus: Corpus | None = None,
+    device: torch.device | str | None = None,
+    progress: ProgressReporter | None = None,
+) -> TrainingResult:
+    """Train a recipe's model, or go on with it, and return what the run came to.
+
+    The folder holds everything: `recipe.yaml`, `metrics.jsonl` (one JSON object a line), `checkpoints/` and, when
+    training is finished, `result.json`. Called again, `train` continues from the newest whole checkpoint, on a CPU with
+    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. Under `torchrun`
+    the processes train one model together. The global random number generators are left as they were. With
+    `training.tensorboard`, `tensorboard/` gets the metrics as events.
+
+    Args:
+        recipe: what to train and how.
+        folder: made if missing.
+        corpus: what `recipe.data` names, where it is loaded already.
+        device: by default a GPU if there is one, else the CPU.
+        progress: told how training goes, for example `make_progress(recipe.name)`; None shows nothing.
+
+    Raises:
+        CheckpointError: the folder holds the run of another recipe or corpus, or its checkpoints are damaged.
+        ConfigError: the model's vocabulary is smaller than the corpus's, or tensorboard is asked for and not installed.
+        CorpusError: the corpus cannot be loaded or is too short.
+        InputError: there is no such device, or `folder` is empty.
+        TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
+            be written, for example on a full disk; or another process is training in the folder.
+    """
+    if folder == "":
+        raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
+    run = RunFolder(Path(folder))
+    if run.status() != "missing":
+        run.check(recipe)
+    if run.status() == "finished":
+        return run.result()
+    if recipe.training.tensorboard:
+        check_tensorboard()
+    corpus = load_corpus(recipe.data) if corpus is None else corpus
+    if corpus.vocab_size > recipe.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
+        )
+    with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
+        torch.manual_seed(recipe.training.seed)
+        model = build(recipe, device=processes.device)
+        reporter = SilentProgress() if progress is None or not processes.is_main else progress
+        return Trainer(model, recipe, corpus, run, processes, reporter).run()
