@@ -24,12 +24,13 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Ten
 
     Args:
         q: `[B, T, Hq, K]`.
-        k: `[B, L, Hk, K]`, with Hk dividing Hq: consecutive queries share a key.
+        k: `[B, L, Hk, K]`, with Hk dividing Hq: consecutive queries share a key. Of any floating dtype, as v.
         v: `[B, L, Hk, K]`.
         first: `[B or 1, T]` int64, 0 <= first <= last: the first key that each query sees; never falls along T.
         last: `[B or 1, T]` int64, last < L: the last one; never falls along T.
     """
-    q, k, v = cast_for_autocast(q, k, v)
+    q, k, v = cast_for_autocast(q, k.to(q.dtype), v.to(q.dtype))
+    first, last = torch.broadcast_tensors(first, last)
     with without_autocast(q):
         if supports_flex(q):
             return flex_interval_attention(q, k, v, first, last)
