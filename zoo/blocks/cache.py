@@ -7,11 +7,11 @@ from torch import Tensor
 
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.layer import Room
-from zoo.blocks.softmax_attention import softmax_attention
+from zoo.blocks.softmax_attention import attend_where
 from zoo.blocks.window import Token, Window
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
 
-__all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions"]
+__all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions", "recent"]
 
 
 class KeyValueState(NamedTuple):
@@ -60,6 +60,17 @@ def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyVal
     return KeyValueState(keys, values)
 
 
+def recent(state: KeyValueState, window: Window) -> tuple[Tensor, Tensor]:
+    """Return keys and values `[B, L - 1, Hk, K]` of the last tokens before a window's, in their order.
+
+    Where there were fewer, what stands before the first of all is anything.
+    """
+    rows, capacity = state.keys.shape[:2]
+    row, back = (torch.arange(n, device=state.keys.device) for n in (rows, capacity - 1))
+    slots = (window.before[:, None] - (capacity - 1) + back) % capacity
+    return state.keys[row[:, None], slots], state.values[row[:, None], slots]
+
+
 def attend_in_place(q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, token: Token) -> Tensor:
     """Append one token's keys and values `[B, Hk, K]` in place and attend to them from q `[B, Hq, K]`; `[B, Hq, K]`."""
     rows, capacity = state.keys.shape[:2]
@@ -69,4 +80,4 @@ def attend_in_place(q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, token
     if supports_cache_attention(q, state.keys, state.values):
         return cache_attention(q, state.keys, state.values, token.after, token.start)
     visible = held_positions(token.after, capacity) >= token.start[:, None]
-    return softmax_attention(q[:, None], state.keys, state.values, visible[:, None])[:, 0]
+    return attend_where(q[:, None], state.keys, state.values, visible[:, None])[:, 0]

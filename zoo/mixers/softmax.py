@@ -4,14 +4,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, held_positions
+from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.checks import values_at_hand
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.mixer import Mixer
-from zoo.blocks.softmax_attention import attention_flops, softmax_attention
+from zoo.blocks.softmax_attention import attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
+from zoo.kernels.interval_attention import interval_attention
 
 __all__ = ["Softmax", "SoftmaxConfig"]
 
@@ -38,17 +39,16 @@ class Softmax(Mixer):
         self.output = HeadOutput(context, self.heads, norm=bool(config.output_norm))
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
-        positions, visible = window.positions, None
-        q, k, v = self.input(x, positions)
+        q, k, v = self.input(x, window.positions)
         if state is None:
-            after, held = KeyValueState(k.contiguous(), v.contiguous()), positions
+            after = KeyValueState(k.contiguous(), v.contiguous())
         else:
             _check_room(state, window.after)
             after = append(state, k, v, window)
-            held = held_positions(window.after, after.keys.shape[1])
-        if state is not None or window.resets is not None:
-            visible = (held[:, None] >= window.starts[:, 1:, None]) & (held[:, None] <= positions[..., None])
-        return self.output(softmax_attention(q, after.keys, after.values, visible)), after
+        if state is None and window.resets is None:
+            return self.output(causal_attention(q, k, v)), after
+        last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache
+        return self.output(interval_attention(q, *after, window.starts[:, 1:], last)), after
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         _check_room(state, token.after)
