@@ -141,10 +141,10 @@ def _without_padding(inputs: Inputs, lengths: Tensor | None) -> Inputs:
     """Zero what is past each row's length: a zero key neither updates a state nor corrects it."""
     if lengths is None:
         return inputs
-    T = inputs.q.shape[1]
+    B, T = inputs.q.shape[:2]
     inside = torch.arange(T, device=inputs.q.device) < lengths.to(inputs.q.device)[:, None]
     *by_token, S, cu_seqlens = inputs
-    kept = (None if x is None else torch.where(inside.view(-1, T, *[1] * (x.dim() - 2)), x, 0) for x in by_token)
+    kept = (None if x is None else torch.where(inside.view(B, T, *[1] * (x.dim() - 2)), x, 0) for x in by_token)
     return Inputs._make((*kept, S, cu_seqlens))
 
 

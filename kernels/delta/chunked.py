@@ -71,7 +71,7 @@ class _Scan:
         return [slice(start, min(start + size, self.B)) for start in range(0, self.B, size)]
 
     def fold(self, x: Tensor) -> Tensor:
-        """A chunk `[b, C, heads, X]` as a copy `[n, X, C]` in the accumulation dtype; shared heads are repeated."""
+        """A chunk `[b, C, heads, X]` as contiguous `[n, X, C]` in the accumulation dtype; shared heads are repeated."""
         x = spread_heads(x, self.H, 2).permute(0, 2, 3, 1).to(self.dtype)
         return x.reshape(-1, *x.shape[2:]).contiguous()
 
@@ -84,7 +84,7 @@ class _Scan:
 
     def readers(self, at: _At, keys: Tensor) -> Tensor:
         """What reads: keys, if they are corrected by what they read, and queries."""
-        queries = self.fold(self.inputs.q[at]).mul_(self.scale)
+        queries = self.fold(self.inputs.q[at]) * self.scale
         return queries if self.inputs.beta is None else torch.cat((keys, queries), 2)
 
     def rates(self, at: _At) -> Tensor | None:
@@ -104,7 +104,7 @@ class _Scan:
     def written(self, at: _At, errors: Tensor) -> Tensor:
         """What a chunk wrote `[n, V, C]`, from the errors of all tokens if there is a beta."""
         rates = self.rates(at)
-        return self.fold(self.inputs.v[at]) if rates is None else self.fold(errors[at]).mul_(rates)
+        return self.fold(self.inputs.v[at]) if rates is None else self.fold(errors[at]) * rates
 
     def query(self, x: Tensor, state: Tensor) -> Tensor:
         """What a state holds for vectors `x [n, K, C]`: `[n, V, C]`."""
@@ -190,7 +190,7 @@ def backward(incoming: Incoming, inputs: Inputs, errors: Tensor, options: Option
     dstates = scan.pack(dS).div_(scan.multiplicities) if needs_states else None
     states = scan.pack(inputs.S) if needs_states else None
     for rows in scan.blocks():
-        dstate = None if dS is None or dstates is None else dstates[rows].flatten(0, 1)
+        dstate = None if dS is None or dstates is None else dstates[rows].flatten(0, 1).clone()
         for index, before, after in _history(scan, rows, errors, states, to_the_end=dS is not None):
             to_the_start = index > 0 or inputs.S is not None
             before = before if to_the_start else None
@@ -286,19 +286,28 @@ class _Backward:
         C = keys.shape[2]
         self.store("q", at, dreaders[..., -C:] * scan.scale)
         self.store("k", at, dkeys if rates is None else dkeys + dreaders[..., :C])
-        log_g = scan.log_gates(at)
-        if log_g is not None:
-            # Gradient of the summed gates: a reader's decay grows with the sum at its token, what is kept shrinks.
-            dtotal = (readers * dreaders).unflatten(2, (-1, C)).sum(2).sub_(keys * dkeys)  # [n, K, C]
-            dtotal = dtotal if scan.inputs.gates_channels else dtotal.sum(1, keepdim=True).div_(scan.p)
-            if after is not None and dafter is not None:
-                along = (after * dafter * scan.layout.coefficients).sum(1)  # [n, rows]
-                dtotal[..., -1] += along if scan.inputs.gates_channels else along.sum(1, keepdim=True)
-            self.store("log_g", at, _sum_later(dtotal, log_g))
+        if scan.inputs.log_g is not None:
+            # A reader's decay grows with the sum of gates at its token, and what is kept of a key shrinks.
+            dtotal = (readers * dreaders).unflatten(2, (-1, C)).sum(2).sub_(keys * dkeys)
+            self.store_gates(at, dtotal, None if after is None or dafter is None else after * dafter)
         if not to_the_start:
             return None
         dafter = do.new_zeros(do.shape[0], scan.V, scan.layout.rows) if dafter is None else dafter
         return scan.update(dafter, decay.whole, read, dreads)
+
+    def store_gates(self, at: _At, dtotal: Tensor, along: Tensor | None) -> None:
+        """The gradient of a chunk's gates, from that of their sums.
+
+        `dtotal [n, K, C]` is what vectors give to it, and `along [n, V, rows]`, or zero, the state after the chunk
+        times its gradient: that state decays by all of the chunk's gates.
+        """
+        scan, log_g = self.scan, self.scan.log_gates(at)
+        assert log_g is not None
+        dtotal = dtotal if scan.inputs.gates_channels else dtotal.sum(1, keepdim=True).div_(scan.p)
+        if along is not None:
+            along = (along * scan.layout.coefficients).sum(1)  # [n, rows]
+            dtotal[..., -1] += along if scan.inputs.gates_channels else along.sum(1, keepdim=True)
+        self.store("log_g", at, _sum_later(dtotal, log_g))
 
     def store(self, name: str, at: _At, gradient: Tensor) -> None:
         """The gradient `[n, X, C]` of a chunk of the input of that name."""

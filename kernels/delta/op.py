@@ -153,4 +153,5 @@ def _(incoming: Incoming, inputs: Inputs, errors: Tensor, options: Options) -> i
 
 @count_flops("delta_attention_step")
 def _(call: Step) -> int:
-    return step_flops(*_sizes(call.k, call.v), call.p, corrects=call.beta is not None)
+    sizes = (*_sizes(call.k, call.v), call.p)
+    return step_flops(*sizes, corrects=call.beta is not None)

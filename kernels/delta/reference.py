@@ -32,7 +32,8 @@ def recurrent(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     keys = spread_heads(expand(k.to(dtype), p), H, 2)  # [B, T, H, D]
     queries = spread_heads(c * expand(q.to(dtype) * options.scale, p), H, 2)  # [B, T, H, D]
     values = v.to(dtype)
-    gates = None if log_g is None else log_g.to(dtype).exp().view(B, T, H, -1)  # [B, T, H, 1 or K]
+    log_g = log_g[..., None] if log_g is not None and not inputs.gates_channels else log_g
+    gates = None if log_g is None else log_g.to(dtype).exp()  # [B, T, H, 1 or K]
     rates = None if beta is None else beta.to(dtype)[..., None]  # [B, T, H, 1]
 
     outputs = []

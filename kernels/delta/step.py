@@ -19,7 +19,8 @@ def step_in_place(call: Step) -> Tensor:
     keys = spread_heads(expand_by(k.to(dtype), tables), H, 1)  # [B, Hv, D]
     queries = spread_heads(c * expand_by(q.to(dtype) * scale, tables), H, 1)  # [B, Hv, D]
     if log_g is not None:
-        S.mul_(log_g.to(dtype).exp().view(*v.shape[:2], -1, 1))
+        gates = log_g.to(dtype).exp()
+        S.mul_(gates[..., None] if gates.dim() == 3 else gates[..., None, None])
     written = v.to(dtype)
     if beta is not None:
         written = beta.to(dtype)[..., None] * (written - torch.einsum("bhd,bhdv->bhv", c * keys, S))
