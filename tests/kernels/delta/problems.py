@@ -263,12 +263,19 @@ def random_problem(
 
 
 def scale(problem: Problem, name: str, reference: Tensor) -> float:
-    """What errors of a result are relative to: its size, or a gradient's source where all but nothing is left of it."""
-    size = float(reference.norm())
-    if name in ("o", "S_out"):
-        return size
-    sources = [float(x.norm()) for x in (problem.do, problem.dS) if x is not None]
-    return max(size, *sources)
+    """What errors of a result are relative to: its size, or what it is made of where nearly all of that cancelled.
+
+    A state is made of a token's values, an output of that times the scale, a gradient of those of the results.
+    """
+    values = float(problem.v.double().norm()) / max(1, problem.T) ** 0.5
+    match name:
+        case "S_out":
+            sources = [values]
+        case "o":
+            sources = [abs(problem.scale) ** problem.p * values]
+        case _:
+            sources = [float(x.norm()) for x in (problem.do, problem.dS) if x is not None]
+    return max(float(reference.norm()), *sources)
 
 
 def check_error_law(problem: Problem, impl: str, baseline: Tensors | None = None) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.kernels.delta import delta_attention
-from zoo.kernels.power import power_attention
+from zoo.kernels.power import PowerState, power_attention
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.kernels.rwkv7 import rwkv7
 
@@ -305,7 +305,7 @@ def test_without_rates_it_is_power_attention(problem: Problem) -> None:
     given = replace(problem, **leaves)
     heads = problem.v.shape[2]
     q, k = (x.repeat_interleave(heads // x.shape[2], 2) for x in (given.q, given.k))
-    state = None if given.S is None else (given.S, torch.zeros_like(given.S[..., 0]))
+    state = None if given.S is None else PowerState(given.S, torch.zeros_like(given.S[..., 0]))
     o, after = power_attention(
         q, k, given.v, given.log_g, p=problem.p, scale=problem.scale, normalize=False, state=state, return_state=True
     )
@@ -313,17 +313,16 @@ def test_without_rates_it_is_power_attention(problem: Problem) -> None:
     check_same(problem, run(problem), differentiate(problem, {"o": o, "S_out": after.S}, leaves))
 
 
-@given(problems(channels=False, powers=[2, 3]))
+@given(problems(channels=False, powers=[2, 3], dtypes=[torch.float64]))
 def test_a_power_is_the_delta_rule_on_monomials(problem: Problem) -> None:
     """Of keys and queries that are expanded symmetrically, so that their inner product is a power."""
-    root = coefficients(problem.k.shape[-1], problem.p, problem.accumulation, problem.k.device).sqrt()
-    leaves = {name: x.detach().requires_grad_() for name, x in problem.double().tensors.items()}
+    p, root = problem.p, coefficients(problem.k.shape[-1], problem.p, torch.float64, problem.k.device).sqrt()
+    leaves = {name: x.detach().requires_grad_() for name, x in problem.tensors.items()}
     given = replace(problem, **leaves)
-    q, k = (root.double() * expand(x, problem.p) for x in (given.q, given.k))
-    S = None if given.S is None else given.S * root.double()[:, None]
-    o, after = attend(replace(given, q=q, k=k, S=S, p=1, scale=problem.scale**problem.p))
-    theirs = differentiate(problem.double(), {"o": o, "S_out": after / root.double()[:, None]}, leaves)
-    check_same(problem, run(problem), theirs)
+    S = None if given.S is None else given.S * root[:, None]
+    expanded = replace(given, q=root * expand(given.q, p), k=root * expand(given.k, p), S=S)
+    o, after = attend(replace(expanded, p=1, scale=problem.scale**p))
+    check_same(problem, run(problem), differentiate(problem, {"o": o, "S_out": after / root[:, None]}, leaves))
 
 
 @given(problems(gates=["mild"], channels=True, rates=["half", "any", "ones"], dtypes=[torch.float64]))
