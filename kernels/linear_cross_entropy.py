@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from zoo.kernels.power.triton_support import TRITON
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.triton_support import TRITON
 
 __all__ = ["linear_cross_entropy"]
 

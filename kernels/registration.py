@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from zoo.kernels.power.triton_support import INTERPRETED, TRITON
+from zoo.kernels.precision import cast_for_autocast
+from zoo.kernels.triton_support import INTERPRETED, TRITON
 
-__all__ = ["count_flops", "custom_op", "flat", "register_op", "triton_op", "unflatten"]
+__all__ = ["count_flops", "custom_op", "flat", "lower_under_autocast", "register_op", "triton_op", "unflatten"]
 
 Function = Callable[..., Any]
 _library = torch.library.Library("zoo", "FRAGMENT")
@@ -68,20 +69,34 @@ def triton_op(name: str) -> Callable[[Function], Any]:
 
 
 def register_op(name: str) -> Callable[[Function], Any]:
-    """Register an opaque op that costs the CPU little, and neither mutates its arguments nor has a gradient.
+    """Register a function of flat arguments as an opaque op that costs the CPU little.
 
-    `torch.library.custom_op` does the same and looks at aliases after each call, which takes longer than a launch: a
-    short sequence's kernels end before the next ones are launched.
+    It neither mutates its arguments nor has a gradient. `torch.library.custom_op` does the same and looks at aliases
+    after each call, which takes longer than a launch: a short sequence's kernels end before the next are launched.
     """
 
     def register(function: Function) -> Any:
-        call = flat(function)
-        schema = torch.library.infer_schema(call, mutates_args=())
+        schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, call, "CompositeExplicitAutograd")
+        _library.impl(name, function, "CompositeExplicitAutograd")
         return getattr(torch.ops.zoo, name).default
 
     return register
+
+
+def lower_under_autocast(name: str, op: Function) -> None:
+    """Have autocast lower the first three arguments of an op, which are q, k and v.
+
+    Gates and states stay as they are, which `torch.library.register_autocast` cannot express.
+    """
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+
+        def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any, device: str = device) -> Any:
+            lowered = cast_for_autocast(q, k, v)
+            with torch.autocast(device, enabled=False):
+                return op(*lowered, *rest)
+
+        _library.impl(name, cast, key)
 
 
 def count_flops(name: str) -> Callable[[Function], Function]:

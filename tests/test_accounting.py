@@ -13,8 +13,8 @@ from zoo.errors import ConfigError
 from zoo.kernels.power import state_size
 from zoo.mixers import mixers
 from zoo.recipe import available_recipes, load_recipe
+from zoo.recipe.study import load_study
 from zoo.states import state_bytes
-from zoo.study.config import load_study
 from zoo.study.variants import resolve_variants
 
 

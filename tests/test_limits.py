@@ -8,9 +8,9 @@ from zoo.accounting import account
 from zoo.errors import ConfigError, InputError
 from zoo.limits import LONGEST, WIDEST_HEAD
 from zoo.mixers import mixers
-from zoo.models.config import DecoderConfig
 from zoo.recipe import Hybrid, load_recipe
-from zoo.training.config import TrainingConfig
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import TrainingConfig
 
 CONFIGS = [DecoderConfig, TrainingConfig, Hybrid, *(spec.config for spec in mixers.values())]
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from zoo.config import override_list
-from zoo.data.config import DataConfig
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
-from zoo.models.config import DecoderConfig
 from zoo.models.decoder import Decoder
 from zoo.recipe import Hybrid, Recipe, load_recipe
+from zoo.recipe.data import DataConfig
+from zoo.recipe.model import DecoderConfig
 
 __all__ = ["build", "check_state", "configure", "shrink"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, TRITON
+from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON
 
 if TRITON:
     from zoo.kernels.cache_attention.split import attend_in_splits

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.delta import op, reference
-from zoo.kernels.delta.call import Inputs, Options, Outputs, Step, join_sequences, or_empty, take_sequence
+from zoo.kernels.delta.call import Inputs, Options, Outputs, Step
 from zoo.kernels.delta.checks import check_call, check_options, check_rates
+from zoo.kernels.power.call import join_sequences, or_empty, take_sequence
 from zoo.kernels.power.checks import check_values
 from zoo.kernels.precision import cast_for_autocast, without_autocast
 
@@ -165,5 +166,5 @@ def _run_reference(inputs: Inputs, options: Options) -> Outputs:
     with without_autocast(q):
         if inputs.cu_seqlens is None:
             return Outputs(*reference.recurrent(inputs, options), or_empty(None, q))
-        parts = (take_sequence(inputs._replace(cu_seqlens=None), *at) for at in inputs.sequences())
-        return join_sequences([Outputs(*reference.recurrent(part, options), or_empty(None, q)) for part in parts])
+        parts = [reference.recurrent(take_sequence(inputs, *at), options) for at in inputs.sequences()]
+        return join_sequences([Outputs(*part, or_empty(None, q)) for part in parts])

@@ -7,20 +7,15 @@ Shapes: `B` batch, `T` tokens; `Hq` and `Hk` query and key heads, each a divisor
 has a state, a gate, a rate of writing and an output; `K` key dim, `V` value dim, `D` state rows.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = [
-    "Gradients", "Incoming", "Inputs", "Options", "Outputs", "Step", "join_sequences", "or_empty", "present",
-    "take_sequence",
-]  # fmt: skip
-
-Group = TypeVar("Group", bound=tuple[Any, ...])
+__all__ = ["Gradients", "Incoming", "Inputs", "Options", "Outputs", "Saved", "Step"]
 
 
 class Inputs(NamedTuple):
@@ -74,6 +69,12 @@ class Outputs(NamedTuple):
     errors: Tensor  # of what the state held for each key [B, T, Hv, V] in the accumulation dtype, if there is a beta
 
 
+class Saved(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    errors: Tensor  # as in `Outputs`
+
+
 class Incoming(NamedTuple):
     """Gradients of results: of o, and of the state after the last token."""
 
@@ -103,33 +104,3 @@ class Step(NamedTuple):
     S: Tensor  # [B, Hv, D, V], packed
     p: int
     scale: float
-
-
-def or_empty(x: Tensor | None, like: Tensor) -> Tensor:
-    """What stands for x in a result; an absent one is in the accumulation dtype."""
-    return like.new_empty(0, dtype=accumulation_dtype(like.dtype)) if x is None else x
-
-
-def present(x: Tensor) -> Tensor | None:
-    """The inverse of `or_empty`."""
-    return None if x.dim() == 1 else x
-
-
-_OF_STATES = frozenset(("S", "dS"))  # fields with rows of the state; others have tokens
-
-
-def take_sequence(group: Group, row: int, tokens: slice) -> Group:
-    """Of packed sequences one by itself: `[1, ...]`, and what is absent as it is."""
-    names: tuple[str, ...] = group._fields  # type: ignore[attr-defined]
-    parts = (
-        x if x is None or x.dim() == 1 else x[row : row + 1] if name in _OF_STATES else x[:, tokens]
-        for name, x in zip(names, group, strict=True)
-    )
-    return type(group)(*parts)
-
-
-def join_sequences(groups: Sequence[Group]) -> Group:
-    """The inverse of `take_sequence`, of results."""
-    names: tuple[str, ...] = groups[0]._fields  # type: ignore[attr-defined]
-    dims = (0 if name in _OF_STATES or x.dim() == 1 else 1 for name, x in zip(names, groups[0], strict=True))
-    return type(groups[0])(*(torch.cat(parts, dim) for dim, parts in zip(dims, zip(*groups, strict=True), strict=True)))

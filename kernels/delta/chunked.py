@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, or_empty
+from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
 from zoo.kernels.delta.decay import FORGETS, ChannelDecay, HeadDecay
+from zoo.kernels.power.call import or_empty
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import gather_heads, spread_heads
 from zoo.kernels.power.tiles import Workspace, add_gradient, add_query, add_update, tiles
@@ -181,9 +182,9 @@ def _solve(system: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(system, values, upper=True, left=False, unitriangular=True)
 
 
-def backward(incoming: Incoming, inputs: Inputs, errors: Tensor, options: Options) -> Gradients:
-    """Gradients of the inputs; `errors` are those that `forward` saved."""
-    scan, dS = _Scan(inputs, options), incoming.dS
+def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """Gradients of the inputs."""
+    scan, dS, errors = _Scan(inputs, options), incoming.dS, saved.errors
     differentiated = _Backward(scan, incoming.do, errors)
     needs_states = inputs.S is not None or dS is not None or len(scan.chunks) > 1
     # Divided by the coefficients, which makes it a symmetric tensor as the state is.

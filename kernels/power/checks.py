@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.state import PowerState, check_state_size
@@ -33,11 +34,9 @@ def debug_checks() -> Iterator[None]:
         _checks_everywhere = previous
 
 
-def check_arguments(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | None, cu_seqlens: Tensor | None, *,
-    p: int, normalize: bool, tokens: bool,
-) -> Heads:  # fmt: skip
-    """Check shapes, dtypes and devices; `tokens` says whether there is a token dimension. Returns the head counts."""
+def check_arguments(inputs: Inputs, *, p: int, normalize: bool, tokens: bool) -> None:
+    """Check shapes, dtypes and devices; `tokens` says whether there is a token dimension."""
+    q, k, v, log_g, S, z, cu_seqlens = inputs
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x, q, leading=2 if tokens else 1)
     if k.shape[-1] != q.shape[-1]:
@@ -53,10 +52,9 @@ def check_arguments(
         _check_gates(log_g, v)
     if cu_seqlens is not None:
         check_packing(q, cu_seqlens)
-    if state is not None:
+    if S is not None and z is not None:
         rows = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        _check_state(state, q, rows, heads, k.shape[-1], v.shape[-1], p)
-    return heads
+        _check_state(PowerState(S, z), q, rows, heads, k.shape[-1], v.shape[-1], p)
 
 
 def _check_tensor(name: str, x: Tensor, q: Tensor, leading: int) -> None:

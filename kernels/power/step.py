@@ -5,8 +5,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from zoo.kernels.power.call import Step
 from zoo.kernels.power.expansion import Level, coefficients, expand_by, levels
-from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.reference import vanishes
 
 __all__ = ["expansion_tables", "step_in_place"]
@@ -23,12 +24,10 @@ def expansion_tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -
         return levels(K, p, device), coefficients(K, p, dtype, device)
 
 
-def step_in_place(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, *,
-    p: int, scale: float, normalize: bool,
-) -> Tensor:  # fmt: skip
-    """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read. Shapes: q `[B, Hq, K]`, v `[B, Hv, V]`; o `[B, Ho, V]`."""
-    heads, dtype = Heads(q.shape[1], k.shape[1], v.shape[1]), S.dtype
+def step_in_place(step: Step) -> Tensor:
+    """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read: o `[B, Ho, V]`."""
+    q, k, v, log_g, S, z, p, scale, normalize = step
+    heads, dtype = step.heads, S.dtype
     tables, c = expansion_tables(k.shape[-1], p, dtype, k.device)
     keys = spread_heads(expand_by(k.to(dtype), tables), heads.state, 1)  # [B, Hs, D]
     values = spread_heads(v.to(dtype), heads.state, 1)  # [B, Hs, V]

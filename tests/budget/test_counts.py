@@ -25,6 +25,7 @@ from zoo.budget.layers import layer_costs
 from zoo.builder import build, configure, shrink
 from zoo.errors import InputError
 from zoo.kernels.power import Heads, forward_flops, state_size
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.chunked import resolve_chunk_size
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.kernels.power.reference import quadratic
@@ -147,7 +148,7 @@ def test_power_attention_counts_as_the_products_that_define_it(p: int) -> None:
     assert chunk < tokens
     assert counted(run) == forward_flops(1, tokens, Heads(1, 1, 1), K, K, p)
     one = [x[None, :, None] for x in (q, k, v)]
-    expected, _ = quadratic(*one, None, None, None, p=p, scale=1.0, normalize=False)
+    expected, _ = quadratic(Inputs(*one), p=p, scale=1.0, normalize=False)
     torch.testing.assert_close(y[:, :K], expected[0, :, 0])
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from zoo.blocks.gate import RetentionGate
 from zoo.builder import build
+from zoo.compiling import check
 from zoo.errors import InputError
 from zoo.kernels.power import state_limit
 from zoo.mixers import mixers
 from zoo.recipe import Recipe, available_recipes, load_recipe
-from zoo.training import compile_check
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path:
 
 @pytest.mark.parametrize("recipe", ["hybrid-124m", "rwkv7-124m"])
 def test_show_compiles_whole(zoo: Callable[..., Result], recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_check, "_BACKEND", "aot_eager")  # the same graphs, in a tenth of the time
+    monkeypatch.setattr(check, "_BACKEND", "aot_eager")  # the same graphs, in a tenth of the time
     result = zoo("show", recipe, "--compile")
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines() if line.strip()]
@@ -101,7 +101,7 @@ def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch:
         torch._dynamo.graph_break()
         return x.new_zeros(*x.shape[:-1], self.out_features)
 
-    monkeypatch.setattr(compile_check, "_BACKEND", "eager")
+    monkeypatch.setattr(check, "_BACKEND", "eager")
     monkeypatch.setattr(RetentionGate, "forward", broken)
     output = zoo("show", "tiny", "mixer=gated-power", "--compile").stdout
     training = next(line.split() for line in output.splitlines() if line.strip().startswith("training"))

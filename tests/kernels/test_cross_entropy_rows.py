@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
-from zoo.kernels.power.triton_support import INTERPRETED, TRITON
+from zoo.kernels.triton_support import INTERPRETED, TRITON
 
 on_gpu = TRITON and torch.cuda.is_available()
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, pytest.mark.skipif(not on_gpu, reason="needs a GPU")]

@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.mixers import LayerContext, mixers
 from zoo.mixers.mamba2 import Mamba2, Mamba2State
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 from zoo.training.optimizer import build_optimizer
 
 CONTEXT = LayerContext(width=12, heads=1, key_value_heads=1, head_width=12)

@@ -10,8 +10,8 @@ from matplotlib.image import imread
 from zoo.builder import shrink
 from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
+from zoo.recipe.study import DEFAULT_MIXERS
 from zoo.study import Study, StudySummary, load_study, run_study
-from zoo.study.config import DEFAULT_MIXERS
 from zoo.study.machine import describe_machine, read_machine
 from zoo.study.variants import resolve_variants
 from zoo.training import TrainingResult, run_status

@@ -6,7 +6,7 @@ import torch
 from zoo.builder import shrink
 from zoo.recipe import load_recipe
 from zoo.training import SilentProgress, TrainingConfig, read_metrics, train
-from zoo.training.precision import autocast_dtype
+from zoo.training.optimizer import autocast_dtype
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from zoo.errors import CheckpointError, TrainingError
 from zoo.training import SilentProgress, read_metrics
 from zoo.training.engine import Engine
-from zoo.training.metrics import MetricsLog
+from zoo.training.run.metrics import MetricsLog
 
 TIMES = {"seconds", "tokens_per_second"}
 

@@ -9,8 +9,7 @@ from torch.nn import functional
 from zoo.data import ByteTokenizer, validation_batches
 from zoo.training import TrainingConfig
 from zoo.training.objective import NextTokenLoss, evaluate
-from zoo.training.optimizer import build_optimizer, clip_gradients
-from zoo.training.precision import autocast, autocast_dtype
+from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients
 
 
 def test_bits_per_byte_counts_every_target_and_divides_by_bytes(corpus, tiny_model):

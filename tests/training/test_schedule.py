@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from zoo.errors import ConfigError
 from zoo.training import TrainingConfig
-from zoo.training.schedule import learning_rate_at
+from zoo.training.optimizer import learning_rate_at
 
 
 @given(

@@ -14,7 +14,7 @@ from zoo.bench.entrant import OUT_OF_MEMORY
 from zoo.bench.model import ModelBenchmark, ModelMeasurement
 from zoo.bench.op_report import describe_place, milliseconds, short_length
 from zoo.bench.timing import Ceilings
-from zoo.training.precision import autocast_dtype
+from zoo.training.optimizer import autocast_dtype
 
 __all__ = ["describe", "print_summary", "print_table", "recording"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.kernels.power import PowerState, init_power_state, power_attention_step
 from zoo.kernels.power import reference as power_reference
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7_step
 from zoo.kernels.rwkv7 import reference as rwkv7_reference
 
@@ -134,7 +135,7 @@ def _power(case: StateCase, p: int, gated: bool) -> Recurrence:
         return power_attention_step(*tokens, state=PowerState(*state), p=p, normalize=normalize)
 
     def read(tokens: Tokens, state: State) -> tuple[Tensor, State]:
-        return power_reference.recurrent(*tokens, *state, p=p, scale=K**-0.5, normalize=normalize)
+        return power_reference.recurrent(Inputs(*tokens, *state), p=p, scale=K**-0.5, normalize=normalize)
 
     def init() -> State:
         return init_power_state(B, H, K, K, p, device=device)

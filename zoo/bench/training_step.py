@@ -6,8 +6,7 @@ from torch import Tensor
 from zoo.builder import build
 from zoo.recipe import Recipe
 from zoo.training.objective import NextTokenLoss
-from zoo.training.optimizer import build_optimizer, clip_gradients
-from zoo.training.precision import autocast, autocast_dtype
+from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients
 
 __all__ = ["TrainingStep"]
 

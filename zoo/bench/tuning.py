@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from zoo.kernels.power import power_attention
-from zoo.kernels.power.triton.configs import Config, Row, architecture, config, using
-from zoo.kernels.power.triton.hopper.launches import supports_hopper
+from zoo.kernels.power.supported import supports_hopper
+from zoo.kernels.power.triton.configs import BlockSizes, Row, architecture, block_sizes, using
 from zoo.kernels.power.triton.tune import Case, tune, write_row
 
 __all__ = ["tune_case"]
@@ -27,9 +27,9 @@ def tune_case(
     inputs = _inputs(dtype, width, tokens, heads)
     hopper = supports_hopper(inputs[0], width, width, p)
     case = Case(str(dtype).removeprefix("torch."), width, width, p, "hopper" if hopper else "triton")
-    start = config(inputs[0], width, width, p, hopper=hopper)
+    start = block_sizes(inputs[0], width, width, p, hopper=hopper)
 
-    def measure(sizes: Config, kernel: str, length: int) -> float:
+    def measure(sizes: BlockSizes, kernel: str, length: int) -> float:
         return _measure(inputs, p, sizes, kernel, length)
 
     found = tune(case, start, tokens, measure, say)
@@ -48,7 +48,7 @@ def _inputs(dtype: torch.dtype, width: int, tokens: int, heads: int) -> list[Ten
     return [x.requires_grad_() for x in (*tensors, gates)]
 
 
-def _measure(inputs: list[Tensor], p: int, sizes: Config, kernel: str, tokens: int) -> float:
+def _measure(inputs: list[Tensor], p: int, sizes: BlockSizes, kernel: str, tokens: int) -> float:
     """Seconds on the GPU, of one kernel or of all; infinity where it does not fit."""
     here = [x[:, :tokens].detach().contiguous().requires_grad_() for x in inputs]
 

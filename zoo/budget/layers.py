@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.budget.counts import Budget, measure
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
-from zoo.models.config import DecoderConfig
 from zoo.models.decoder import Decoder
+from zoo.recipe.model import DecoderConfig
 
 __all__ = ["LayerCosts", "layer_costs"]
 

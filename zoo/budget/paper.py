@@ -25,8 +25,8 @@ from zoo.mixers import MixerConfig
 from zoo.mixers.linear import LinearConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.mixers.softmax import SoftmaxConfig
-from zoo.models.config import DecoderConfig
 from zoo.recipe import Recipe
+from zoo.recipe.model import DecoderConfig
 from zoo.states import any_state
 
 __all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "paper_table"]

@@ -16,8 +16,8 @@ from zoo.builder import build
 from zoo.errors import ConfigError, InputError, nearest
 from zoo.mixers import MixerConfig
 from zoo.mixers import mixers as registered
-from zoo.models.config import DecoderConfig
 from zoo.recipe import Recipe, load_recipe
+from zoo.recipe.model import DecoderConfig
 
 __all__ = ["BASE", "HEAD_WIDTHS", "SHAPES", "TOLERANCE", "Choice", "Plan", "make_plan", "parse_parameters"]
 

@@ -29,7 +29,7 @@ def ablate(
       zoo ablate four-mixers
       zoo ablate tiny --mixers softmax,gated-power training.steps=500
     """
-    from zoo.study.config import load_study
+    from zoo.recipe.study import load_study
     from zoo.study.run import run_study
     from zoo.study.table import print_summary
 

@@ -24,7 +24,7 @@ def list_command(matrix: bool) -> None:
     from zoo.accounting import count_parameters
     from zoo.mixers import mixers
     from zoo.recipe import available_recipes, load_recipe
-    from zoo.study.config import available_studies, load_study
+    from zoo.recipe.study import available_studies, load_study
 
     console = Console()
     recipes = [load_recipe(name) for name in available_recipes()]

@@ -163,7 +163,7 @@ def _show_compilation(recipe: Recipe) -> None:
     """Print what the compiler makes of the model, on a GPU if there is one."""
     import torch
 
-    from zoo.training.compile_check import check_compilation
+    from zoo.compiling.check import check_compilation
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     console = Console()

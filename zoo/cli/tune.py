@@ -33,7 +33,8 @@ def tune(widths: list[int], powers: list[int], dtypes: str, tokens: int, heads: 
     import torch
     from rich.console import Console
 
-    from zoo.kernels.power.triton_support import DTYPES, POWERS, TRITON, WIDTHS
+    from zoo.kernels.power.supported import POWERS, WIDTHS
+    from zoo.kernels.triton_support import DTYPES, TRITON
 
     names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     wanted = dtypes.split(",")

@@ -2,11 +2,11 @@
 
 from zoo.data.batches import Batch, Batches, validation_batches
 from zoo.data.bits import bigram_bits_per_byte, bits_per_byte, bytes_in
-from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, load_corpus, read_text, split_documents
 from zoo.data.shards import write_shard
 from zoo.data.stream import TokenStream
-from zoo.data.tokenizer import SEPARATOR, ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
+from zoo.data.tokenizer import ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
+from zoo.recipe.data import SEPARATOR, DataConfig
 
 __all__ = [
     "SEPARATOR",

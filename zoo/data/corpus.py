@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from zoo.data.config import DataConfig
 from zoo.data.shards import hash_tokens, open_shard, split_shards
 from zoo.data.sources import find_files, read_documents
 from zoo.data.stream import TokenStream
 from zoo.data.tokenizer import RawTokens, Tokenizer, load_tokenizer, pack_documents
 from zoo.errors import CorpusError
+from zoo.recipe.data import DataConfig
 
 __all__ = ["Corpus", "load_corpus", "read_text", "split_documents"]
 

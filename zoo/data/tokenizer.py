@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ConfigError, InputError, nearest
+from zoo.recipe.data import SEPARATOR
 
 __all__ = [
-    "SEPARATOR",
     "ByteTokenizer",
     "Ids",
     "RawTokens",
@@ -20,9 +20,6 @@ __all__ = [
     "load_tokenizer",
     "pack_documents",
 ]
-
-SEPARATOR = 256
-"""Starts every document of bytes; the first id that is not a byte."""
 
 Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
 

@@ -26,10 +26,10 @@ from zoo.kernels.power import (
     init_power_state,
     power_attention,
     power_attention_step,
-    state_limit,
     state_size,
 )
 from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.state_limit import largest_state
 from zoo.limits import MOST, WIDEST_HEAD
 
 __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
@@ -258,13 +258,14 @@ def _head_width(inner: int) -> int:
 def _check_state_width(config: Mamba2Config, head_width: int) -> None:
     """Refuse a state over the op's limit by the option's own name, which the op does not know."""
     row = 4 * (head_width + 1)  # bytes, values and normaliser
-    rows = state_limit.current // row
+    limit = largest_state()
+    rows = limit // row
     needed = state_size(config.state_width, config.p)
     if needed <= rows:
         return
     fits = bisect_right(range(1, config.state_width), rows, key=lambda width: state_size(width, config.p))
     raise InputError(
         f"state_width: expected at most {fits} at p={config.p} in heads of {head_width} channels, for the limit of "
-        f"{state_limit.current / 2**20:,.0f} MiB a head, was {config.state_width}, which takes "
+        f"{limit / 2**20:,.0f} MiB a head, was {config.state_width}, which takes "
         f"{needed * row / 2**20:,.0f} MiB; zoo.state_limit raises the limit"
     )

@@ -12,8 +12,9 @@ from zoo.blocks.mixer import Mixer, mix, mix_step
 from zoo.blocks.norms import make_norm
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig, mixers
-from zoo.models.checkpointing import Checkpointing, run_checkpointed
-from zoo.models.config import DecoderConfig
+from zoo.models.checkpointing import run_checkpointed
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import Checkpointing
 
 __all__ = ["Block", "BlockState"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, TypeVarTuple
+from typing import Any, TypeVarTuple
 
 import torch
 from torch.utils.checkpoint import (
@@ -12,11 +12,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-__all__ = ["Checkpointing", "run_checkpointed"]
+from zoo.recipe.training import Checkpointing
 
-Checkpointing = Literal["none", "selective", "full"]
-"""`none` keeps what the backward pass wants; `selective` a layer's input and the outputs of its mixing op; `full` the
-input alone."""
+__all__ = ["run_checkpointed"]
 
 Arguments = TypeVarTuple("Arguments")
 

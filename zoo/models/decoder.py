@@ -14,11 +14,11 @@ from zoo.errors import ConfigError, InputError
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
-from zoo.models.checkpointing import Checkpointing
-from zoo.models.config import DecoderConfig
 from zoo.models.initialization import initialize, initialize_rwkv7
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import Checkpointing
 
-__all__ = ["MOST_CLASSES", "Decoder", "DecoderConfig", "DecoderOutput", "DecoderState"]
+__all__ = ["MOST_CLASSES", "Decoder", "DecoderOutput", "DecoderState"]
 
 MOST_CLASSES = 4096
 """The largest vocabulary whose logits a CPU makes all at once: they are left to the compiler, which fuses what follows.
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
             initialize_rwkv7(self.token_embedding, self.head)
 
     def checkpoint(self, mode: Checkpointing) -> None:
-        """Choose what layers keep for the backward pass from now on; see `zoo.models.checkpointing`."""
+        """Choose what layers keep for the backward pass from now on; see `zoo.recipe.training.Checkpointing`."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.checkpointing = mode

@@ -1,6 +1,6 @@
 """Studies: variants of one recipe trained on the same data, compared in a table and on a page."""
 
-from zoo.study.config import Study, available_studies, load_study, study_command
+from zoo.recipe.study import Study, available_studies, load_study, study_command
 from zoo.study.run import run_study
 from zoo.study.summary import StudySummary, VariantSummary
 from zoo.study.table import print_summary

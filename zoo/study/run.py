@@ -11,14 +11,14 @@ from rich.console import Console
 
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
 from zoo.errors import ConfigError, TrainingError, ZooError
-from zoo.study.config import Study, study_command
+from zoo.recipe.study import Study, study_command
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
 from zoo.study.summary import StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
 from zoo.training.files import replace_file, writing
-from zoo.training.tensorboard import check_tensorboard
+from zoo.training.run.metrics import check_tensorboard
 
 __all__ = ["run_study"]
 

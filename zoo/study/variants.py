@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from zoo.accounting import count_parameters, match_parameters
 from zoo.errors import ConfigError
 from zoo.recipe import Recipe, load_recipe
-from zoo.study.config import Study
+from zoo.recipe.study import Study
 
 __all__ = ["Variant", "resolve_variants"]
 

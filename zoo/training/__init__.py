@@ -1,16 +1,13 @@
 """Training of one recipe: the loop, checkpoints, metrics and what a run folder holds."""
 
-from zoo.training.api import train
-from zoo.training.compile_report import CompileReport, CompileWatch
-from zoo.training.config import TrainingConfig
-from zoo.training.metrics import read_metrics
+from zoo.recipe.training import TrainingConfig
 from zoo.training.progress import LineProgress, ProgressReporter, SilentProgress, TerminalProgress, make_progress
-from zoo.training.result import TrainingResult
 from zoo.training.run import RunStatus, load_checkpoint_model, load_result, load_run, run_status
+from zoo.training.run.metrics import read_metrics
+from zoo.training.run.result import TrainingResult
+from zoo.training.train import train
 
 __all__ = [
-    "CompileReport",
-    "CompileWatch",
     "LineProgress",
     "ProgressReporter",
     "RunStatus",

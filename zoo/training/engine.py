@@ -1,21 +1,16 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from zoo.data import Batch, Batches, Corpus, validation_batches
 from zoo.errors import TrainingError
-from zoo.training.checkpoint import Checkpoint
-from zoo.training.config import TrainingConfig
+from zoo.models import Decoder
+from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes, blocks_of, shard
 from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
-from zoo.training.optimizer import build_optimizer, clip_gradients
-from zoo.training.precision import autocast, autocast_dtype
-from zoo.training.schedule import learning_rate_at
+from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients, learning_rate_at
+from zoo.training.run.checkpoint import Checkpoint
 from zoo.training.state import (
     generator_tensors,
     model_tensors,
@@ -24,9 +19,6 @@ from zoo.training.state import (
     restore_model,
     restore_optimizer,
 )
-
-if TYPE_CHECKING:
-    from zoo.models.decoder import Decoder
 
 __all__ = ["Engine"]
 

@@ -1,36 +1,29 @@
 """The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
 
-from __future__ import annotations
-
 import math
+import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
 from zoo.data import Corpus
 from zoo.errors import CheckpointError, TrainingError
-from zoo.training.clock import Stopwatch
-from zoo.training.compile_report import CompileReport, CompileWatch, naming_compile_errors
-from zoo.training.determinism import deterministic_on_cpu
+from zoo.models import Decoder
+from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.memory import naming_memory_errors
-from zoo.training.metrics import MetricsLog, read_metrics
+from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
-from zoo.training.result import TrainingResult, summarise
 from zoo.training.run import RunFolder, check_same_recipe
-from zoo.training.schedule import learning_rate_at
-from zoo.training.tensorboard import EventLog
+from zoo.training.run.metrics import EventLog, MetricsLog, read_metrics
+from zoo.training.run.result import TrainingResult, summarise
 
-if TYPE_CHECKING:
-    from zoo.models.decoder import Decoder
-    from zoo.recipe import Recipe
-
-__all__ = ["Trainer"]
+__all__ = ["Stopwatch", "Trainer"]
 
 
 class Trainer:
@@ -244,3 +237,26 @@ class Trainer:
             self._run.checkpoints.prune()
             self._run.finish(result)
         return result
+
+
+class Stopwatch:
+    """Adds up stretches of wall time, without what the compiler took of them.
+
+    Args:
+        seconds: what earlier stretches came to.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Begin a stretch, or go on with the one that is running."""
+        if self._started is None:
+            self._started = time.perf_counter() - compiling_seconds()
+
+    def stop(self) -> None:
+        """End the stretch, if one is running."""
+        if self._started is not None:
+            self.seconds += time.perf_counter() - compiling_seconds() - self._started
+            self._started = None

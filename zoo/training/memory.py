@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from zoo.errors import TrainingError
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["advice", "is_out_of_memory", "naming_memory_errors"]
 

@@ -1,12 +1,23 @@
-"""AdamW with decay on matrices only, and the clipping of gradients."""
+"""How a step computes and moves: AdamW, its learning rate, the precision of products and the order of sums."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zoo.training.config import TrainingConfig
+from zoo.recipe.training import TrainingConfig
 
-__all__ = ["build_optimizer", "clip_gradients"]
+__all__ = [
+    "autocast",
+    "autocast_dtype",
+    "build_optimizer",
+    "clip_gradients",
+    "deterministic_on_cpu",
+    "learning_rate_at",
+]
 
 _FUSED_DEVICES = {"cpu", "cuda"}
 
@@ -38,3 +49,58 @@ def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
     else:
         norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
+
+
+def learning_rate_at(config: TrainingConfig, step: int) -> float:
+    """Return the learning rate of optimiser step `step`, counted from 1 to `config.steps`.
+
+    It rises in a straight line to the peak at step `warmup_steps`, then decays to the minimum at the last step.
+    """
+    peak = config.learning_rate
+    if step < config.warmup_steps:
+        return peak * step / config.warmup_steps
+    if config.schedule == "constant" or config.steps == config.warmup_steps:
+        return peak
+    minimum = peak / 10 if config.min_learning_rate is None else config.min_learning_rate
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    remaining = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
+    return minimum + (peak - minimum) * remaining
+
+
+def autocast_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype | None:
+    """Return bfloat16, or None for the parameters' own float32.
+
+    `auto` is bfloat16 on a CUDA device that computes in it and None everywhere else. It stays None even on a CPU with
+    AMX or AVX512-BF16: a run on a laptop and its repetition on a server are to be the same run.
+    """
+    if config.autocast == "none" or (config.autocast == "auto" and device.type != "cuda"):
+        return None
+    if config.autocast == "auto" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return torch.bfloat16
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context that forward passes run in."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def deterministic_on_cpu(device: torch.device) -> Iterator[None]:
+    """Use deterministic algorithms on a CPU, and put the former setting back.
+
+    Without it Inductor's threads add an embedding's gradient atomically, in whichever order they come. On a GPU, where
+    such algorithms cost time and bitwise repetition is not promised, nothing changes.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.delta import chunked, delta_attention, delta_attention_step, delta_flops, init_delta_state
-from zoo.kernels.delta.call import Incoming, Inputs, Options
+from zoo.kernels.delta.call import Incoming, Inputs, Options, Saved
 from zoo.kernels.delta.flops import backward_flops, step_flops
 
 from .problems import IMPLEMENTATIONS, TOKENS, Problem, problems, random_problem, run
@@ -199,7 +199,7 @@ def test_working_memory_does_not_grow_with_tokens(channels: bool) -> None:
         call, options = Inputs(*inputs(T, channels=channels, gradients=False)), Options(1, 1.0, 16, save_errors=True)
         with _LargestTensor() as mode:
             o, _, errors = chunked.forward(call, options)
-            chunked.backward(Incoming(o, None), call, errors, options)
+            chunked.backward(Incoming(o, None), call, Saved(errors), options)
         largest.append(mode.largest / T)
     assert largest[1] <= largest[0]
     assert largest[1] <= 2 * 2 * 4  # keys' channels, or gates', of two rows and heads

@@ -22,6 +22,7 @@ from zoo.kernels.power import (
     power_attention_step,
     step_flops,
 )
+from zoo.kernels.power.call import Incoming, Inputs, Options, Outputs, Saved, Step
 from zoo.kernels.power.flops import backward_flops
 
 from .problems import IMPLEMENTATIONS, Problem, problems, run
@@ -43,52 +44,57 @@ def state(B: int, heads: Heads, p: int, *, K: int = 4, V: int = 3) -> list[Tenso
     return [x + 1 for x in init_power_state(B, heads.state, K, V, p)]
 
 
-Call = tuple[Any, ...]
+Call = tuple[Inputs, Options]
 ATTEND_CALLS: dict[str, Callable[[], Call]] = {
-    "plain": lambda: (*inputs(SHARED_KEYS)[:3], None, None, None, None, 2, 0.5, True, 2, False, True, False, False),
+    "plain": lambda: (
+        Inputs(*inputs(SHARED_KEYS)[:3]),
+        Options(2, 0.5, normalize=True, chunk_size=2, save_states=True),
+    ),
     "gates and states": lambda: (
-        *inputs(GROUPED_QUERIES),
-        *(x.requires_grad_() for x in state(2, GROUPED_QUERIES, 3)),
-        None, 3, 0.5, False, 2, True, True, False, False,
+        Inputs(*inputs(GROUPED_QUERIES), *(x.requires_grad_() for x in state(2, GROUPED_QUERIES, 3))),
+        Options(3, 0.5, normalize=False, chunk_size=2, return_state=True, save_states=True),
     ),
     "packed": lambda: (
-        *inputs(GROUPED_QUERIES, B=1),
-        *state(3, GROUPED_QUERIES, 2),
-        torch.tensor([0, 2, 2, 5], dtype=torch.int32), 2, 0.5, True, 2, True, True, False, False,
+        Inputs(
+            *inputs(GROUPED_QUERIES, B=1),
+            *state(3, GROUPED_QUERIES, 2),
+            torch.tensor([0, 2, 2, 5], dtype=torch.int32),
+        ),
+        Options(2, 0.5, normalize=True, chunk_size=2, return_state=True, save_states=True),
     ),
     "bfloat16": lambda: (
-        *inputs(SHARED_KEYS, dtype=torch.bfloat16), None, None, None, 1, 0.5, False, 0, True, True, True, False,
+        Inputs(*inputs(SHARED_KEYS, dtype=torch.bfloat16)),
+        Options(1, 0.5, normalize=False, return_state=True, save_states=True, save_output=True),
     ),
     "no tokens": lambda: (
-        *inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2), None, 2, 0.5, True, 0, True, True, False, False,
+        Inputs(*inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2)),
+        Options(2, 0.5, normalize=True, return_state=True, save_states=True),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("call", ATTEND_CALLS)
 def test_opcheck_attention(call: str) -> None:
-    torch.library.opcheck(torch.ops.zoo.power_attention, ATTEND_CALLS[call]())
+    given, options = ATTEND_CALLS[call]()
+    torch.library.opcheck(torch.ops.zoo.power_attention, (*given, *options))
 
 
 @pytest.mark.parametrize("call", ["plain", "gates and states", "packed"])
 def test_opcheck_backward(call: str) -> None:
-    *tensors, p, scale, normalize, chunk_size, return_state, _, _, use_triton = ATTEND_CALLS[call]()
-    tensors = [None if x is None else x.detach() for x in tensors]
-    o, denominator, S, z, states, gates, _ = torch.ops.zoo.power_attention(
-        *tensors, p, scale, normalize, chunk_size, return_state, True, False, use_triton
-    )
-    gradients = (torch.ones_like(o), S.clone() if return_state else None, z.clone() if return_state else None)
-    *tensors, cu_seqlens = tensors
-    saved, options = (o, denominator, states, gates), (p, scale, normalize, chunk_size, use_triton)
-    arguments = (*gradients, *tensors, *saved, cu_seqlens, *options)
-    torch.library.opcheck(torch.ops.zoo.power_attention_backward, arguments)
+    given, options = ATTEND_CALLS[call]()
+    given = Inputs(*(None if x is None else x.detach() for x in given))
+    outputs = Outputs(*torch.ops.zoo.power_attention(*given, *options))
+    state = (outputs.S.clone(), outputs.z.clone()) if options.return_state else (None, None)
+    incoming = Incoming(torch.ones_like(outputs.o), *state)
+    saved = Saved(outputs.o, outputs.denominator, outputs.states, outputs.gates)
+    torch.library.opcheck(torch.ops.zoo.power_attention_backward, (*incoming, *given, *saved, *options))
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_opcheck_step(gated: bool) -> None:
     q, k, v, log_g = (x.detach()[:, 0] for x in inputs(GROUPED_QUERIES))
-    arguments = (q, k, v, log_g if gated else None, *state(2, GROUPED_QUERIES, 2), 2, 0.5, True)
-    torch.library.opcheck(torch.ops.zoo.power_attention_step, arguments)
+    call = Step(q, k, v, log_g if gated else None, *state(2, GROUPED_QUERIES, 2), p=2, scale=0.5, normalize=True)
+    torch.library.opcheck(torch.ops.zoo.power_attention_step, call)
 
 
 @given(problems(dtypes=[torch.float32, torch.bfloat16, torch.float64]))
@@ -222,15 +228,13 @@ class _LargestTensor(TorchDispatchMode):
 
 def test_working_memory_is_linear_in_tokens() -> None:
     """No tensor, forwards or backwards, is larger than the inputs but those of one chunk."""
-    options = {"p": 2, "scale": 1.0, "chunk_size": 16}
+    options = Options(2, 1.0, normalize=True, chunk_size=16)
     largest = []
     for T in (256, 512):
-        q, k, v, log_g = (x.detach() for x in inputs(GROUPED_QUERIES, T, B=1))
+        given = Inputs(*(x.detach() for x in inputs(GROUPED_QUERIES, T, B=1)))
         with _LargestTensor() as mode:
-            o, denominator, *_ = chunked.forward(
-                q, k, v, log_g, None, None, **options, normalize=True, return_state=False
-            )
-            chunked.backward(o, None, None, q, k, v, log_g, None, None, o, denominator, **options)
+            outputs = chunked.forward(given, options)
+            chunked.backward(Incoming(outputs.o, None, None), given, outputs.saved(options), options)
         largest.append(mode.largest)
     assert largest[1] <= 2 * largest[0]
 

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.errors import InputError
 from zoo.kernels.rwkv7 import fla, op, rwkv7
+from zoo.kernels.rwkv7.call import Options
 from zoo.mixers import rwkv7 as mixer
 
 from .problems import TOKENS, Problem, Tensors, check_same, differentiate, random_problem, run
@@ -116,7 +117,8 @@ def test_opcheck(T: int, with_state: bool) -> None:
     problem = random_problem(2, T, 2, 16)
     tokens = [getattr(problem, name).requires_grad_() for name in TOKENS]
     state = problem.S.requires_grad_() if with_state and problem.S is not None else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens, state, 64, True))
+    options = Options(use_fla=True, chunk_size=64)
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens, state, *options))
 
 
 @pytest.mark.usefixtures("_stand_in")

@@ -13,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.rwkv7 import chunked, init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+from zoo.kernels.rwkv7.call import Incoming, Options, Saved, Tokens
 from zoo.kernels.rwkv7.flops import backward_flops, step_flops
 
 from .problems import IMPLEMENTATIONS, TOKENS, Problem, problems, random_problem, run
 
 CASES = {"plain": (5, torch.float32), "bfloat16": (5, torch.bfloat16), "no tokens": (0, torch.float32)}
+OPTIONS = Options(use_fla=False, chunk_size=2)
 
 
 def inputs(
@@ -33,14 +35,15 @@ def inputs(
 def test_opcheck(case: str, with_state: bool) -> None:
     T, dtype = CASES[case]
     state = torch.ones(2, 2, 4, 4, requires_grad=True) if with_state else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, 2, False))
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, *OPTIONS))
 
 
 @pytest.mark.parametrize("with_state", [True, False])
 def test_opcheck_backward(with_state: bool) -> None:
     tokens, state = inputs(gradients=False), torch.ones(2, 2, 4, 4)
-    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, 2, False)
-    arguments = (torch.ones_like(o), after.clone() if with_state else None, *tokens, states, 2, False, with_state)
+    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, *OPTIONS)
+    incoming = Incoming(torch.ones_like(o), after.clone() if with_state else None)
+    arguments = (*incoming, *tokens, *Saved(states, with_state), *OPTIONS)
     torch.library.opcheck(torch.ops.zoo.rwkv7_backward, arguments)
 
 
@@ -144,10 +147,10 @@ def test_working_memory_does_not_grow_with_tokens() -> None:
     """No tensor, forwards or backwards, is larger than an input but for a segment's."""
     largest = []
     for T in (1024, 2048):
-        tokens = inputs(T, B=1, gradients=False)
+        tokens = Tokens(*inputs(T, B=1, gradients=False))
         with _LargestTensor() as mode:
-            o, _, states = chunked.forward(*tokens, None, 0)
-            chunked.backward(o, None, *tokens, states, 0, has_state=False)
+            o, _, states = chunked.forward(tokens, None, 0)
+            chunked.backward(Incoming(o, None), tokens, Saved(states, has_state=False), 0)
         largest.append(mode.largest)
     assert largest[0] <= 256 * 2 * 64  # two scores by two of 16 tokens, for each token and head
     assert largest[1] == largest[0]

@@ -16,12 +16,10 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from zoo.kernels.power import init_power_state
-from zoo.kernels.power.triton import backward as backward_module
-from zoo.kernels.power.triton import forward as forward_module
-from zoo.kernels.power.triton import problem as problem_module
+from zoo.kernels.power.call import Incoming, Inputs, Options, Step
+from zoo.kernels.power.triton import passes, plan, portable, prepare, states
 from zoo.kernels.power.triton import step as step_module
 from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
-from zoo.kernels.power.triton.problem import Problem
 
 _POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
@@ -84,26 +82,23 @@ def launches(
     )  # fmt: skip
     log_g = torch.zeros(1, T, heads[2]) if gated else None
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (forward_module, backward_module, problem_module):
+        for module in (passes, portable, prepare, states):
             monkeypatch.setattr(module, "launcher", Recorder)
         if hopper:
-            monkeypatch.setattr(problem_module, "supports_hopper", lambda *_: True)
+            monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
             for module in (attend, differentiate, gradients, outputs, sums):
                 name = f"{module.__name__.rpartition('.')[2]}_kernel"
                 monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
-        problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
-        options = {"normalize": normalize, "return_state": return_state}
-        exact = normalize and not return_state and dtype != torch.float32
-        output = forward_module.forward(problem, None, None, **options, exact=exact)
+        inputs = Inputs(q, k, v, log_g)
+        options = Options(p, 1.0, normalize, return_state=return_state, save_output=normalize and not return_state)
+        results = passes.forward(inputs, options._replace(save_states=True))
         if not return_state:
-            o = output.exact if exact else output.o
-            problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)  # which has no columns yet
-            backward_module.backward(problem, do, None, None, None, None, o, output.denominator, output.states)
+            passes.backward(Incoming(do, None, None), inputs, results.saved(options), options)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p)
-        step_module.triton_step(*token, *state, p=p, scale=1.0, normalize=normalize)
+        step_module.triton_step(Step(*token, *state, p=p, scale=1.0, normalize=normalize))
     return found
 
 

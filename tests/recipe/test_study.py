@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from zoo.config import apply_overrides
 from zoo.errors import ConfigError
 from zoo.recipe import load_recipe
-from zoo.study.config import DEFAULT_MIXERS, Study, available_studies, load_study, study_command
+from zoo.recipe.study import DEFAULT_MIXERS, Study, available_studies, load_study, study_command
 
 FOUR = {
     "softmax": ("mixer=softmax",),

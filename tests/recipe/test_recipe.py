@@ -12,7 +12,7 @@ from zoo.config import apply_overrides
 from zoo.errors import ConfigError
 from zoo.mixers import mixers
 from zoo.recipe import Recipe, available_recipes, load_recipe
-from zoo.study.config import load_study
+from zoo.recipe.study import load_study
 
 MODEL = {"vocab_size": 257, "width": 8, "layers": 4, "heads": 2}
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.kernels.power.triton.configs import wanted
-from zoo.kernels.power.triton.launch import Launch, bound, current_stream, rehearsal
+from zoo.kernels.launch import Launch, bound, current_stream, rehearsal
 
 __all__ = ["Recorder", "Recording", "record"]
 
+_NUMBERS = frozenset((int, float, bool, type(None)))  # and what is absent: to ask whether it is a tensor takes longer
 ALIGNMENT = 256  # bytes, of what kernels take from the memory between them
 _ALLOCATIONS = {
     torch.ops.aten.empty.memory_format,
@@ -67,38 +67,41 @@ class Recorder:
     """Runs a pass, and from the second call with the same shapes on replays it, where that can be done.
 
     Args:
-        function: takes tensors, absent ones None, and options; returns tensors.
-        prepare: takes both as two sequences, before the first call with its shapes.
+        function: takes tensors, absent ones None, and numbers; returns tensors.
+        prepare: takes the same, before the first call with its shapes.
+        variant: what else launches depend on.
     """
 
     def __init__(
         self,
         function: Callable[..., tuple[Tensor, ...]],
-        prepare: Callable[[Sequence[Tensor | None], Sequence[Any]], None] | None = None,
+        *,
+        prepare: Callable[..., None] | None = None,
+        variant: Callable[[], Hashable] = lambda: None,
     ) -> None:
-        self._function, self._prepare = function, prepare
+        self._function, self._prepare, self._variant = function, prepare, variant
         self._recordings: dict[Hashable, Recording | None] = {}
         self._seen: set[Hashable] = set()
 
-    def __call__(self, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        given = [x for x in tensors if x is not None]
+    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
+        given = [x for x in arguments if type(x) not in _NUMBERS]
         addresses, device = [x.data_ptr() for x in given], given[0].device
-        call = (device, wanted(), options, *(None if x is None else (x.shape, x.dtype) for x in tensors))
+        kind = (device, self._variant(), *[x if type(x) in _NUMBERS else (x.shape, x.dtype) for x in arguments])
         as_recorded = not reduce(or_, addresses) % 16 and all(x.is_contiguous() for x in given)
-        if call not in self._seen:
-            self._meet(call, tensors, options)
-        elif as_recorded and call not in self._recordings:
-            self._recordings[call] = record(self._function, tensors, options)
-        recording = self._recordings.get(call) if as_recorded else None
-        return self._function(*tensors, *options) if recording is None else recording.replay(addresses, device)
+        if kind not in self._seen:
+            self._meet(kind, arguments)
+        elif as_recorded and kind not in self._recordings:
+            self._recordings[kind] = record(self._function, *arguments)
+        recording = self._recordings.get(kind) if as_recorded else None
+        return self._function(*arguments) if recording is None else recording.replay(addresses, device)
 
-    def _meet(self, call: Hashable, tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> None:
+    def _meet(self, kind: Hashable, arguments: Sequence[Any]) -> None:
         if len(self._seen) > 1000:  # of lengths that vary
             self._seen.clear()
             self._recordings.clear()
-        self._seen.add(call)
+        self._seen.add(kind)
         if self._prepare is not None:
-            self._prepare(tensors, options)
+            self._prepare(*arguments)
 
 
 class _Watch(TorchDispatchMode):
@@ -115,21 +118,18 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record(
-    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor | None], options: tuple[Any, ...]
-) -> Recording | None:
+def record(function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Recording | None:
     """Run a pass on fake tensors, and write down what it launches; None where it does anything but launch.
 
     Args:
-        function: takes tensors and options.
-        tensors: contiguous, absent ones None.
-        options: whatever else it takes.
+        function: takes tensors and numbers; returns tensors.
+        arguments: those; tensors are contiguous, absent ones None.
     """
     with FakeTensorMode(), rehearsal() as launches:
-        fakes = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors]
+        fakes = [_fake(x) if isinstance(x, Tensor) else x for x in arguments]
         with _Watch() as watch:
-            outputs = function(*fakes, *options)
-    ends = [*(x for x in fakes if x is not None), *outputs]
+            outputs = function(*fakes)
+    ends = [*(x for x in fakes if isinstance(x, Tensor)), *outputs]
     named = {_storage(x): number for number, x in enumerate(ends) if x.numel()}
     shared = len(named) < sum(x.numel() > 0 for x in ends)
     runs = [bound(launch) for launch in launches]
@@ -152,6 +152,10 @@ def record(
         for run, each in zip(runs, launches, strict=True)
     )
     return Recording(tuple((x.shape, x.dtype) for x in outputs), memory, tuple(steps))
+
+
+def _fake(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _storage(x: Tensor) -> int:

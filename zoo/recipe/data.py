@@ -5,9 +5,11 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from zoo.config import Config
-from zoo.data.tokenizer import SEPARATOR
 
-__all__ = ["DataConfig"]
+__all__ = ["SEPARATOR", "DataConfig"]
+
+SEPARATOR = 256
+"""Starts every document of bytes; the first id that is not a byte."""
 
 
 class DataConfig(Config):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from zoo.compiling import CompileReport, CompileWatch
+from zoo.compiling.report import naming_compile_errors
 from zoo.errors import TrainingError
-from zoo.training import CompileReport, CompileWatch
-from zoo.training.compile_report import naming_compile_errors
 
 
 def double(x):

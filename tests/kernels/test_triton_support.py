@@ -3,8 +3,8 @@
 import pytest
 
 from zoo.errors import InputError
-from zoo.kernels.power import triton_support
-from zoo.kernels.power.triton_support import check_architecture
+from zoo.kernels import triton_support
+from zoo.kernels.power.supported import check_architecture
 
 
 @pytest.mark.parametrize("name", ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"])

@@ -1,26 +1,23 @@
 """The folder of a run: what is where, whose it is and how far it came."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
+from zoo.builder import build
 from zoo.config import Config, load_yaml
 from zoo.errors import CheckpointError, TrainingError
-from zoo.training.checkpoint import CheckpointStore
+from zoo.models import Decoder
+from zoo.recipe import Recipe
 from zoo.training.files import replace_file, writing
-from zoo.training.result import TrainingResult, read_result, write_result
+from zoo.training.run.checkpoint import CheckpointStore
+from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
-
-if TYPE_CHECKING:
-    from zoo.models.decoder import Decoder
-    from zoo.recipe import Recipe
 
 __all__ = [
     "RunFolder",
@@ -140,10 +137,6 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     Raises:
         CheckpointError: there is no run or no checkpoint yet, or it is damaged or of another model.
     """
-    # The recipe contains TrainingConfig, so its module imports this package.
-    from zoo.builder import build
-    from zoo.recipe import Recipe
-
     run = RunFolder(Path(folder))
     if run.status() == "missing":
         raise CheckpointError(f"{folder}: holds no run; expected a folder that zoo train wrote")

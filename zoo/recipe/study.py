@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from zoo.config import Config, load_yaml, override_list, parse_yaml
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import mixers as registered_mixers
-from zoo.recipe import available_recipes
+from zoo.recipe.recipe import available_recipes
 
 __all__ = ["DEFAULT_MIXERS", "Study", "available_studies", "load_study", "study_command"]
 

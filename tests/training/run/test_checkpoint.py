@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import CheckpointError, TrainingError
-from zoo.training import checkpoint as checkpoint_module
 from zoo.training import files as files_module
-from zoo.training.checkpoint import CheckpointStore
+from zoo.training.run import checkpoint as checkpoint_module
+from zoo.training.run.checkpoint import CheckpointStore
 
 
 def tensors(step):

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from zoo.builder import build, shrink
+from zoo.compiling.report import CompileReport, CompileWatch
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
-from zoo.training.compile_report import CompileReport, CompileWatch
 
 __all__ = ["LENGTHS", "WayOfRunning", "check_compilation"]
 

@@ -6,9 +6,12 @@ from pydantic import Field, model_validator
 
 from zoo.config import Config
 from zoo.limits import LONGEST
-from zoo.models.checkpointing import Checkpointing
 
-__all__ = ["TrainingConfig"]
+__all__ = ["Checkpointing", "TrainingConfig"]
+
+Checkpointing = Literal["none", "selective", "full"]
+"""`none` keeps what the backward pass wants; `selective` a layer's input and the outputs of its mixing op; `full` the
+input alone."""
 
 
 class TrainingConfig(Config):

@@ -1,23 +1,19 @@
 """`train`: from a recipe to a finished run."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from zoo.builder import build
 from zoo.data import Corpus, load_corpus
 from zoo.errors import ConfigError, InputError
+from zoo.recipe import Recipe
 from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
 from zoo.training.progress import ProgressReporter, SilentProgress
-from zoo.training.result import TrainingResult
 from zoo.training.run import RunFolder
-from zoo.training.tensorboard import check_tensorboard
-
-if TYPE_CHECKING:
-    from zoo.recipe import Recipe
+from zoo.training.run.metrics import check_tensorboard
+from zoo.training.run.result import TrainingResult
 
 __all__ = ["train"]
 
@@ -53,9 +49,6 @@ def train(
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
             be written, for example on a full disk; or another process is training in the folder.
     """
-    # The recipe contains TrainingConfig, so its modules import this package.
-    from zoo.builder import build
-
     if folder == "":
         raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
     run = RunFolder(Path(folder))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import TrainingError
-from zoo.training.metrics import MetricsLog, read_metrics
+from zoo.training.run.metrics import MetricsLog, read_metrics
 
 
 def record(step):

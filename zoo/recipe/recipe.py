@@ -9,13 +9,13 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zoo.config import Config, apply_overrides, load_yaml, override_list
-from zoo.data.config import DataConfig
 from zoo.errors import ConfigError, nearest
 from zoo.limits import MOST_LAYERS
 from zoo.mixers import MixerConfig
 from zoo.mixers.softmax import SoftmaxConfig
-from zoo.models.config import DecoderConfig
-from zoo.training.config import TrainingConfig
+from zoo.recipe.data import DataConfig
+from zoo.recipe.model import DecoderConfig
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["Hybrid", "Recipe", "available_recipes", "load_recipe"]
 

@@ -1,58 +1,18 @@
-"""Whether Triton is there, for which GPUs, and how an op that launches its kernels is registered."""
+"""What power attention's Triton kernels take: GPUs, widths, powers, dtypes."""
 
-import importlib.util
-import os
 import re
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
+from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON, TRITON_REFUSAL, TRITON_VERSION
 
-__all__ = ["INTERPRETED", "TRITON", "check_architecture", "check_triton", "supports_triton", "triton_op"]
+__all__ = ["POWERS", "WIDTHS", "check_architecture", "check_triton", "supports_hopper", "supports_triton"]
 
-OLDEST_TRITON = (3, 6)
-_ELSEWHERE = "impl='chunked' runs anywhere"
-
-
-def _triton_version() -> str:
-    """The version of Triton that is installed, or an empty string."""
-    if importlib.util.find_spec("triton") is None:
-        return ""
-    import triton
-
-    return str(triton.__version__)
-
-
-def _refusal(version: str) -> str:
-    """Why this version of Triton cannot be used, or an empty string."""
-    if not version:
-        return "needs the package triton, which is not installed"
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TRITON:
-        return f"needs Triton {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer, {version} is installed"
-    return ""
-
-
-TRITON_VERSION = _triton_version()
-TRITON_REFUSAL = _refusal(TRITON_VERSION)
-TRITON = not TRITON_REFUSAL
-# Under Triton's interpreter kernels run as Python, on tensors of the CPU.
-INTERPRETED = TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
 WIDTHS = (16, 32, 64, 128)
 POWERS = (1, 2, 3, 4)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register an op whose body may launch Triton kernels, so that the compiler sees through it to them.
-
-    Where there is nothing to see, without Triton or under its interpreter, the op is opaque.
-    """
-    if TRITON and not INTERPRETED:
-        return torch.library.triton_op(name, mutates_args=())
-    return torch.library.custom_op(name, mutates_args=())
+_ELSEWHERE = "impl='chunked' runs anywhere"
 
 
 def supports_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> bool:
@@ -65,6 +25,15 @@ def supports_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> bool:
         raise InputError(f"impl: on a GPU power attention {TRITON_REFUSAL}; {_ELSEWHERE}")
     widths = q.shape[-1] in WIDTHS and v.shape[-1] in WIDTHS
     return TRITON and q.is_cuda and dtype in DTYPES and widths and p in POWERS
+
+
+def supports_hopper(x: Tensor, K: int, V: int, p: int) -> bool:
+    """Whether Hopper's own kernels take inputs like x."""
+    if INTERPRETED or x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    if x.dtype != torch.bfloat16 or p != 2 or K not in (64, 128) or V not in (64, 128):
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def check_architecture(name: str) -> None:

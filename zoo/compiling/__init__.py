@@ -1,0 +1,6 @@
+"""What torch.compile makes of a model: graphs, breaks, recompiles and seconds."""
+
+from zoo.compiling.check import check_compilation
+from zoo.compiling.report import CompileReport, CompileWatch
+
+__all__ = ["CompileReport", "CompileWatch", "check_compilation"]

@@ -1,0 +1,21 @@
+"""A run on disk: its folder, checkpoints, metrics and result."""
+
+from zoo.training.run.folder import (
+    RunFolder,
+    RunStatus,
+    check_same_recipe,
+    load_checkpoint_model,
+    load_result,
+    load_run,
+    run_status,
+)
+
+__all__ = [
+    "RunFolder",
+    "RunStatus",
+    "check_same_recipe",
+    "load_checkpoint_model",
+    "load_result",
+    "load_run",
+    "run_status",
+]
