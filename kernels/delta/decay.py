@@ -74,7 +74,7 @@ class ChannelDecay:
         """`log_g [n, K, C]`."""
         self.C = log_g.shape[2]
         self.filled = 1 << (self.C - 1).bit_length()
-        decays = self._by_token(log_g.to(dtype)).exp_()
+        decays = self._by_token(log_g.to(dtype)).exp()
         n, _, K = decays.shape
         # Each from its half's start to a token and from a token to its half's end, for halves that double.
         since_start, to_end = decays.clone(), torch.ones_like(decays)
@@ -91,7 +91,7 @@ class ChannelDecay:
         self.whole = since_start[:, -1:]  # [n, 1, K]
 
     def _by_token(self, x: Tensor) -> Tensor:
-        """`[n, K, ..., C]` as a copy `[n, filled, ..., K]`, filled up with zeros."""
+        """`[n, K, ..., C]` as contiguous `[n, filled, ..., K]`, filled up with zeros."""
         return F.pad(x, (0, self.filled - self.C)).transpose(1, -1).contiguous()
 
     def _by_channel(self, x: Tensor) -> Tensor:
