@@ -95,24 +95,16 @@ attend.register_fake(flat(_fake_attend))
 def _chunked_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     if inputs.cu_seqlens is None:
         return chunked.backward(incoming, inputs, saved, options)
-    return join_sequences(
-        [
-            chunked.backward(
-                take_sequence(incoming, *at), take_sequence(inputs, *at), take_sequence(saved, *at), options
-            )
-            for at in inputs.sequences()
-        ]
-    )
+    parts = []
+    for at in inputs.sequences():
+        one = take_sequence(incoming, *at), take_sequence(inputs, *at), take_sequence(saved, *at)
+        parts.append(chunked.backward(*one, options))
+    return join_sequences(parts)
 
 
 def _fake_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
-    *tensors, _ = inputs
-    return Gradients(
-        *(
-            or_empty(None, inputs.q) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-            for x in tensors
-        )
-    )
+    shapes = (or_empty(None, inputs.q) if x is None else x for x in inputs[:-1])
+    return Gradients(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in shapes))
 
 
 @triton_op("power_attention_backward")
@@ -129,10 +121,8 @@ _attend_backward.register_fake(flat(_fake_backward))
 def _fake_backward_kernels(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Of the op that is opaque: gradients of shared heads are still to be added."""
     heads = inputs.heads
-    dq, dk, dv = (
-        separate_gradients(x, count)
-        for x, count in ((inputs.q, heads.output), (inputs.k, heads.state), (inputs.v, heads.state))
-    )
+    counts = (heads.output, heads.state, heads.state)
+    dq, dk, dv = (separate_gradients(x, count) for x, count in zip(inputs[:3], counts, strict=True))
     return _fake_backward(incoming, inputs, saved, options)._replace(q=dq, k=dk, v=dv)
 
 

@@ -20,16 +20,8 @@ from zoo.kernels.errors import InputError
 from zoo.kernels.power.supported import check_architecture
 
 __all__ = [
-    "TABLE",
-    "BlockSizes",
-    "LaunchSizes",
-    "Row",
-    "architecture",
-    "block_sizes",
-    "read_table",
-    "using",
-    "wanted",
-]
+    "TABLE", "BlockSizes", "LaunchSizes", "Row", "architecture", "block_sizes", "read_table", "using", "wanted",
+]  # fmt: skip
 
 TABLE = Path(__file__).with_name("blocks.csv")
 

@@ -94,18 +94,9 @@ def prepare(plan: Plan, inputs: Inputs, gates: Tensor | None, *, packs: bool) ->
             BLOCK=GATES_BLOCK, LOWEST=LOWEST_GATE, EXACT=plan.exact_gates, PACKED=plan.packed,
         )  # fmt: skip
     return Operands(
-        q=q,
-        k=k,
-        v=v,
-        log_g=log_g,
-        gates=nothing if gates is None else gates,
-        gates_low=gates_low,
-        left=left,
-        bounds=bounds,
-        sequence_slots=sequence_slots,
-        tables=_tables(plan, nothing, packs=packs),
-        nothing=nothing,
-    )
+        q=q, k=k, v=v, log_g=log_g, gates=nothing if gates is None else gates, gates_low=gates_low, left=left,
+        bounds=bounds, sequence_slots=sequence_slots, tables=_tables(plan, nothing, packs=packs), nothing=nothing,
+    )  # fmt: skip
 
 
 def _tables(plan: Plan, nothing: Tensor, *, packs: bool) -> Tables:

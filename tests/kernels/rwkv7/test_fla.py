@@ -90,7 +90,7 @@ def run_fla(problem: Problem) -> Tensors:
     """Results and gradients through the op, whatever the device."""
     leaves = {name: x.detach().requires_grad_() for name, x in problem.tensors.items()}
     given = replace(problem, **leaves)
-    o, S, _ = op.mix(*(getattr(given, name) for name in TOKENS), given.S, 64, True)
+    o, S, _ = op.mix(*(getattr(given, name) for name in TOKENS), given.S, *Options(use_fla=True, chunk_size=64))
     return differentiate(problem, {"o": o, "S_out": S}, leaves)
 
 

@@ -101,32 +101,18 @@ def _queries(
     plan: Plan, operands: Operands, columns: Columns, do: Tensor, states: Tensor | None, *, first: bool
 ) -> _Side:
     return _Side(
-        x=operands.q,
-        columns=operands.or_nothing(None if states is None else columns.queries),
-        own=do,
-        other=operands.k,
-        values=operands.v,
-        states=operands.or_nothing(states),
-        heads=plan.heads.output,
-        partners=plan.heads.state,
-        first=first,
-        reverse=False,
-    )
+        x=operands.q, columns=operands.or_nothing(None if states is None else columns.queries), own=do,
+        other=operands.k, values=operands.v, states=operands.or_nothing(states),
+        heads=plan.heads.output, partners=plan.heads.state, first=first, reverse=False,
+    )  # fmt: skip
 
 
 def _keys(plan: Plan, operands: Operands, columns: Columns, do: Tensor, dstates: Tensor | None) -> _Side:
     return _Side(
-        x=operands.k,
-        columns=operands.or_nothing(None if dstates is None else columns.keys),
-        own=operands.v,
-        other=operands.q,
-        values=do,
-        states=operands.or_nothing(dstates),
-        heads=plan.heads.state,
-        partners=plan.heads.output,
-        first=True,
-        reverse=True,
-    )
+        x=operands.k, columns=operands.or_nothing(None if dstates is None else columns.keys), own=operands.v,
+        other=operands.q, values=do, states=operands.or_nothing(dstates),
+        heads=plan.heads.state, partners=plan.heads.output, first=True, reverse=True,
+    )  # fmt: skip
 
 
 def _trips(K: int) -> int:
