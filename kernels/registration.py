@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.precision import cast_for_autocast
 from zoo.kernels.triton_support import INTERPRETED, TRITON
 
-__all__ = ["count_flops", "custom_op", "flat", "register_op", "triton_op", "unflatten"]
+__all__ = ["count_flops", "custom_op", "flat", "lower_under_autocast", "register_op", "triton_op", "unflatten"]
 
 Function = Callable[..., Any]
 _library = torch.library.Library("zoo", "FRAGMENT")
@@ -81,6 +82,21 @@ def register_op(name: str) -> Callable[[Function], Any]:
         return getattr(torch.ops.zoo, name).default
 
     return register
+
+
+def lower_under_autocast(name: str, op: Function) -> None:
+    """Have autocast lower the first three arguments of an op, which are q, k and v.
+
+    Gates and states stay as they are, which `torch.library.register_autocast` cannot express.
+    """
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+
+        def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any, device: str = device) -> Any:
+            lowered = cast_for_autocast(q, k, v)
+            with torch.autocast(device, enabled=False):
+                return op(*lowered, *rest)
+
+        _library.impl(name, cast, key)
 
 
 def count_flops(name: str) -> Callable[[Function], Function]:

@@ -19,6 +19,7 @@ _HOMES = {
     "zoo.builder": ("build", "shrink"),
     "zoo.errors": ("CheckpointError", "ConfigError", "CorpusError", "InputError", "TrainingError", "ZooError"),
     "zoo.generation": ("generate",),
+    "zoo.kernels.delta": ("DeltaAttentionOutput", "delta_attention", "delta_attention_step", "init_delta_state"),
     "zoo.kernels.power": (
         "PowerAttentionOutput",
         "PowerState",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zoo.builder import shrink as shrink
     from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError, ZooError
     from zoo.generation import generate
+    from zoo.kernels.delta import DeltaAttentionOutput, delta_attention, delta_attention_step, init_delta_state
     from zoo.kernels.power import (
         PowerAttentionOutput,
         PowerState,

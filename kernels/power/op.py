@@ -5,7 +5,6 @@ their preparation with what comes before; on a CPU it finds the chunked form ins
 surrounds that is traced and fused. The ops take arguments that `api.py` has checked and return plain tensors.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
 from zoo.kernels.power.heads import Heads, separate_gradients
 from zoo.kernels.power.step import step_in_place
-from zoo.kernels.precision import accumulation_dtype, cast_for_autocast
-from zoo.kernels.registration import count_flops, custom_op, flat, triton_op, unflatten
+from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, triton_op, unflatten
 from zoo.kernels.triton_support import TRITON
 
 if TRITON:
@@ -174,22 +173,8 @@ def _fake_step(step: Step) -> Tensor:
 
 step.register_fake(flat(_fake_step))
 
-# Autocast lowers q, k and v; gates and states stay float32, which torch.library.register_autocast cannot express.
-_library = torch.library.Library("zoo", "FRAGMENT")
-
-
-def _with_autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        lowered = cast_for_autocast(q, k, v)
-        with torch.autocast(device_type, enabled=False):
-            return op(*lowered, *rest)
-
-    return cast
-
-
-for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _library.impl("power_attention", _with_autocast(attend, _device), _key)
-    _library.impl("power_attention_step", _with_autocast(step, _device), _key)
+lower_under_autocast("power_attention", attend)
+lower_under_autocast("power_attention_step", step)
 
 
 # FLOP formulas get shapes in tensors' places.

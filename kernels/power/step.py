@@ -10,11 +10,11 @@ from zoo.kernels.power.expansion import Level, coefficients, expand_by, levels
 from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.reference import vanishes
 
-__all__ = ["step_in_place"]
+__all__ = ["expansion_tables", "step_in_place"]
 
 
 @lru_cache(maxsize=16)
-def _tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Level, ...], Tensor]:
+def expansion_tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Level, ...], Tensor]:
     """Index tables and coefficients, which stay on the device: a CUDA graph cannot copy them there.
 
     Only for real tensors outside a trace, which is where a step runs. A tensor of inference mode would be of no use to
@@ -28,7 +28,7 @@ def step_in_place(step: Step) -> Tensor:
     """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read: o `[B, Ho, V]`."""
     q, k, v, log_g, S, z, p, scale, normalize = step
     heads, dtype = step.heads, S.dtype
-    tables, c = _tables(k.shape[-1], p, dtype, k.device)
+    tables, c = expansion_tables(k.shape[-1], p, dtype, k.device)
     keys = spread_heads(expand_by(k.to(dtype), tables), heads.state, 1)  # [B, Hs, D]
     values = spread_heads(v.to(dtype), heads.state, 1)  # [B, Hs, V]
     if log_g is not None:
