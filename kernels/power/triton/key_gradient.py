@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["key_gradient_kernel"]
 
@@ -27,11 +27,8 @@ def key_gradient_kernel(
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
     HAS_NORMALISER; the rest as in `query_gradient_kernel`.
     """
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    state = program // BLOCKS % STATES
-    slot = (program // (BLOCKS * STATES)).to(tl.int64)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, state, slot, start, tokens, _ = locate(BLOCKS, 1, STATES, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     q += start * Q_HEADS * K
@@ -54,26 +51,23 @@ def key_gradient_kernel(
     values = tl.load(v + existing[:, None] * V_HEADS * V + value[None, :]).to(dtype)
     keys = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
-    in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    k_dot_dk, k_dot_dk_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
+        vectors = Vectors(k, at, k_columns, here, C)
+        after = State(dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
         if HAS_NORMALISER:
-            result = normaliser_gradients(
-                k, at, tl.full((BLOCK,), 1.0, tl.float32), dstates + rows * V, channels, symmetric, gradient_weights,
-                outers, 1, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION,
-            )  # fmt: skip
+            ones = tl.full((BLOCK,), 1.0, tl.float32)
+            result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, PRECISION)
         if GIVEN:
             given += (start * STATES + state) * K
             exist = (here < tokens)[:, None]
             result += tl.load(given + here[:, None] * STATES * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(
-                result, values, k_columns, here, C, dstates, channels, symmetric, gradient_weights, outers, 1,
-                K, V, P, INNER, PRECISION,
-            )  # fmt: skip
+            result = add_gradients(result, values, vectors, after, K, P, INNER, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
-            by_states = tl.sum(result * keys.to(tl.float32), 1)
+            k_dot_dk_of_states = tl.sum(result * keys.to(tl.float32), 1)
 
     group = OUTPUTS // STATES
     for head in range(state * group, (state + 1) * group):
@@ -83,9 +77,9 @@ def key_gradient_kernel(
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            left = tl.load(factors + head * C + there)
+            weight = tl.load(factors + head * C + there)
             if GATED:
-                left *= decay(gates, gates_low, there, last, EXACT_GATES)
+                weight *= decay(gates, gates_low, there, last, EXACT_GATES)
             dscores = tl.dot(values, tl.trans(do_there), input_precision=PRECISION)
             if NORMALIZE:
                 dscores -= tl.load(delta + head * C + there)[None, :]
@@ -93,16 +87,16 @@ def key_gradient_kernel(
                 scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
             if P > 1:
                 dscores *= power(scores, P - 1)
-            dscores *= left[None, :]
+            dscores *= weight[None, :]
             if GATED:
-                in_chunk += tl.sum(dscores * scores, 1)
+                k_dot_dk += tl.sum(dscores * scores, 1)
             dscores = as_operand(dscores, dtype, PRECISION)
             result = tl.dot(dscores, query, result, input_precision=PRECISION)
     if GATED:
         to_last = decay(gates, gates_low, last, here, EXACT_GATES)
         result *= to_last[:, None]
-        in_chunk *= to_last
-        by_states *= to_last
+        k_dot_dk *= to_last
+        k_dot_dk_of_states *= to_last
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
         for first in range(token, tl.minimum(token + BLOCK, tokens), QUERIES):
@@ -122,7 +116,7 @@ def key_gradient_kernel(
             dscores *= tl.load(factors + head * C + there)[None, :]
             dscores = tl.where(here[:, None] <= there[None, :], dscores, 0.0)
             if GATED:
-                in_chunk += tl.sum(dscores * scores, 1)
+                k_dot_dk += tl.sum(dscores * scores, 1)
             dscores = as_operand(dscores, dtype, PRECISION)
             result = tl.dot(dscores, query, result, input_precision=PRECISION)
 
@@ -133,5 +127,5 @@ def key_gradient_kernel(
     tl.store(out, result.to(dk.dtype.element_ty), exists[:, None])
     if GATED:
         along += here
-        tl.store(along + (slot * STATES + state) * C, tl.where(exists, in_chunk, 0.0))
-        tl.store(along + ((slot + SLOTS) * STATES + state) * C, tl.where(exists, by_states, 0.0))
+        tl.store(along + (slot * STATES + state) * C, tl.where(exists, k_dot_dk, 0.0))
+        tl.store(along + ((slot + SLOTS) * STATES + state) * C, tl.where(exists, k_dot_dk_of_states, 0.0))

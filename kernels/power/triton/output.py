@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_outputs, normalisers
+from zoo.kernels.power.triton.from_state import State, Vectors, add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["STEEP", "VANISHING", "output_kernel"]
 
@@ -34,11 +34,8 @@ def output_kernel(
     output head, KEYS keys at a time.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    head = program // BLOCKS % OUTPUTS
-    slot = (program // (BLOCKS * OUTPUTS)).to(tl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     state = head // (OUTPUTS // STATES)
@@ -61,19 +58,16 @@ def output_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
+        vectors = Vectors(q, at, q_columns, here, C)
+        before = State(states, states + rows * V, channels, channels, weights, outers, count)
         if NORMALIZE:
-            z = states + rows * V
-            total = normalisers(
-                q, at, z, channels, weights, outers, count, dtype, BLOCK, K, P, INNER, OUTERS, PRECISION
-            )
+            total = normalisers(vectors, before, K, P, INNER, OUTERS, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * V
             exist = ((here < tokens) & (count > 0))[:, None]
             y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist, 0)
         else:
-            y = add_outputs(
-                y, q, at, q_columns, here, C, states, channels, weights, outers, count, dtype, K, V, P, INNER, PRECISION
-            )
+            y = add_outputs(y, vectors, before, K, V, P, INNER, PRECISION)
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             y *= from_start

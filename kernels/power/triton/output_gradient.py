@@ -52,8 +52,8 @@ def output_gradient_kernel(
                 factor = tl.where(steep, 0.0, divide(factor, tl.where(steep, 1.0, total), PRECISION))
                 places = place[:, None] * V + value[None, :]
                 gradient = tl.load(do + places, exists[:, None], 0).to(tl.float32)
-                along = tl.sum(gradient * tl.load(o + places, exists[:, None], 0), 1)
-                tl.store(delta + row * C + at, along, inside)
+                do_dot_o = tl.sum(gradient * tl.load(o + places, exists[:, None], 0), 1)
+                tl.store(delta + row * C + at, do_dot_o, inside)
             tl.store(factors + row * C + at, factor, inside)
             if DECAYED:
                 if GATED:

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["query_gradient_kernel"]
 
@@ -27,11 +27,8 @@ def query_gradient_kernel(
     The gradients of numerator and denominator are do `[B T, Ho, V]` and, if NORMALIZE, -delta `[slots, Ho, C]` times
     factors `[slots, Ho, C]`; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by the states among it.
     """
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    head = program // BLOCKS % OUTPUTS
-    slot = (program // (BLOCKS * OUTPUTS)).to(tl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     state = head // (OUTPUTS // STATES)
@@ -55,27 +52,23 @@ def query_gradient_kernel(
     delta_here = tl.load(delta + existing) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
     queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
-    in_chunk, by_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    q_dot_dq, q_dot_dq_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
+        vectors = Vectors(q, at, q_columns, here, C)
+        before = State(states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
         if NORMALIZE:
-            result = normaliser_gradients(
-                q, at, -delta_here, states + rows * V, channels, symmetric, gradient_weights, outers, count, dtype,
-                BLOCK, K, P, INNER, OUTERS, PRECISION,
-            )  # fmt: skip
+            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * K
             exist = ((here < tokens) & (count > 0))[:, None]
             result += tl.load(given + here[:, None] * OUTPUTS * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(
-                result, do_here, q_columns, here, C, states, channels, symmetric, gradient_weights, outers, count,
-                K, V, P, INNER, PRECISION,
-            )  # fmt: skip
+            result = add_gradients(result, do_here, vectors, before, K, P, INNER, PRECISION)
         if GATED:
             result *= tl.exp2(tl.load(gates + token))
-            by_states = tl.sum(result * queries.to(tl.float32), 1)
+            q_dot_dq_of_states = tl.sum(result * queries.to(tl.float32), 1)
 
     for first in range(0, token, KEYS):
         there = first + keys
@@ -88,14 +81,14 @@ def query_gradient_kernel(
             dscores *= power(scores, P - 1)
         if GATED:
             dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
-            in_chunk += tl.sum(dscores * scores, 1)
+            q_dot_dq += tl.sum(dscores * scores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
     if GATED:
         from_token = decay(gates, gates_low, here, token, EXACT_GATES)
         result *= from_token[:, None]
-        in_chunk *= from_token
-        by_states *= from_token
+        q_dot_dq *= from_token
+        q_dot_dq_of_states *= from_token
     for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
         there = first + keys
         columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
@@ -109,7 +102,7 @@ def query_gradient_kernel(
             dscores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
         dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
         if GATED:
-            in_chunk += tl.sum(dscores * scores, 1)
+            q_dot_dq += tl.sum(dscores * scores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
 
@@ -121,5 +114,5 @@ def query_gradient_kernel(
     tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])
     if GATED:
         along += here
-        tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, in_chunk * factor, 0.0))
-        tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, by_states * factor, 0.0))
+        tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, q_dot_dq * factor, 0.0))
+        tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, q_dot_dq_of_states * factor, 0.0))

@@ -1,4 +1,7 @@
+# mypy: ignore-errors
 """From what each chunk adds to the state at each chunk's start (or, backwards in time, at its end)."""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -9,24 +12,40 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["scan_kernel"]
 
 
+class Chunks(NamedTuple):
+    """The chunks of one sequence, of one of STATES states of `size` numbers."""
+
+    sums: Any
+    gates: Any
+    others: Any
+    first: Any  # slot
+    last: Any  # slot, the last one's + 1
+    state: Any
+    STATES: Any
+    size: Any
+    C: Any
+
+
 @triton.jit
-def _slot(first, last, step, STATES, state, REVERSE: tl.constexpr):
-    return (last - 1 - step if REVERSE else first + step).to(tl.int64) * STATES + state
+def _row(chunks, step, REVERSE: tl.constexpr):
+    """The state's place among those of all slots."""
+    slot = chunks.last - 1 - step if REVERSE else chunks.first + step
+    return slot.to(tl.int64) * chunks.STATES + chunks.state
 
 
 @triton.jit
 def _load(
-    sums, gates, others, first, last, step, STATES, state, size, at, mask, C,
+    chunks, step, at, mask,
     GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Of AHEAD chunks: their sums, their decays, and the other states before them."""
     added, decays, other = (), (), ()
     for i in tl.static_range(AHEAD):
-        slot, exists = _slot(first, last, step + i, STATES, state, REVERSE), step + i < last - first
-        added = added + (tl.load(sums + slot * size + at, mask & exists, 0),)
-        decays = decays + (tl.exp2(tl.load(gates + slot * C + C - 1, exists, 0)) if GATED else 1.0,)
+        row, exists = _row(chunks, step + i, REVERSE), step + i < chunks.last - chunks.first
+        added = added + (tl.load(chunks.sums + row * chunks.size + at, mask & exists, 0),)
+        decays = decays + (tl.exp2(tl.load(chunks.gates + row * chunks.C + chunks.C - 1, exists, 0)) if GATED else 1.0,)
         if WANTS_PRODUCTS:
-            other = other + (tl.load(others + slot * size + at, mask & exists, 0),)
+            other = other + (tl.load(chunks.others + row * chunks.size + at, mask & exists, 0),)
     return added, decays, other
 
 
@@ -65,16 +84,14 @@ def scan_kernel(
         weight = pair_weights(tiled, K, INNER) if P == 2 else tl.load(weights + tiled, mask, 0)
     # Chunks' loads are under way before the stores to those before them: the compiler must assume that those are to the
     # same place, and would wait for them.
-    added, decays, other = _load(
-        sums, gates, others, first, last, 0, STATES, state, size, at, mask, C, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
-    )
+    chunks = Chunks(sums, gates, others, first, last, state, STATES=STATES, size=size, C=C)
+    added, decays, other = _load(chunks, 0, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD)
     for step in range(0, last - first, AHEAD):
         next_added, next_decays, next_other = _load(
-            sums, gates, others, first, last, step + AHEAD, STATES, state, size, at, mask, C,
-            GATED, REVERSE, WANTS_PRODUCTS, AHEAD,
-        )  # fmt: skip
+            chunks, step + AHEAD, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
+        )
         for i in tl.static_range(AHEAD):
-            slot, exists = _slot(first, last, step + i, STATES, state, REVERSE), step + i < last - first
+            slot, exists = _row(chunks, step + i, REVERSE), step + i < last - first
             rounded = as_operand(carry, before.dtype.element_ty, PRECISION)
             tl.store(before + slot * size + at, rounded, mask & exists)
             if WANTS_PRODUCTS:

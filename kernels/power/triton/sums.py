@@ -1,5 +1,7 @@
 """What one chunk adds to the state: `sum_t decay_t m(x_t) y_t^T` and `sum_t decay_t m(x_t) w_t`."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -10,9 +12,21 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
 
 
+class Columns(NamedTuple):
+    """The vectors of a block of tokens, side by side, and the table of outer monomials' channels."""
+
+    x: Any  # pointer to [K, C]
+    decayed: Any  # the same with decay
+    at: Any  # [BLOCK], tokens
+    C: Any
+    channels: Any
+    outers: Any
+
+
 @triton.jit
-def _add_outer(total, tile, y, x, decayed, at, C, channels, outer, outers, P: tl.constexpr, PRECISION: tl.constexpr):
+def _add_outer(total, tile, y, columns, outer, P: tl.constexpr, PRECISION: tl.constexpr):
     """Add one outer monomial's tile `[INNER, V]`; one of its channels is read where decay has been applied."""
+    x, decayed, at, C, channels, outers = columns
     if P > 1:
         channel = outer if P == 2 else tl.load(channels + outer)
         scalars = tl.load(decayed + channel * C + at)
@@ -65,12 +79,13 @@ def state_sums_kernel(
             # Beyond the chunk's end decayed columns are zero.
             rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
             block = tl.load(y_head + rows_of_y + values[None, :]).to(tile.dtype)
-            sum0 = _add_outer(sum0, tile, block, x, decayed, at, C, channels, first, outers, P, PRECISION)
+            columns = Columns(x, decayed, at, C, channels, outers)
+            sum0 = _add_outer(sum0, tile, block, columns, first, P, PRECISION)
             if OUTER > 1:
-                sum1 = _add_outer(sum1, tile, block, x, decayed, at, C, channels, second, outers, P, PRECISION)
+                sum1 = _add_outer(sum1, tile, block, columns, second, P, PRECISION)
             if OUTER > 2:
-                sum2 = _add_outer(sum2, tile, block, x, decayed, at, C, channels, third, outers, P, PRECISION)
-                sum3 = _add_outer(sum3, tile, block, x, decayed, at, C, channels, fourth, outers, P, PRECISION)
+                sum2 = _add_outer(sum2, tile, block, columns, third, P, PRECISION)
+                sum3 = _add_outer(sum3, tile, block, columns, fourth, P, PRECISION)
     out = sums + (slot * STATES + state) * rows * (V + 1) + row * V + inners[:, None] * V + values[None, :]
     tl.store(out, sum0.to(sums.dtype.element_ty))
     if OUTER > 1:

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_outputs
+from zoo.kernels.power.triton.from_state import State, Vectors, add_outputs
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
 
 __all__ = ["value_gradient_kernel"]
 
@@ -22,11 +22,8 @@ def value_gradient_kernel(
     HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
-    program = tl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    state = program // BLOCKS % STATES
-    slot = (program // (BLOCKS * STATES)).to(tl.int64)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, state, slot, start, tokens, _ = locate(BLOCKS, 1, STATES, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
     q += start * Q_HEADS * K
@@ -51,10 +48,8 @@ def value_gradient_kernel(
             exist = (here < tokens)[:, None]
             result = tl.load(given + here[:, None] * STATES * V + value[None, :], exist, 0)
         else:
-            result = add_outputs(
-                result, k, at, k_columns, here, C, dstates, channels, weights, outers, 1, dtype,
-                K, V, P, INNER, PRECISION,
-            )  # fmt: skip
+            after = State(dstates, dstates, channels, channels, weights, outers, 1)
+            result = add_outputs(result, Vectors(k, at, k_columns, here, C), after, K, V, P, INNER, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 
@@ -67,11 +62,11 @@ def value_gradient_kernel(
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            left = tl.load(factors + head * C + there)
+            weight = tl.load(factors + head * C + there)
             if GATED:
-                left *= decay(gates, gates_low, there, last, EXACT_GATES)
+                weight *= decay(gates, gates_low, there, last, EXACT_GATES)
             scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
-            scores = as_operand(scores * left[None, :], dtype, PRECISION)
+            scores = as_operand(scores * weight[None, :], dtype, PRECISION)
             result = tl.dot(scores, do_there, result, input_precision=PRECISION)
     if GATED:
         result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]

@@ -1,78 +1,66 @@
+# mypy: ignore-errors
 """Outputs, or gradients of the values: what the state gives and what the chunk gives, in one program."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    warpgroup_mma,
-    warpgroup_mma_init,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from zoo.kernels.power.triton.hopper.chunk import (
-    SIZE,
-    between,
-    beyond,
-    decay,
-    fetch_block,
-    fetch_rows,
-    load_values,
-    next_block,
-    pair_decay,
-    place_of,
-    times_normaliser,
-    toward,
-)
+from zoo.kernels.power.triton.hopper.half import Half, as_operand, begin, decay_halves, end, pair_factors, product
 from zoo.kernels.power.triton.hopper.outputs import add_outputs
-from zoo.kernels.power.triton.hopper.products import barrier, chunk_bounds, copy_scalars, load_symmetric
+from zoo.kernels.power.triton.hopper.products import copy_scalars, load_symmetric, locate, times_normaliser
+from zoo.kernels.power.triton.hopper.ring import open_ring, replaceable
+from zoo.kernels.power.triton.hopper.rows import SIZE, open_rows, result_layout
+from zoo.kernels.power.triton.hopper.side import Side, nearest_gates
 from zoo.kernels.power.triton.output import VANISHING
 
 __all__ = ["attend_kernel"]
 
 
 @gluon.jit
-def _scores(x_tile, tile, free):
-    return warpgroup_mma(x_tile, tile.permute((1, 0)), warpgroup_mma_init(free), use_acc=False, is_async=True)
+def _add(half, score, values, factor, NORMALIZE: gl.constexpr):
+    """Steps 5 and 6, for one half; returns the scores' registers as well."""
+    # One product stays in flight: half 1's scores, or half 0's values.
+    score = warpgroup_mma_wait(1, deps=[score])
+    weight = score * score * factor  # float32, [HALF, 64]
+    result = warpgroup_mma(as_operand(weight), values, half.result, is_async=True)
+    row_sums = half.row_sums
+    # The product takes a rounded copy, so the sum may run beside it.
+    if NORMALIZE:
+        row_sums += gl.sum(weight, 1)
+    return half.with_sums(result, row_sums), score
 
 
 @gluon.jit
-def _attend(
-    sum0, sum1, total0, total1, free0, free1, x0, x1, tile, values, factor0, factor1, operand: gl.constexpr,
-    NORMALIZE: gl.constexpr,
-):  # fmt: skip
-    """Add a block's weights, squared scores times factors, times its values."""
-    score0 = _scores(x0, tile, free0)
-    score1 = _scores(x1, tile, free1)
-    free0 = warpgroup_mma_wait(1, deps=[score0])
-    weight0 = free0 * free0 * factor0
-    sum0 = warpgroup_mma(gl.convert_layout(weight0.to(gl.bfloat16), operand), values, sum0, is_async=True)
-    if NORMALIZE:
-        total0 += gl.sum(weight0, 1)
-    free1 = warpgroup_mma_wait(1, deps=[score1])
-    weight1 = free1 * free1 * factor1
-    sum1 = warpgroup_mma(gl.convert_layout(weight1.to(gl.bfloat16), operand), values, sum1, is_async=True)
-    if NORMALIZE:
-        total1 += gl.sum(weight1, 1)
-    return sum0, sum1, total0, total1, free0, free1
+def _meet(half0, half1, accumulators, ring, step, OWN: gl.constexpr, NORMALIZE: gl.constexpr):
+    """Add what one block of tokens gives; OWN are the program's tokens."""
+    side = ring.side
+    # 3. Factors: the weights of the tokens there, and their decay.
+    partner, first = ring.place(step)
+    there = first + gl.arange(0, SIZE, gl.SliceLayout(0, accumulators[0].type.layout))
+    factor = side.weight(side.position(partner, there, OWN), there, OWN)
+    factor0, factor1 = pair_factors(half0, half1, side, there, factor, OWN)
+    tile, values = ring.next(step)
+    # 4. Scores x . x'.
+    score0 = product(half0.x, tile.permute((1, 0)), accumulators[0])
+    score1 = product(half1.x, tile.permute((1, 0)), accumulators[1])
+    # 5. Weights (x . x')^2 times factors, 6. times values; and the sums of weights.
+    half0, accumulator0 = _add(half0, score0, values, factor0, NORMALIZE)
+    half1, accumulator1 = _add(half1, score1, values, factor1, NORMALIZE)
+    return half0, half1, (accumulator0, accumulator1)
 
 
 @gluon.jit
-def _store(
-    result, total, y, exact, denominator, here, tokens, scale, HEADS, V: gl.constexpr, sums: gl.constexpr,
-    NORMALIZE: gl.constexpr, EXACT: gl.constexpr,
-):  # fmt: skip
-    exists = here < tokens
-    result *= scale
+def _store(half, y, exact, denominator, HEADS, NORMALIZE: gl.constexpr, EXACT: gl.constexpr):
+    """Store a half's outputs, over the sum of weights if NORMALIZE."""
+    result, total = half.result, half.row_sums
     if NORMALIZE:
-        total *= scale
-        gl.store(denominator + here * HEADS, total, exists)
+        gl.store(denominator + half.here * HEADS, total, half.here < y.tokens)
+        # A denominator that small has lost its digits, and counts as zero: so do the outputs.
         vanishes = gl.abs(total) < VANISHING
         result = gl.where(vanishes[:, None], 0.0, result / gl.where(vanishes, 1.0, total)[:, None])
-    places = here[:, None] * HEADS * V + gl.arange(0, V, gl.SliceLayout(0, sums))[None, :]
-    gl.store(y + places, result.to(y.dtype.element_ty), exists[:, None])
+    y.store(half.here, result)
     if EXACT:
-        gl.store(exact + places, result, exists[:, None])
+        exact.store(half.here, result)
 
 
 @gluon.jit(do_not_specialize=["T", "BLOCKS", "HEADS"])
@@ -95,138 +83,81 @@ def attend_kernel(
     A program takes 32 tokens a warp of one head. SHARED of HEADS share a state, and PARTNERS of the other side meet it;
     X_SHARED share an x, OTHER_SHARED and VALUE_SHARED partners the others.
     """
+    gl.static_assert(K == SIZE and V == SIZE)  # a result is one tile wide, and so is each tile of a block
     HALF: gl.constexpr = 16 * WARPS
     BLOCK: gl.constexpr = 2 * HALF
     STAGES: gl.constexpr = 2
-    RING: gl.constexpr = STAGES * TRIPS * K // SIZE // 2  # blocks of the chunk that shared memory holds
-    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, SIZE, 16])
-    operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
+    sums: gl.constexpr = result_layout(WARPS)
     row_layout: gl.constexpr = gl.SliceLayout(1, sums)
-    copied: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
 
-    program = gl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    head = program // BLOCKS % HEADS
-    slot = (program // (BLOCKS * HEADS)).to(gl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, HEADS, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
+    # Heads: some of each kind may be shared; constants where the kernel was compiled for 1.
     STATES = HEADS // SHARED
     state = head // SHARED
-    partners = state * PARTNERS
-    X_HEADS = HEADS // X_SHARED
-    OTHER_HEADS = STATES * PARTNERS // OTHER_SHARED
-    VALUE_HEADS = STATES * PARTNERS // VALUE_SHARED
-    x += (start * X_HEADS + head // X_SHARED) * K
-    x_columns += (slot * X_HEADS + head // X_SHARED) * K * C + token
-    other += start * OTHER_HEADS * K
-    values += start * VALUE_HEADS * V
+    partners = STATES * PARTNERS
+    vectors = open_rows(x, start, tokens, HEADS, X_SHARED, K).of(head)
+    outputs = open_rows(y, start, tokens, HEADS, 1, V).of(head)
+    exact_outputs = open_rows(exact, start, tokens, HEADS, 1, V).of(head)
+    denominator += start * HEADS + head
+    x_columns += (slot * vectors.heads + head // X_SHARED) * K * C + token
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
     weights += (slot * HEADS + head) * PARTNERS * C
-    y += (start * HEADS + head) * V
-    exact += (start * HEADS + head) * V
-    denominator += start * HEADS + head
 
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * K, SIZE], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
-    x_row = gl.minimum(token + gl.arange(0, HALF, gl.SliceLayout(1, copied)), tokens - 1)
-    fetch_rows(x_tile.index(0), x, x_row, X_HEADS * K, copied)
-    fetch_rows(x_tile.index(1), x, gl.minimum(x_row + HALF, tokens - 1), X_HEADS * K, copied)
+    # These copies belong to the first group that is committed below, whichever that is.
+    vectors.copy(x_tile.index(0), token)
+    vectors.copy(x_tile.index(1), token + HALF)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
-    sum0 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    sum1 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    free0 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    free1 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    total0 = gl.zeros((HALF,), gl.float32, row_layout)
-    total1 = gl.zeros((HALF,), gl.float32, row_layout)
-    # The program's token that is nearest to those of full blocks.
-    nearest = gl.load(gates + (gl.minimum(token + BLOCK, tokens) - 1 if REVERSE else token)) if GATED else 0.0
+    zeros, no_sums = gl.zeros((HALF, SIZE), gl.float32, sums), gl.zeros((HALF,), gl.float32, row_layout)
+    results, accumulators, totals = (zeros, zeros), (zeros, zeros), (no_sums, no_sums)
+    side = Side(
+        token, tokens, C, gates, nearest_gates(gates, token, tokens, BLOCK, REVERSE, GATED), weights,
+        state * PARTNERS, PARTNERS=PARTNERS, BLOCK=BLOCK, KEYS=REVERSE, GATED=GATED,
+    )  # fmt: skip
     if HAS_STATES:
-        scalars = gl.allocate_shared_memory(gl.bfloat16, [K, BLOCK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+        scalars = gl.allocate_shared_memory(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         if NORMALIZE:
-            z = gl.allocate_shared_memory(gl.bfloat16, [K, K], swizzled)
-            load_symmetric(z, states + rows * V, K, copied)
-            async_copy.commit_group()
-            async_copy.wait_group(0)
-            fence_async_shared()
-            barrier()
-            free0 = times_normaliser(x_tile.index(0), z, free0)
-            total0 = gl.sum(free0 * load_values(x, here0, tokens, X_HEADS * K, K, sums), 1)
-            free1 = times_normaliser(x_tile.index(1), z, free1)
-            total1 = gl.sum(free1 * load_values(x, here1, tokens, X_HEADS * K, K, sums), 1)
+            # 1. The normaliser x^T z x, as one product.
+            z = load_symmetric(states + rows * V, K)
+            accumulator0 = times_normaliser(x_tile.index(0), z, accumulators[0])
+            total0 = gl.sum(accumulator0 * vectors.load(here0, 0, K, sums).to(gl.float32), 1)
+            accumulator1 = times_normaliser(x_tile.index(1), z, accumulators[1])
+            total1 = gl.sum(accumulator1 * vectors.load(here1, 0, K, sums).to(gl.float32), 1)
+            accumulators, totals = (accumulator0, accumulator1), (total0, total1)
         if FIRST or place > 0:
-            copy_scalars(scalars, x_columns, C, K, BLOCK, WARPS)
-            sum0, sum1, free0, free1 = add_outputs(
-                sum0, sum1, free0, free1, x, here0, here1, tokens, X_HEADS * K, states, tiles,
-                scalars._reinterpret(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0])),
-                K, V, TRIPS, STAGES, operand, row_layout, copied,
-            )  # fmt: skip
-            barrier()
-        if GATED:
-            left = decay(gl.load(gates + C - 1), nearest) if REVERSE else gl.exp2(nearest)
-            sum0 *= left
-            sum1 *= left
-            total0 *= left
-            total1 *= left
+            # 2. The state's part S m(x).
+            copy_scalars(scalars, x_columns, C)
+            results, accumulators = add_outputs(
+                results, accumulators, vectors, (here0, here1), states, tiles, scalars, V
+            )
+            replaceable()  # the chunk's blocks pass through the same memory
+    half0 = Half(here0, x_tile.index(0), None, None, None, results[0], totals[0])
+    half1 = Half(here1, x_tile.index(1), None, None, None, results[1], totals[1])
+    # Both parts came from the state as it is; its decay to the nearest token is one number.
+    if HAS_STATES and GATED:
+        decay = side.to_state()
+        half0, half1 = half0.times(decay), half1.times(decay)
 
-    pool = tiles._reinterpret(gl.bfloat16, [2 * RING, SIZE, SIZE], swizzled)
-    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * PARTNERS
-    steps = full + BLOCK // SIZE * PARTNERS
-    for ahead in gl.static_range(2):
-        partner, first = place_of(ahead, full, PARTNERS, token, BLOCK, REVERSE)
-        fetch_block(
-            pool, ahead, other, values, partners + partner, first, tokens, OTHER_HEADS, OTHER_SHARED,
-            VALUE_HEADS, VALUE_SHARED, K, V, copied,
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
-    for step in range(full):
-        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
-        there = first + gl.arange(0, SIZE, gl.SliceLayout(0, sums))
-        # The loop runs at least once, so that products may stay in flight, though there may be no such block.
-        factor = gl.where(there < (tokens if REVERSE else token), 1.0, 0.0)
-        if REVERSE:
-            factor *= gl.load(weights + partner * C + gl.minimum(there, C - 1))
-        if GATED:
-            gates_there = gl.load(gates + gl.minimum(there, C - 1))
-            factor *= beyond(nearest, gates_there, REVERSE)
-        next_block(
-            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
-            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
-        )  # fmt: skip
-        sum0, sum1, total0, total1, free0, free1 = _attend(
-            sum0, sum1, total0, total1, free0, free1, x_tile.index(0), x_tile.index(1), pool.index(step % RING * 2),
-            pool.index(step % RING * 2 + 1), factor[None, :], factor[None, :], operand, NORMALIZE,
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
+    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
+    ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    # Full blocks: decay through the nearest token, so that pairs need no exponential.
+    half0, half1 = begin(half0, half1)
+    for step in range(ring.full):
+        half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, False, NORMALIZE)
+    half0, half1 = end(half0, half1)
     if GATED:
-        gates0, gates1 = gl.load(gates + here0), gl.load(gates + here1)
-        left0, left1 = toward(nearest, gates0, REVERSE), toward(nearest, gates1, REVERSE)
-        sum0, total0 = sum0 * left0[:, None], total0 * left0
-        sum1, total1 = sum1 * left1[:, None], total1 * left1
-    sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
-    for step in range(full, steps):
-        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
-        there = first + gl.arange(0, SIZE, gl.SliceLayout(0, sums))
-        factor = gl.where(there < tokens, 1.0, 0.0)
-        if REVERSE:
-            factor *= gl.load(weights + partner * C + there)
-        factor0 = between(here0, there, factor, REVERSE)
-        factor1 = between(here1, there, factor, REVERSE)
-        if GATED:
-            gates_there = gl.load(gates + there)
-            factor0 *= pair_decay(gates0, gates_there, REVERSE)
-            factor1 *= pair_decay(gates1, gates_there, REVERSE)
-        next_block(
-            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
-            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
-        )  # fmt: skip
-        sum0, sum1, total0, total1, free0, free1 = _attend(
-            sum0, sum1, total0, total1, free0, free1, x_tile.index(0), x_tile.index(1), pool.index(step % RING * 2),
-            pool.index(step % RING * 2 + 1), factor0, factor1, operand, NORMALIZE,
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
-    _store(sum0, total0, y, exact, denominator, here0, tokens, scale, HEADS, V, sums, NORMALIZE, EXACT)
-    _store(sum1, total1, y, exact, denominator, here1, tokens, scale, HEADS, V, sums, NORMALIZE, EXACT)
+        half0, half1, _, _ = decay_halves(half0, half1, side)
+    # The program's own tokens: pairs have decays of their own, or are not causal.
+    half0, half1 = begin(half0, half1)
+    for step in range(ring.full, ring.steps):
+        half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, True, NORMALIZE)
+    half0, half1 = end(half0, half1)
+    _store(half0.times(scale), outputs, exact_outputs, denominator, HEADS, NORMALIZE, EXACT)
+    _store(half1.times(scale), outputs, exact_outputs, denominator, HEADS, NORMALIZE, EXACT)

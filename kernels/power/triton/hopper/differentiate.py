@@ -1,82 +1,72 @@
+# mypy: ignore-errors
 """Gradients of the queries, or of the keys: what the states give and what the chunk gives, in one program."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    warpgroup_mma,
-    warpgroup_mma_init,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from zoo.kernels.power.triton.hopper.chunk import (
-    SIZE,
-    between,
-    beyond,
-    decay,
-    fetch_block,
-    fetch_rows,
-    load_values,
-    next_block,
-    pair_decay,
-    place_of,
-    times_normaliser,
-    toward,
-)
 from zoo.kernels.power.triton.hopper.gradients import add_gradients
-from zoo.kernels.power.triton.hopper.products import (
-    barrier,
-    chunk_bounds,
-    copy_scalars,
-    load_rows,
-    load_symmetric,
-)
+from zoo.kernels.power.triton.hopper.half import Half, as_operand, begin, decay_halves, end, pair_factors, product
+from zoo.kernels.power.triton.hopper.products import copy_scalars, load_symmetric, locate, times_normaliser
+from zoo.kernels.power.triton.hopper.ring import open_ring, replaceable
+from zoo.kernels.power.triton.hopper.rows import SIZE, open_rows, operand_layout, result_layout
+from zoo.kernels.power.triton.hopper.side import Side, nearest_gates
 
 __all__ = ["differentiate_kernel"]
 
 
 @gluon.jit
-def _add(
-    result, along, x_tile, own, tile, block, free, other_free, delta, factor, operand: gl.constexpr,
-    GATED: gl.constexpr,
-):  # fmt: skip
-    """Add the gradients of a block's weights times its tokens; to along, times scores, before they are rounded."""
-    score = warpgroup_mma(x_tile, tile.permute((1, 0)), warpgroup_mma_init(free), use_acc=False, is_async=True)
-    gradient = warpgroup_mma(own, block.permute((1, 0)), warpgroup_mma_init(other_free), use_acc=False, is_async=True)
-    free, other_free = warpgroup_mma_wait(0, deps=[score, gradient])
-    gradient = (other_free - delta) * (free * factor)
+def _add(half, accumulators, tile, values, delta, factor, GATED: gl.constexpr):
+    """Steps 4 to 7, for one half; returns the accumulators as well."""
+    # 4. Scores x . x', and products with the values own . y'.
+    score = product(half.x, tile.permute((1, 0)), accumulators[0])
+    gradient = product(half.own, values.permute((1, 0)), accumulators[1])
+    # Nothing stays in flight: a half takes both accumulators, one for scores and one for gradients.
+    score, gradient = warpgroup_mma_wait(0, deps=[score, gradient])
+    # 5. Half of the scores' gradients, (own . y' - delta) times factors and scores.
+    score_gradient = (gradient - delta) * (score * factor)
+    row_sums = half.row_sums
     if GATED:
-        # The wait keeps the sum from being moved behind the next products, which start where it reads.
-        along += gl.sum(gradient * free, 1)
-        free, other_free, along = warpgroup_mma_wait(0, deps=[free, other_free, along])
-    result = warpgroup_mma(gl.convert_layout(gradient.to(gl.bfloat16), operand), tile, result, is_async=True)
-    return result, along, free, other_free
+        # 6. Their products with the scores, before they are rounded, add up to x . dx / 2.
+        row_sums += gl.sum(score_gradient * score, 1)
+        # The next products start in the registers that this sum reads. The wait, with the sum among its dependencies,
+        # keeps it before them: behind them it was wrong for one half of the tokens.
+        score, gradient, row_sums = warpgroup_mma_wait(0, deps=[score, gradient, row_sums])
+    # 7. dx / 2 += scores' gradients times x'.
+    result = warpgroup_mma(as_operand(score_gradient), tile, half.result, is_async=True)
+    return half.with_sums(result, row_sums), (score, gradient)
 
 
 @gluon.jit
-def _taken(delta0, delta1, delta, at, NORMALIZE: gl.constexpr, REVERSE: gl.constexpr):
-    """What is taken from both halves' products with the values: delta belongs to the queries, here or there."""
-    if NORMALIZE and REVERSE:
-        taken = gl.load(delta + at)[None, :]
-        return taken, taken
+def _meet(half0, half1, accumulators, ring, step, delta, OWN: gl.constexpr, NORMALIZE: gl.constexpr):
+    """Add what one block of tokens gives; OWN are the program's tokens."""
+    side = ring.side
+    # 3. Factors: the weights of the tokens there, and their decay. delta belongs to the queries, here or there.
+    partner, first = ring.place(step)
+    there = first + gl.arange(0, SIZE, gl.SliceLayout(0, accumulators[0].type.layout))
+    at = side.position(partner, there, OWN)
+    factor = side.weight(at, there, OWN)
+    if NORMALIZE and side.KEYS:
+        delta0 = gl.load(delta + at)[None, :]
+        delta1 = delta0
     else:
-        return delta0[:, None], delta1[:, None]
+        delta0, delta1 = half0.delta[:, None], half1.delta[:, None]
+    factor0, factor1 = pair_factors(half0, half1, side, there, factor, OWN)
+    tile, values = ring.next(step)
+    half0, accumulators = _add(half0, accumulators, tile, values, delta0, factor0, side.GATED)
+    half1, accumulators = _add(half1, accumulators, tile, values, delta1, factor1, side.GATED)
+    return half0, half1, accumulators
 
 
 @gluon.jit
-def _store(
-    result, in_chunk, by_states, factor, dx, along, state_along, here, tokens, HEADS, K: gl.constexpr,
-    sums: gl.constexpr, GATED: gl.constexpr,
-):  # fmt: skip
-    # Weights are homogeneous of degree 2 in x.
-    result *= 2 * factor[:, None]
-    exists = here < tokens
-    channel = gl.arange(0, K, gl.SliceLayout(0, sums))
-    gl.store(dx + here[:, None] * HEADS * K + channel[None, :], result.to(dx.dtype.element_ty), exists[:, None])
+def _store(half, from_states, factor, dx, q_dot_dq, q_dot_dq_of_states, GATED: gl.constexpr):
+    """Store a half's gradients, and the two parts of their products with x."""
+    # 8. Weights are homogeneous of degree 2 in x.
+    dx.store(half.here, half.result * (2 * factor[:, None]))
     if GATED:
-        gl.store(along + here, gl.where(exists, in_chunk * factor, 0.0))
-        gl.store(state_along + here, gl.where(exists, by_states * factor, 0.0))
+        exists = half.here < dx.tokens
+        gl.store(q_dot_dq + half.here, gl.where(exists, half.row_sums * factor, 0.0))
+        gl.store(q_dot_dq_of_states + half.here, gl.where(exists, from_states * factor, 0.0))
 
 
 @gluon.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "HEADS"])
@@ -95,163 +85,97 @@ def differentiate_kernel(
 
     REVERSE: of keys x. own are the values, values the outputs' gradients.
     """
+    gl.static_assert(K == SIZE and V == SIZE)  # a result is one tile wide, and so is each tile of a block
     HALF: gl.constexpr = 16 * WARPS
     BLOCK: gl.constexpr = 2 * HALF
     STAGES: gl.constexpr = 2
-    RING: gl.constexpr = STAGES * TRIPS // 2  # blocks of the chunk that shared memory holds
-    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, SIZE, 16])
-    operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
+    sums: gl.constexpr = result_layout(WARPS)
+    operand: gl.constexpr = operand_layout(sums)
     row_layout: gl.constexpr = gl.SliceLayout(1, sums)
-    column_layout: gl.constexpr = gl.SliceLayout(0, sums)
-    copied: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
 
-    program = gl.program_id(0)
-    token = program % BLOCKS * BLOCK
-    head = program // BLOCKS % HEADS
-    slot = (program // (BLOCKS * HEADS)).to(gl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, HEADS, T, C, bounds, PACKED)
+    token = part * BLOCK
     if token >= tokens:
         return
+    # Heads: some of each kind may be shared; constants where the kernel was compiled for 1.
     STATES = HEADS // SHARED
     state = head // SHARED
-    partners = state * PARTNERS
-    X_HEADS = HEADS // X_SHARED
-    OWN_HEADS = HEADS // OWN_SHARED
-    OTHER_HEADS = STATES * PARTNERS // OTHER_SHARED
-    VALUE_HEADS = STATES * PARTNERS // VALUE_SHARED
-    x += (start * X_HEADS + head // X_SHARED) * K
-    x_columns += (slot * X_HEADS + head // X_SHARED) * K * C + token
-    own += (start * OWN_HEADS + head // OWN_SHARED) * V
-    other += start * OTHER_HEADS * K
-    values += start * VALUE_HEADS * V
+    partners = STATES * PARTNERS
+    vectors = open_rows(x, start, tokens, HEADS, X_SHARED, K).of(head)
+    own_vectors = open_rows(own, start, tokens, HEADS, OWN_SHARED, V).of(head)
+    gradients = open_rows(dx, start, tokens, HEADS, 1, K).of(head)
+    x_columns += (slot * vectors.heads + head // X_SHARED) * K * C + token
     states += (slot * STATES + state) * rows * (V + 1)
     gates += (slot * STATES + state) * C
     weights += (slot * HEADS + head) * PARTNERS * C
     delta += (slot * HEADS + head) * PARTNERS * C
-    dx += (start * HEADS + head) * K
-    state_along = along + ((slot + SLOTS) * HEADS + head) * C
-    along += (slot * HEADS + head) * C
+    q_dot_dq = along + (slot * HEADS + head) * C
+    q_dot_dq_of_states = along + ((slot + SLOTS) * HEADS + head) * C
 
     tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * SIZE, V], swizzled)
     x_tile = gl.allocate_shared_memory(gl.bfloat16, [2, HALF, K], swizzled)
-    x_row = gl.minimum(token + gl.arange(0, HALF, gl.SliceLayout(1, copied)), tokens - 1)
-    fetch_rows(x_tile.index(0), x, x_row, X_HEADS * K, copied)
-    fetch_rows(x_tile.index(1), x, gl.minimum(x_row + HALF, tokens - 1), X_HEADS * K, copied)
+    # These copies belong to the first group that is committed below, whichever that is.
+    vectors.copy(x_tile.index(0), token)
+    vectors.copy(x_tile.index(1), token + HALF)
     here0 = token + gl.arange(0, HALF, row_layout)
     here1 = here0 + HALF
-    own0 = load_rows(own, here0, tokens, OWN_HEADS * V, 0, V, operand)
-    own1 = load_rows(own, here1, tokens, OWN_HEADS * V, 0, V, operand)
-    sum0 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    sum1 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    free0 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    free1 = gl.zeros((HALF, SIZE), gl.float32, sums)
-    delta0 = gl.zeros((HALF,), gl.float32, row_layout)
-    delta1 = gl.zeros((HALF,), gl.float32, row_layout)
+    # Left operands of the state's products and of the chunk's, in registers all along.
+    own0, own1 = own_vectors.load(here0, 0, V, operand), own_vectors.load(here1, 0, V, operand)
+    zeros, no_sums = gl.zeros((HALF, SIZE), gl.float32, sums), gl.zeros((HALF,), gl.float32, row_layout)
+    results, accumulators = (zeros, zeros), (zeros, zeros)
+    delta0, delta1 = no_sums, no_sums
     if NORMALIZE and not REVERSE:
         delta0, delta1 = gl.load(delta + here0), gl.load(delta + here1)
-    in_chunk0 = gl.zeros((HALF,), gl.float32, row_layout)
-    in_chunk1 = gl.zeros((HALF,), gl.float32, row_layout)
-    by_states0 = gl.zeros((HALF,), gl.float32, row_layout)
-    by_states1 = gl.zeros((HALF,), gl.float32, row_layout)
-    nearest = gl.load(gates + (gl.minimum(token + BLOCK, tokens) - 1 if REVERSE else token)) if GATED else 0.0
+    from_states0, from_states1 = no_sums, no_sums
+    side = Side(
+        token, tokens, C, gates, nearest_gates(gates, token, tokens, BLOCK, REVERSE, GATED), weights,
+        state * PARTNERS, PARTNERS=PARTNERS, BLOCK=BLOCK, KEYS=REVERSE, GATED=GATED,
+    )  # fmt: skip
     if HAS_STATES:
         if HAS_NORMALISER:
-            z = gl.allocate_shared_memory(gl.bfloat16, [K, K], swizzled)
-            load_symmetric(z, states + rows * V, K, copied)
-            async_copy.commit_group()
-            async_copy.wait_group(0)
-            fence_async_shared()
-            barrier()
-            free0 = times_normaliser(x_tile.index(0), z, free0)
-            free1 = times_normaliser(x_tile.index(1), z, free1)
-            sum0 = free0 if REVERSE else free0 * -delta0[:, None]
-            sum1 = free1 if REVERSE else free1 * -delta1[:, None]
+            # 1. The normaliser's part, z x times the gradient of the denominator.
+            z = load_symmetric(states + rows * V, K)
+            accumulator0 = times_normaliser(x_tile.index(0), z, accumulators[0])
+            accumulator1 = times_normaliser(x_tile.index(1), z, accumulators[1])
+            accumulators = accumulator0, accumulator1
+            results = accumulators
+            if not REVERSE:
+                results = accumulator0 * -delta0[:, None], accumulator1 * -delta1[:, None]
         if FIRST or place > 0:
-            scalars = gl.allocate_shared_memory(gl.bfloat16, [K, BLOCK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-            copy_scalars(scalars, x_columns, C, K, BLOCK, WARPS)
-            sum0, sum1, free0, free1 = add_gradients(
-                sum0, sum1, free0, free1, own0, own1, states, tiles,
-                scalars._reinterpret(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0])), 0,
-                K, V, TRIPS, STAGES, row_layout, copied,
-            )  # fmt: skip
-            barrier()
+            # 2. The state's part sum_i x_i (S_i own).
+            scalars = gl.allocate_shared_memory(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+            copy_scalars(scalars, x_columns, C)
+            results, accumulators = add_gradients(results, accumulators, (own0, own1), states, tiles, scalars, 0, K)
+            replaceable()  # the chunk's blocks pass through the same memory
         if GATED:
-            left = decay(gl.load(gates + C - 1), nearest) if REVERSE else gl.exp2(nearest)
-            sum0 *= left
-            sum1 *= left
-            by_states0 = gl.sum(sum0 * load_values(x, here0, tokens, X_HEADS * K, K, sums), 1)
-            by_states1 = gl.sum(sum1 * load_values(x, here1, tokens, X_HEADS * K, K, sums), 1)
+            # What states give to q . dq stays apart: it is rounded, and must not have to cancel (gate_gradient.py).
+            decay = side.to_state()
+            results = results[0] * decay, results[1] * decay
+            from_states0 = gl.sum(results[0] * vectors.load(here0, 0, K, sums).to(gl.float32), 1)
+            from_states1 = gl.sum(results[1] * vectors.load(here1, 0, K, sums).to(gl.float32), 1)
+    half0 = Half(here0, x_tile.index(0), own0, delta0, None, results[0], no_sums)
+    half1 = Half(here1, x_tile.index(1), own1, delta1, None, results[1], no_sums)
 
-    pool = tiles._reinterpret(gl.bfloat16, [2 * RING, SIZE, SIZE], swizzled)
-    full = gl.maximum(gl.cdiv(tokens - token - BLOCK, SIZE) if REVERSE else token // SIZE, 1) * PARTNERS
-    steps = full + BLOCK // SIZE * PARTNERS
-    for ahead in gl.static_range(2):
-        partner, first = place_of(ahead, full, PARTNERS, token, BLOCK, REVERSE)
-        fetch_block(
-            pool, ahead, other, values, partners + partner, first, tokens, OTHER_HEADS, OTHER_SHARED,
-            VALUE_HEADS, VALUE_SHARED, K, V, copied,
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
-    for step in range(full):
-        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
-        there = first + gl.arange(0, SIZE, column_layout)
-        # The loop runs at least once, so that products may stay in flight, though there may be no such block.
-        factor = gl.where(there < (tokens if REVERSE else token), 1.0, 0.0)
-        at = partner * C + gl.minimum(there, C - 1)
-        if REVERSE:
-            factor *= gl.load(weights + at)
-        taken0, taken1 = _taken(delta0, delta1, delta, at, NORMALIZE, REVERSE)
-        if GATED:
-            gates_there = gl.load(gates + gl.minimum(there, C - 1))
-            factor *= beyond(nearest, gates_there, REVERSE)
-        next_block(
-            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
-            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
-        )  # fmt: skip
-        tile, block = pool.index(step % RING * 2), pool.index(step % RING * 2 + 1)
-        sum0, in_chunk0, free0, free1 = _add(
-            sum0, in_chunk0, x_tile.index(0), own0, tile, block, free0, free1, taken0, factor[None, :], operand, GATED
-        )  # fmt: skip
-        sum1, in_chunk1, free0, free1 = _add(
-            sum1, in_chunk1, x_tile.index(1), own1, tile, block, free0, free1, taken1, factor[None, :], operand, GATED
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
+    others = open_rows(other, start, tokens, partners, OTHER_SHARED, K)
+    ring = open_ring(tiles, side, others, open_rows(values, start, tokens, partners, VALUE_SHARED, V))
+    # Full blocks: decay through the nearest token, so that pairs need no exponential.
+    half0, half1 = begin(half0, half1)
+    for step in range(ring.full):
+        half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, delta, False, NORMALIZE)
+    half0, half1 = end(half0, half1)
     if GATED:
-        gates0, gates1 = gl.load(gates + here0), gl.load(gates + here1)
-        left0, left1 = toward(nearest, gates0, REVERSE), toward(nearest, gates1, REVERSE)
-        sum0, in_chunk0, by_states0 = sum0 * left0[:, None], in_chunk0 * left0, by_states0 * left0
-        sum1, in_chunk1, by_states1 = sum1 * left1[:, None], in_chunk1 * left1, by_states1 * left1
-    sum0, sum1 = warpgroup_mma_init(sum0), warpgroup_mma_init(sum1)
-    for step in range(full, steps):
-        partner, first = place_of(step, full, PARTNERS, token, BLOCK, REVERSE)
-        there = first + gl.arange(0, SIZE, column_layout)
-        factor = gl.where(there < tokens, 1.0, 0.0)
-        at = partner * C + there
-        if REVERSE:
-            factor *= gl.load(weights + at)
-        taken0, taken1 = _taken(delta0, delta1, delta, at, NORMALIZE, REVERSE)
-        factor0 = between(here0, there, factor, REVERSE)
-        factor1 = between(here1, there, factor, REVERSE)
-        if GATED:
-            gates_there = gl.load(gates + there)
-            factor0 *= pair_decay(gates0, gates_there, REVERSE)
-            factor1 *= pair_decay(gates1, gates_there, REVERSE)
-        next_block(
-            pool, step, steps, full, other, values, partners, token, tokens, OTHER_HEADS, OTHER_SHARED, VALUE_HEADS,
-            VALUE_SHARED, PARTNERS, K, V, BLOCK, RING, REVERSE, copied,
-        )  # fmt: skip
-        tile, block = pool.index(step % RING * 2), pool.index(step % RING * 2 + 1)
-        sum0, in_chunk0, free0, free1 = _add(
-            sum0, in_chunk0, x_tile.index(0), own0, tile, block, free0, free1, taken0, factor0, operand, GATED
-        )  # fmt: skip
-        sum1, in_chunk1, free0, free1 = _add(
-            sum1, in_chunk1, x_tile.index(1), own1, tile, block, free0, free1, taken1, factor1, operand, GATED
-        )  # fmt: skip
-    sum0, sum1 = warpgroup_mma_wait(0, deps=[sum0, sum1])
+        half0, half1, decay0, decay1 = decay_halves(half0, half1, side)
+        from_states0, from_states1 = from_states0 * decay0, from_states1 * decay1
+    # The program's own tokens: pairs have decays of their own, or are not causal.
+    half0, half1 = begin(half0, half1)
+    for step in range(ring.full, ring.steps):
+        half0, half1, accumulators = _meet(half0, half1, accumulators, ring, step, delta, True, NORMALIZE)
+    half0, half1 = end(half0, half1)
+    # The factors of queries belong to their rows; keys took those of each query with its block.
     factor0 = gl.full((HALF,), 1.0, gl.float32, row_layout)
     factor1 = factor0
     if not REVERSE:
         factor0, factor1 = gl.load(weights + here0), gl.load(weights + here1)
-    _store(sum0, in_chunk0, by_states0, factor0, dx, along, state_along, here0, tokens, HEADS, K, sums, GATED)
-    _store(sum1, in_chunk1, by_states1, factor1, dx, along, state_along, here1, tokens, HEADS, K, sums, GATED)
+    _store(half0, from_states0, factor0, gradients, q_dot_dq, q_dot_dq_of_states, GATED)
+    _store(half1, from_states1, factor1, gradients, q_dot_dq, q_dot_dq_of_states, GATED)

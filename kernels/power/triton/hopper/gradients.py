@@ -1,67 +1,75 @@
+# mypy: ignore-errors
 """`sum_i x_i (S_i y)`, S as a symmetric tensor: half the gradient for x of `m(x) S y`."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    warpgroup_mma,
-    warpgroup_mma_init,
-)
 
-from zoo.kernels.power.triton.hopper.products import add_scaled, barrier, chunk_bounds, copy_scalars, load_rows
+from zoo.kernels.power.triton.hopper.aggregate import aggregate
+from zoo.kernels.power.triton.hopper.half import product
+from zoo.kernels.power.triton.hopper.products import add_scaled, copy_scalars, locate
+from zoo.kernels.power.triton.hopper.ring import commit, next_tile
+from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_rows, operand_layout, result_layout
 
 __all__ = ["add_gradients", "gradients_kernel"]
 
 
-@gluon.jit
-def _start(operand, tiles, TRIP: gl.constexpr, SECTION: gl.constexpr, free, K: gl.constexpr, TRIPS: gl.constexpr):
-    """All of a tile at once, transposed."""
-    tile = tiles.slice(TRIP * 64, 64).permute((1, 0))
-    return warpgroup_mma(operand, tile, warpgroup_mma_init(free), use_acc=False, is_async=True)
+@aggregate
+class Tiles:
+    """A state's tiles, of TRIPS channels i by 64 channels of the result by V values, on their way to products."""
+
+    pool: gl.shared_memory_descriptor  # [STAGES, TRIPS 64, V]
+    states: gl.tensor  # pointer
+    inner: gl.tensor  # of each row: the result's channel
+    trip: gl.tensor  # of each row: which of the TRIPS channels i
+    value: gl.tensor
+    K: gl.constexpr
+    V: gl.constexpr
+    TRIPS: gl.constexpr
+    STARTED: gl.constexpr
+
+    @gluon.jit
+    def fetch(self, group):
+        """Start to copy the tile of the group's channels; rows that one of them lacks are the other channel's."""
+        if group < self.K // self.TRIPS:
+            inner = self.inner
+            channel = group * self.TRIPS + self.trip
+            # The state has a pair of channels once, its later block of 16 as the inner one.
+            swapped = channel // 16 > inner // 16
+            later = gl.maximum(channel // 16, inner // 16)
+            # Inner block b begins after those of the blocks before, of 16 (b' + 1) outer channels by 16 each.
+            row = 128 * later * (later + 1) + gl.where(swapped, inner, channel) * 16
+            row += gl.where(swapped, channel, inner) % 16
+            async_copy.async_copy_global_to_shared(
+                self.pool.index(group % self.pool.shape[0]), self.states + row[:, None] * self.V + self.value[None, :]
+            )
+        commit()
+
+    @gluon.jit
+    def start(self, operand, tile, TRIP: gl.constexpr, accumulator):
+        """All of a channel's part at once, transposed."""
+        return product(operand, tile.slice(TRIP * SIZE, SIZE).permute((1, 0)), accumulator)
 
 
 @gluon.jit
-def _fetch(
-    tiles, states, inner, trip, value, group, K: gl.constexpr, V: gl.constexpr,
-    TRIPS: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Start to copy the tiles of TRIPS channels; rows that one of them lacks are the other channel's."""
-    if group < K // TRIPS:
-        channel = group * TRIPS + trip
-        swapped = channel // 16 > inner // 16
-        later = gl.maximum(channel // 16, inner // 16)
-        row = 128 * later * (later + 1) + gl.where(swapped, inner, channel) * 16
-        row += gl.where(swapped, channel, inner) % 16
-        async_copy.async_copy_global_to_shared(tiles.index(group % STAGES), states + row[:, None] * V + value[None, :])
-    async_copy.commit_group()
-
-
-@gluon.jit
-def add_gradients(
-    sum0, sum1, free0, free1, operand0, operand1, states, tiles, scalars, columns, K: gl.constexpr, V: gl.constexpr,
-    TRIPS: gl.constexpr, STAGES: gl.constexpr, row_layout: gl.constexpr, copied: gl.constexpr,
-):  # fmt: skip
-    """Add what states give to both halves' 64 channels from `columns` on; tiles `[STAGES, TRIPS 64, V]` are for theirs.
+def add_gradients(results, accumulators, operands, states, pool, scalars, columns, K: gl.constexpr):
+    """Add what states give to both halves' 64 channels from `columns` on; tiles pass `pool [STAGES, TRIPS 64, V]`.
 
     The operands are rows of V numbers; scalars `[2 K, HALF]` are channels of x, being copied.
     """
-    N: gl.constexpr = 64
-    tile_row = gl.arange(0, TRIPS * N, gl.SliceLayout(1, copied))
-    inner, trip = columns + tile_row % N, tile_row // N
+    STAGES: gl.constexpr = pool.shape[0]
+    TRIPS: gl.constexpr = pool.shape[1] // SIZE
+    V: gl.constexpr = pool.shape[2]
+    copied: gl.constexpr = copied_layout(gl.num_warps())
+    row = gl.arange(0, TRIPS * SIZE, gl.SliceLayout(1, copied))
     value = gl.arange(0, V, gl.SliceLayout(0, copied))
+    tiles = Tiles(pool, states, columns + row % SIZE, row // SIZE, value, K=K, V=V, TRIPS=TRIPS, STARTED=1)
     for stage in gl.static_range(STAGES - 1):
-        _fetch(tiles, states, inner, trip, value, stage, K, V, TRIPS, STAGES)
+        tiles.fetch(stage)
     for group in range(K // TRIPS):
-        barrier()
-        _fetch(tiles, states, inner, trip, value, group + STAGES - 1, K, V, TRIPS, STAGES)
-        async_copy.wait_group(STAGES - 1)
-        fence_async_shared()
-        sum0, sum1, free0, free1 = add_scaled(
-            sum0, sum1, free0, free1, operand0, operand1, tiles.index(group % STAGES), scalars, group * TRIPS,
-            _start, 0, 1, TRIPS, K, row_layout,
-        )  # fmt: skip
-    return sum0, sum1, free0, free1
+        tile = next_tile(tiles, group)
+        results, accumulators = add_scaled(results, accumulators, operands, tiles, tile, scalars, group * TRIPS)
+    return results, accumulators
 
 
 @gluon.jit(do_not_specialize=["T", "BLOCKS", "Y_HEADS", "X_HEADS", "HEADS", "STATES"])
@@ -74,42 +82,30 @@ def gradients_kernel(
 
     A program takes 32 tokens a warp, and 64 channels of dx.
     """
+    gl.static_assert(K % SIZE == 0 and V % 16 == 0 and K % TRIPS == 0)
     HALF: gl.constexpr = 16 * WARPS
-    N: gl.constexpr = 64
-    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
-    operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
-    row_layout: gl.constexpr = gl.SliceLayout(1, sums)
-    copied: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    sums: gl.constexpr = result_layout(WARPS)
+    operand: gl.constexpr = operand_layout(sums)
 
-    program = gl.program_id(0)
-    token = program % BLOCKS * 2 * HALF
-    columns = program // BLOCKS % (K // N) * N
-    head = program // (BLOCKS * (K // N)) % HEADS
-    slot = (program // (BLOCKS * (K // N) * HEADS)).to(gl.int64)
-    start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
+    part, column, head, slot, start, tokens, place = locate(BLOCKS, K // SIZE, HEADS, T, C, bounds, PACKED)
+    token = part * 2 * HALF
     if token >= tokens or (place == 0 and not FIRST):
         return
-    y += (start * Y_HEADS + head * Y_HEADS // HEADS) * V
+    vectors = open_rows(y, start, tokens, Y_HEADS, 1, V).of(head * Y_HEADS // HEADS)
+    gradients = open_rows(dx + column * SIZE, start, tokens, HEADS, 1, K).of(head)
     x_columns += (slot * X_HEADS + head * X_HEADS // HEADS) * K * C + token
     states += (slot * STATES + head * STATES // HEADS) * rows * (V + 1)
-    dx += (start * HEADS + head) * K + columns
 
-    tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * N, V], gl.NVMMASharedLayout(128, 16, 2))
-    scalars = gl.allocate_shared_memory(gl.bfloat16, [K, 2 * HALF], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    copy_scalars(scalars, x_columns, C, K, 2 * HALF, WARPS)
-    scalars = scalars._reinterpret(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    here = token + gl.arange(0, HALF, row_layout)
-    operand0 = load_rows(y, here, tokens, Y_HEADS * V, 0, V, operand)
-    operand1 = load_rows(y, here + HALF, tokens, Y_HEADS * V, 0, V, operand)
-    sum0 = gl.zeros((HALF, N), gl.float32, sums)
-    sum1 = gl.zeros((HALF, N), gl.float32, sums)
-    free0 = gl.zeros((HALF, N), gl.float32, sums)
-    free1 = gl.zeros((HALF, N), gl.float32, sums)
-    sum0, sum1, _, _ = add_gradients(
-        sum0, sum1, free0, free1, operand0, operand1, states, tiles, scalars, columns, K, V, TRIPS, STAGES, row_layout,
-        copied,
-    )  # fmt: skip
-    channel = gl.arange(0, N, gl.SliceLayout(0, sums))
-    gl.store(dx + here[:, None] * HEADS * K + channel[None, :], sum0, (here < tokens)[:, None])
-    here += HALF
-    gl.store(dx + here[:, None] * HEADS * K + channel[None, :], sum1, (here < tokens)[:, None])
+    pool = gl.allocate_shared_memory(gl.bfloat16, [STAGES, TRIPS * SIZE, V], gl.NVMMASharedLayout(128, 16, 2))
+    scalars = gl.allocate_shared_memory(gl.bfloat16, [2 * K, HALF], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    copy_scalars(scalars, x_columns, C)
+    here0 = token + gl.arange(0, HALF, gl.SliceLayout(1, sums))
+    here1 = here0 + HALF
+    operands = vectors.load(here0, 0, V, operand), vectors.load(here1, 0, V, operand)
+    # Both halves' results, and accumulators that have been read.
+    zeros = gl.zeros((HALF, SIZE), gl.float32, sums)
+    (result0, result1), _ = add_gradients(
+        (zeros, zeros), (zeros, zeros), operands, states, pool, scalars, column * SIZE, K
+    )
+    gradients.store(here0, result0)
+    gradients.store(here1, result1)

@@ -1,12 +1,8 @@
-"""What both kernels share: `result += scalar * (operand @ tile)` over the tiles of a state.
+# mypy: ignore-errors
+"""What outputs and gradients from a state share: `result += scalar * (operand @ tile)` over the state's tiles.
 
 The operand stays in registers, the tiles stream through shared memory, and the scalar, one channel of each token, meets
-the product in float32: m(x) is never rounded. Tokens are in two halves: while one half's products are in flight, the
-other's are scaled and added.
-
-Products stay in flight only where the compiler (ptxas) sees that nothing else touches their accumulators: each starts
-in what has been read of the one before, a wait after the addition keeps that from being moved behind the next start,
-and none is in flight where a loop ends.
+the product in float32: m(x) is never rounded.
 """
 
 from triton.experimental import gluon
@@ -14,64 +10,78 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
-from zoo.kernels.power.triton import chunks, monomials
+from zoo.kernels.power.triton import monomials, program
+from zoo.kernels.power.triton.hopper.half import product
+from zoo.kernels.power.triton.hopper.ring import commit, published
+from zoo.kernels.power.triton.hopper.rows import copied_layout
 
-__all__ = ["add_scaled", "barrier", "chunk_bounds", "copy_scalars", "load_rows", "load_symmetric"]
+__all__ = ["add_scaled", "copy_scalars", "load_symmetric", "locate", "times_normaliser"]
 
-chunk_bounds = gluon.jit(chunks.chunk_bounds.fn)
+locate = gluon.jit(program.locate.fn)
 pair_rows = gluon.jit(monomials.pair_rows.fn)
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # renamed after Triton 3.6
 
 
 @gluon.jit
-def load_rows(x, here, tokens, stride, FIRST: gl.constexpr, SIZE: gl.constexpr, operand: gl.constexpr):
-    """Channels FIRST to FIRST + SIZE of some tokens' rows, as the left operand of a product."""
-    row = gl.convert_layout(gl.minimum(here, tokens - 1), gl.SliceLayout(1, operand))
-    channel = FIRST + gl.arange(0, SIZE, gl.SliceLayout(0, operand))
-    return gl.load(x + row[:, None] * stride + channel[None, :])
-
-
-@gluon.jit
-def copy_scalars(scalars, columns, C, K: gl.constexpr, TOKENS: gl.constexpr, WARPS: gl.constexpr):
-    """Start to copy `[K, TOKENS]` of columns `[K, C]` to shared memory."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
+def copy_scalars(scalars, columns, C):
+    """Start to copy columns `[K, C]` of both halves' tokens to shared memory `[2 K, HALF]`, a row for each half."""
+    K: gl.constexpr = scalars.shape[0] // 2
+    TOKENS: gl.constexpr = 2 * scalars.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
     channel = gl.arange(0, K, gl.SliceLayout(1, layout))
     token = gl.arange(0, TOKENS, gl.SliceLayout(0, layout))
-    async_copy.async_copy_global_to_shared(scalars, columns + channel[:, None] * C + token[None, :])
+    # One copy for both halves, whose rows then take turns.
+    whole = scalars._reinterpret(gl.bfloat16, [K, TOKENS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    async_copy.async_copy_global_to_shared(whole, columns + channel[:, None] * C + token[None, :])
 
 
 @gluon.jit
-def add_scaled(
-    sum0, sum1, free0, free1, operand0, operand1, tiles, scalars, first, start: gl.constexpr, SECTION: gl.constexpr,
-    STARTED: gl.constexpr, TRIPS: gl.constexpr, K: gl.constexpr, rows: gl.constexpr,
-):  # fmt: skip
-    """TRIPS tiles, those of channels from `first` on, added to both halves' sums.
+def add_scaled(results, accumulators, operands, products, tile, scalars, first):
+    """The parts of one tile, those of channels from `first` on, added to both halves' results.
 
-    `start(operand, tiles, trip, SECTION, free, ...)` starts STARTED products, in the accumulators free0 and free1.
+    `products.start(operand, tile, trip, accumulator)` starts STARTED products with the part of each of TRIPS channels.
     """
-    product0 = start(operand0, tiles, 0, SECTION, free0, K, TRIPS)
-    product1 = start(operand1, tiles, 0, SECTION, free1, K, TRIPS)
+    rows: gl.constexpr = gl.SliceLayout(1, results[0].type.layout)
+    STARTED: gl.constexpr = products.STARTED
+    TRIPS: gl.constexpr = products.TRIPS
+    result0, result1 = results
+    accumulator0, accumulator1 = accumulators
+    # From here on one half's products are in flight while the other's are scaled.
+    product0 = products.start(operands[0], tile, 0, accumulator0)
+    product1 = products.start(operands[1], tile, 0, accumulator1)
     for trip in gl.static_range(TRIPS):
         scalar0 = scalars.index(2 * (first + trip)).load(rows).to(gl.float32)
         scalar1 = scalars.index(2 * (first + trip) + 1).load(rows).to(gl.float32)
-        free0 = warpgroup_mma_wait(STARTED, deps=[product0])
-        sum0 += free0 * scalar0[:, None]
+        accumulator0 = warpgroup_mma_wait(STARTED, deps=[product0])  # the other half's are in flight
+        result0 += accumulator0 * scalar0[:, None]
         if trip < TRIPS - 1:
-            free0, sum0 = warpgroup_mma_wait(STARTED, deps=[free0, sum0])
-            product0 = start(operand0, tiles, trip + 1, SECTION, free0, K, TRIPS)
-            free1 = warpgroup_mma_wait(STARTED, deps=[product1])
-            sum1 += free1 * scalar1[:, None]
-            free1, sum1 = warpgroup_mma_wait(STARTED, deps=[free1, sum1])
-            product1 = start(operand1, tiles, trip + 1, SECTION, free1, K, TRIPS)
+            # Waits with the sum among their dependencies keep it before the next start, which takes what it reads.
+            accumulator0, result0 = warpgroup_mma_wait(STARTED, deps=[accumulator0, result0])
+            product0 = products.start(operands[0], tile, trip + 1, accumulator0)
+            accumulator1 = warpgroup_mma_wait(STARTED, deps=[product1])
+            result1 += accumulator1 * scalar1[:, None]
+            accumulator1, result1 = warpgroup_mma_wait(STARTED, deps=[accumulator1, result1])
+            product1 = products.start(operands[1], tile, trip + 1, accumulator1)
         else:
-            free1 = warpgroup_mma_wait(0, deps=[product1])
-            sum1 += free1 * scalar1[:, None]
-    return sum0, sum1, free0, free1
+            accumulator1 = warpgroup_mma_wait(0, deps=[product1])  # nothing is in flight where a loop ends
+            result1 += accumulator1 * scalar1[:, None]
+    return (result0, result1), (accumulator0, accumulator1)
 
 
 @gluon.jit
-def load_symmetric(tile, z, K: gl.constexpr, layout: gl.constexpr):
-    """Bring a state's normaliser to shared memory as a symmetric matrix `[K, K]`."""
+def load_symmetric(z, K: gl.constexpr):
+    """A state's normaliser as a symmetric matrix `[K, K]` in shared memory, once all that is being copied is there."""
+    layout: gl.constexpr = copied_layout(gl.num_warps())
+    tile = gl.allocate_shared_memory(gl.bfloat16, [K, K], gl.NVMMASharedLayout(128, 16, 2))
     one, other = gl.arange(0, K, gl.SliceLayout(1, layout)), gl.arange(0, K, gl.SliceLayout(0, layout))
+    # Threads store it: not a copy, since both orders of a pair of channels read one number.
     row, _ = pair_rows(one[:, None], other[None, :], 16)
     tile.store(gl.load(z + row))
+    commit()
+    published(0)
+    return tile
+
+
+@gluon.jit
+def times_normaliser(x, z, accumulator):
+    """`x z` of each token, for x in shared memory and z symmetric."""
+    return warpgroup_mma_wait(0, deps=[product(x, z, accumulator)])

@@ -1,16 +1,19 @@
+# mypy: ignore-errors
 """What one chunk adds to the state: `sum_t decay_t m(x_t) y_t^T`."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
-from zoo.kernels.power.triton.hopper.products import barrier, chunk_bounds
+from zoo.kernels.power.triton.hopper.aggregate import Value, aggregate
+from zoo.kernels.power.triton.hopper.products import locate
+from zoo.kernels.power.triton.hopper.ring import commit, drained, published, replaceable
+from zoo.kernels.power.triton.hopper.rows import SIZE, Rows, copied_layout, result_layout
 
 __all__ = ["sums_kernel"]
 
@@ -30,41 +33,57 @@ def _section_and_block(pair, K: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(
-    inner_tiles, outer_tiles, y_tiles, x_columns, x_decayed, y, inner_channel, outer_channel, step, steps, blocks,
-    tokens, state, C, X_SHARED, Y_HEADS, Y_SHARED, REPEATS, K: gl.constexpr, V: gl.constexpr, N: gl.constexpr,
-    STAGES: gl.constexpr, copied: gl.constexpr,
-):  # fmt: skip
-    """Start to copy 64 tokens: inner channels, outer channels with decay, and N values."""
-    if step < steps + STAGES // 3 - 1:  # zeros to the end of a trip
-        exists = step < steps
-        stage = step % STAGES
-        head = state
-        token = step * 64
-        if REPEATS > 1:
-            head = state * REPEATS + gl.minimum(step, steps - 1) // blocks
-            token = step % blocks * 64
-        at = token + gl.arange(0, 64, gl.SliceLayout(0, copied))[None, :]
-        async_copy.async_copy_global_to_shared(
-            inner_tiles.index(stage), x_columns + head // X_SHARED * K * C + inner_channel * C + at, mask=exists
-        )
-        async_copy.async_copy_global_to_shared(
-            outer_tiles.index(stage), x_decayed + head * K * C + outer_channel * C + at, mask=exists
-        )
-        # Beyond the chunk's end decayed columns are zero.
-        there = gl.minimum(token + gl.arange(0, 64, gl.SliceLayout(1, copied)), tokens - 1)[:, None]
-        value = gl.arange(0, N, gl.SliceLayout(0, copied))[None, :]
-        async_copy.async_copy_global_to_shared(
-            y_tiles.index(stage), y + (there * Y_HEADS + head // Y_SHARED) * V + value, mask=exists
-        )
-    async_copy.commit_group()
-
-
-@gluon.jit
 def _channels(first, second, layout: gl.constexpr):
     """The channels of two blocks of 16."""
     row = gl.arange(0, 32, gl.SliceLayout(1, layout))
     return (gl.where(row < 16, first, second) * 16 + row % 16)[:, None]
+
+
+@aggregate
+class Source:
+    """Blocks of 64 tokens of all REPEATS heads of a state, one after the other, on their way through shared memory."""
+
+    inner: gl.shared_memory_descriptor  # [STAGES, 32, 64]
+    outer: gl.shared_memory_descriptor  # [STAGES, 32, 64]
+    y: gl.shared_memory_descriptor  # [STAGES, 64, 64]
+    x_columns: gl.tensor  # pointer
+    x_decayed: gl.tensor  # pointer
+    rows: Rows  # of y
+    inner_channel: gl.tensor  # of each row
+    outer_channel: gl.tensor
+    state: gl.tensor
+    blocks: gl.tensor  # of a head
+    steps: gl.tensor  # blocks of all heads
+    C: gl.tensor
+    X_SHARED: Value
+    REPEATS: Value
+    K: gl.constexpr
+
+    @gluon.jit
+    def fetch(self, step):
+        """Start to copy a step's inner channels, outer channels with decay, and values."""
+        STAGES: gl.constexpr = self.y.shape[0]
+        if step < self.steps + STAGES // 3 - 1:  # zeros to the end of a trip
+            exists = step < self.steps
+            stage = step % STAGES
+            head = self.state
+            token = step * SIZE
+            if self.REPEATS > 1:
+                head = self.state * self.REPEATS + gl.minimum(step, self.steps - 1) // self.blocks
+                token = step % self.blocks * SIZE
+            layout: gl.constexpr = copied_layout(gl.num_warps())
+            at = token + gl.arange(0, SIZE, gl.SliceLayout(0, layout))[None, :]
+            inner = self.x_columns + head // self.X_SHARED * self.K * self.C + self.inner_channel * self.C + at
+            async_copy.async_copy_global_to_shared(self.inner.index(stage), inner, mask=exists)
+            outer = self.x_decayed + head * self.K * self.C + self.outer_channel * self.C + at
+            async_copy.async_copy_global_to_shared(self.outer.index(stage), outer, mask=exists)
+            # Beyond the chunk's end decayed columns are zero.
+            rows = self.rows
+            there = gl.minimum(token + gl.arange(0, SIZE, gl.SliceLayout(1, layout)), rows.tokens - 1)[:, None]
+            value = gl.arange(0, SIZE, gl.SliceLayout(0, layout))[None, :]
+            y = rows.first + (there * rows.heads + head // rows.SHARED) * rows.WIDTH + value
+            async_copy.async_copy_global_to_shared(self.y.index(stage), y, mask=exists)
+        commit()
 
 
 @gluon.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])
@@ -82,8 +101,9 @@ def sums_kernel(
     WARPS: gl.constexpr = 8
     STAGES: gl.constexpr = 3 * PER_TRIP
     TILES: gl.constexpr = 4
-    N: gl.constexpr = 64
-    totals: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
+    PAIRS: gl.constexpr = K // 16 * (K // 16 + 1) // 2
+    gl.static_assert(K % 16 == 0 and PAIRS % 2 == 0 and V % SIZE == 0 and gl.num_warps() == WARPS)
+    totals: gl.constexpr = result_layout(WARPS)
     operand: gl.constexpr = gl.DotOperandLayout(0, totals, 2)
     # The operand's layout, `[outer, inner, token]`: one outer channel a warp.
     expanded: gl.constexpr = gl.DistributedLinearLayout(
@@ -91,17 +111,12 @@ def sums_kernel(
         lane_bases=[[0, 0, 2], [0, 0, 4], [0, 1, 0], [0, 2, 0], [0, 4, 0]],
         warp_bases=[[1, 0, 0], [2, 0, 0], [4, 0, 0]], block_bases=[], shape=[8, 16, 64],
     )  # fmt: skip
-    copied: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    copied: gl.constexpr = copied_layout(WARPS)
 
-    PROGRAMS: gl.constexpr = K // 16 * (K // 16 + 1) // 4
-    program = gl.program_id(0)
-    first = program % PROGRAMS * 2
-    columns = program // PROGRAMS % (V // N) * N
-    state = program // (PROGRAMS * (V // N)) % STATES
-    slot = (program // (PROGRAMS * (V // N) * STATES)).to(gl.int64)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    program, column, state, slot, start, tokens, _ = locate(PAIRS // 2, V // SIZE, STATES, T, C, bounds, PACKED)
     if tokens <= 0:
         return
+    first, columns = program * 2, column * SIZE
     x_columns += slot * X_HEADS * K * C
     x_decayed += slot * STATES * REPEATS * K * C
     y += start * Y_HEADS * V + columns
@@ -111,28 +126,30 @@ def sums_kernel(
     inner_channel, outer_channel = _channels(block0, block1, copied), _channels(section0, section1, copied)
 
     plain: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
-    inner_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, 64], plain)
-    outer_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, 64], plain)
-    y_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, N], gl.NVMMASharedLayout(128, 16, 2))
-    inner_blocks = inner_tiles._reinterpret(gl.bfloat16, [STAGES * 2, 16, 64], plain)
-    outer_eights = outer_tiles._reinterpret(gl.bfloat16, [STAGES * TILES, 8, 64], plain)
+    inner_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, SIZE], plain)
+    outer_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 32, SIZE], plain)
+    y_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, SIZE, SIZE], gl.NVMMASharedLayout(128, 16, 2))
+    # The same memory by tiles: 16 inner channels each, 8 outer ones.
+    inner_blocks = inner_tiles._reinterpret(gl.bfloat16, [STAGES * 2, 16, SIZE], plain)
+    outer_eights = outer_tiles._reinterpret(gl.bfloat16, [STAGES * TILES, 8, SIZE], plain)
 
-    blocks = gl.cdiv(tokens, 64)
+    blocks = gl.cdiv(tokens, SIZE)
     # The compiler must know that the loop runs, or it waits for each product.
     steps = gl.maximum(blocks * REPEATS, 1)
+    source = Source(
+        inner_tiles, outer_tiles, y_tiles, x_columns, x_decayed, Rows(y, tokens, Y_HEADS, Y_SHARED, V),
+        inner_channel=inner_channel, outer_channel=outer_channel, state=state, blocks=blocks, steps=steps, C=C,
+        X_SHARED=X_SHARED, REPEATS=REPEATS, K=K,
+    )  # fmt: skip
     for step in gl.static_range(2 * PER_TRIP):
-        _fetch(
-            inner_tiles, outer_tiles, y_tiles, x_columns, x_decayed, y, inner_channel, outer_channel, step, steps,
-            blocks, tokens, state, C, X_SHARED, Y_HEADS, Y_SHARED, REPEATS, K, V, N, STAGES, copied,
-        )  # fmt: skip
+        source.fetch(step)
+    # All tiles' results; the last one is marked as in flight, as it is where a trip ends.
     results = ()
     for tile in gl.static_range(TILES):
-        result = gl.zeros((128, N), gl.float32, totals)
+        result = gl.zeros((128, SIZE), gl.float32, totals)
         results = results + (result if tile < TILES - 1 else warpgroup_mma_init(result),)
     for trip in range(gl.cdiv(steps, PER_TRIP)):
-        async_copy.wait_group(PER_TRIP)
-        fence_async_shared()
-        barrier()
+        published(PER_TRIP)
         for part in gl.static_range(PER_TRIP):
             stage = (trip * PER_TRIP + part) % STAGES
             done = ()
@@ -141,26 +158,21 @@ def sums_kernel(
                 if tile % 2 == 0:
                     inner = inner_blocks.index(stage * 2 + tile // 2).load(gl.SliceLayout(0, expanded))
                 outer = outer_eights.index(stage * TILES + tile).load(gl.SliceLayout(1, expanded))
-                monomials = (inner[None, :, :] * outer[:, None, :]).reshape([128, 64])
+                monomials = (inner[None, :, :] * outer[:, None, :]).reshape([128, SIZE])
                 monomials = gl.convert_layout(monomials, operand, assert_trivial=True)
                 product = warpgroup_mma(monomials, y_tiles.index(stage), results[tile], is_async=True)
                 if tile > 0:  # to have the registers of its monomials again
                     done = done + (warpgroup_mma_wait(1, deps=[running]),)
                 running = product
             results = done + (running,)
-        # The trip before is done with its stages.
-        barrier()
+        replaceable()  # the stages of the trip before: this one's last product may still be in flight
         for part in gl.static_range(PER_TRIP):
-            _fetch(
-                inner_tiles, outer_tiles, y_tiles, x_columns, x_decayed, y, inner_channel, outer_channel,
-                (trip + 2) * PER_TRIP + part, steps, blocks, tokens, state, C, X_SHARED, Y_HEADS, Y_SHARED, REPEATS,
-                K, V, N, STAGES, copied,
-            )  # fmt: skip
+            source.fetch((trip + 2) * PER_TRIP + part)
     results = warpgroup_mma_wait(0, deps=results)
-    async_copy.wait_group(0)  # what follows takes the shared memory that zeros are still being written to
-    barrier()
+    # The pipeline copies zeros past its end, and the changes of layout below take the shared memory that they go to.
+    drained()
     row = gl.arange(0, 128, gl.SliceLayout(1, copied))[:, None]
-    value = gl.arange(0, N, gl.SliceLayout(0, copied))[None, :]
+    value = gl.arange(0, SIZE, gl.SliceLayout(0, copied))[None, :]
     for tile in gl.static_range(TILES):
         section, block = (section0, block0) if tile < 2 else (section1, block1)
         base = 128 * block * (block + 1) + (section * 16 + tile % 2 * 8) * 16
