@@ -4,10 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in so many processes, one thread each, which take tests from one another when they run out of them.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
 # What also runs under Triton's interpreter, as Python.
-INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py
+INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py \
+	tests/kernels/test_opcheck.py tests/kernels/test_compile.py
 
-.PHONY: ablation test lint types unit test-thorough test-browser kernels clean
+# What has tests for a GPU.
+ON_GPU := tests/generation tests/kernels tests/models tests/training/test_gpu.py
+
+.PHONY: ablation test lint types unit test-thorough test-gpu test-browser kernels clean
 
 ## Compare softmax, linear, power and gated-power attention on real text: a table, plots and a page under runs/.
 ablation: $(STAMP)
@@ -24,17 +31,21 @@ types: $(STAMP)
 	$(BIN)/mypy zoo
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" $(INTERPRETED)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(INTERPRETED)
 
 ## The deep profile of every property test, and the tests that take minutes.
 test-thorough: $(STAMP)
-	$(BIN)/python -m pytest -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
+
+## The tests that need a GPU, in one process.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu $(ON_GPU)
 
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)
-	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py
+	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py tests/kernels/power/triton/hopper
 
 ## Open the study page in a headless browser (needs chromium).
 test-browser: $(STAMP)

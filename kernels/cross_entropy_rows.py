@@ -5,9 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels import linear_cross_entropy
+
 __all__ = ["cross_entropy_rows"]
 
 BLOCK = 8192  # logits at a time
+IGNORED = tl.constexpr(linear_cross_entropy.IGNORED)
 
 
 def cross_entropy_rows(logits: Tensor, targets: Tensor, classes: int, *, wants_gradient: bool) -> Tensor:
@@ -15,7 +18,7 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor, classes: int, *, wants_g
 
     Args:
         logits: contiguous `[N, columns]`, of which the first `classes` count; the gradient of the others is zero.
-        targets: int64 `[N]`, from 0 to classes - 1.
+        targets: int64 `[N]`, from 0 to classes - 1, or -100: that row's loss and gradient are zero. Others give NaN.
     """
     rows, columns = logits.shape
     losses = logits.new_empty(rows, dtype=torch.float32)
@@ -34,7 +37,9 @@ def cross_entropy_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits += row * columns
     target = tl.load(targets + row)
-    wanted = tl.load(logits + target).to(tl.float32)
+    exists = (target >= 0) & (target < classes)
+    wanted = tl.load(logits + target, exists, float("nan")).to(tl.float32)
+    ignored = target == IGNORED
     highest = -float("inf")
     total = 0.0
     for start in range(0, columns, BLOCK):
@@ -44,10 +49,11 @@ def cross_entropy_kernel(
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
         highest = higher
     log_sum = highest + tl.log(total)
-    tl.store(losses + row, log_sum - wanted)
+    tl.store(losses + row, tl.where(ignored, 0.0, log_sum - wanted))
     if WANTS_GRADIENT:
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
             x = tl.load(logits + at, at < classes, -float("inf")).to(tl.float32)
             gradient = tl.exp(x - log_sum) - tl.where(at == target, 1.0, 0.0)
+            gradient = tl.where(ignored, 0.0, tl.where(exists, gradient, float("nan")))
             tl.store(logits + at, gradient.to(logits.dtype.element_ty), at < columns)

@@ -1,5 +1,10 @@
 """Settings for every test: hypothesis profiles, one thread, seeded generators."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # whose neighbours have the other cores; before torch reads it
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

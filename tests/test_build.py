@@ -96,7 +96,7 @@ def test_the_weights_follow_from_the_seed() -> None:
 
 
 def structure(recipe: Recipe) -> dict:
-    """What shrinking keeps."""
+    """The part of a recipe that shrinking keeps."""
     model, training = recipe.model, recipe.training
     heads = {"heads", "key_value_heads", "head_width", "window"}
     return {

@@ -5,14 +5,19 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args, get_origin
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from zoo.blocks.heads import HeadConfig
+from zoo.config import Config
 from zoo.mixers import mixers
+from zoo.recipe import DataConfig, DecoderConfig, TrainingConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECTIONS = {"model": DecoderConfig, "data": DataConfig, "training": TrainingConfig}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -35,17 +40,40 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
-def documented_options(heading: str) -> dict[str, str]:
-    """Return the options and defaults in the table under a heading of docs/mixers.md."""
-    _, _, rest = (ROOT / "docs" / "mixers.md").read_text().partition(f"\n### {heading}\n")
-    return dict(
-        re.findall(r"^\| `(\w+)` \| `(.+?)` \| .+ \|$", re.split(r"^#", rest, flags=re.MULTILINE)[0], re.MULTILINE)
-    )
+def documented_options(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the options in the table under a heading, each with its columns but for the last, which is prose."""
+    _, _, rest = (ROOT / "docs" / page).read_text().partition(f"\n### {heading}\n")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| .+ \|$", re.split(r"^#", rest, flags=re.MULTILINE)[0], re.MULTILINE)
+    return {name: columns.split(" | ") for name, columns in rows}
+
+
+def type_of(annotation: object) -> str:
+    """Write a field's type as the tables do: what YAML calls it, or its choices."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if members := get_args(annotation):
+        return " or ".join(type_of(member) for member in members)
+    return {int: "integer", float: "number", bool: "boolean", str: "text", type(None): "`null`"}[annotation]
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"`{field.default}`" if isinstance(field.default, str) else f"`{json.dumps(field.default)}`"
 
 
 @pytest.mark.parametrize("name", mixers)
 def test_options_are_listed_with_their_defaults(name: str) -> None:
     config = mixers[name].config
-    shared = documented_options("Heads") if issubclass(config, HeadConfig) else {}
+    shared = documented_options("mixers.md", "Heads") if issubclass(config, HeadConfig) else {}
     values = config().model_dump(mode="json", exclude={"name"})
-    assert shared | documented_options(name) == {key: json.dumps(value) for key, value in values.items()}
+    documented = shared | documented_options("mixers.md", name)
+    assert documented == {key: [f"`{json.dumps(value)}`"] for key, value in values.items()}
+
+
+@pytest.mark.parametrize(("section", "config"), SECTIONS.items())
+def test_sections_of_a_recipe_are_listed_with_types_and_defaults(section: str, config: type[Config]) -> None:
+    fields = {name: [type_of(field.annotation), default_of(field)] for name, field in config.model_fields.items()}
+    documented = documented_options("recipes.md", section)
+    assert documented == fields
+    assert list(documented) == list(fields)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from zoo.errors import InputError
 from zoo.mixers import mixers
@@ -81,4 +82,4 @@ def test_helpers_take_the_state_of_every_model(name: str) -> None:
     assert isinstance(back, DecoderState)
     continued = model(tokens[[1, 1, 0], 5:], back).logits
     torch.testing.assert_close(continued, model(tokens[[1, 1, 0]]).logits[:, 5:], rtol=1e-4, atol=1e-5)
-    assert all(not part.requires_grad for layer in map_state(torch.clone, twice).layers for part in layer)
+    assert all(not part.requires_grad for part in _pytree.tree_leaves(map_state(torch.clone, twice)))

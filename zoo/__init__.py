@@ -13,12 +13,13 @@ The public names below are imported on first use, so that the command line answe
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zoo.version import __version__
 
 _HOMES = {
     "zoo.builder": ("build", "shrink"),
     "zoo.errors": ("CheckpointError", "ConfigError", "CorpusError", "InputError", "TrainingError", "ZooError"),
     "zoo.generation": ("generate",),
+    "zoo.kernels.delta": ("DeltaAttentionOutput", "delta_attention", "delta_attention_step", "init_delta_state"),
     "zoo.kernels.power": (
         "PowerAttentionOutput",
         "PowerState",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zoo.builder import shrink as shrink
     from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError, ZooError
     from zoo.generation import generate
+    from zoo.kernels.delta import DeltaAttentionOutput, delta_attention, delta_attention_step, init_delta_state
     from zoo.kernels.power import (
         PowerAttentionOutput,
         PowerState,

@@ -1,4 +1,4 @@
-"""What a recipe's model costs: parameters, bytes of state and FLOPs, exact and without allocating anything."""
+"""Costs of a recipe's model: parameters, bytes of state and FLOPs, exact and without allocating anything."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -13,8 +13,9 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from zoo.errors import ConfigError, nearest
+from zoo.reading import read_regular
 
-__all__ = ["Config", "Pair", "apply_overrides", "dump_yaml", "load_yaml", "override_list", "parse_yaml"]
+__all__ = ["Config", "Pair", "apply_overrides", "dump_yaml", "flatten", "load_yaml", "override_list", "parse_yaml"]
 
 
 class Config(pydantic.BaseModel):
@@ -215,7 +216,7 @@ def parse_yaml(text: str, source: str) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises `ConfigError` when it is missing, unreadable or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -231,6 +232,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write plain data (mappings, lists, text, numbers, booleans, None) as YAML that `parse_yaml` reads back equal."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
+
+
+def flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a nested mapping holds, by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", option) for inner, option in flatten(value))
+        else:
+            yield key, value
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

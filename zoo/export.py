@@ -16,6 +16,7 @@ from torch.utils import _pytree
 
 from zoo.errors import InputError
 from zoo.models.decoder import Decoder
+from zoo.reading import read_regular
 
 __all__ = ["ExportedModel", "export_model", "load_exported"]
 
@@ -120,7 +121,7 @@ def load_exported(folder: Path | str) -> ExportedModel:
     """
     folder = Path(folder)
     try:
-        document = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        document = json.loads(read_regular(folder / "model.json"))
         state = [(part["shape"], getattr(torch, part["dtype"])) for part in document["state"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: expected a folder that export_model wrote, with a model.json") from error

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, TRITON
+from zoo.kernels.transforms import transformed
+from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON
 
 if TRITON:
     from zoo.kernels.cache_attention.split import attend_in_splits
@@ -14,9 +15,10 @@ _WIDTHS = (16, 32, 64, 128, 256)
 
 
 def supports_cache_attention(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the kernel takes these: on a GPU with Triton, no float64, heads of a power of two."""
+    """Whether the kernel takes these: on a GPU with Triton, no float64, heads of a power of two, no derivatives."""
     return (
         TRITON
+        and not transformed()
         and (q.is_cuda or INTERPRETED)
         and all(x.dtype in DTYPES for x in (q, keys, values))
         and q.shape[-1] in _WIDTHS

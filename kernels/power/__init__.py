@@ -5,7 +5,8 @@ from zoo.kernels.power.checks import debug_checks
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import forward_flops, step_flops
 from zoo.kernels.power.heads import Heads
-from zoo.kernels.power.state import PowerState, init_power_state, state_limit
+from zoo.kernels.power.state import PowerState, init_power_state
+from zoo.kernels.state_limit import state_limit
 
 __all__ = [
     "Heads",

@@ -5,7 +5,6 @@ The shape legend: `B` batch, `T` tokens, `Hq`, `Hk`, `Hv` query, key and value h
 """
 
 import math
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import op, reference
+from zoo.kernels.power.call import Inputs, Options, Step, take_sequence
 from zoo.kernels.power.checks import check_arguments, check_values
 from zoo.kernels.power.state import PowerState
-from zoo.kernels.power.triton_support import check_triton, supports_triton
+from zoo.kernels.power.supported import check_triton, supports_triton
 from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
@@ -82,7 +82,8 @@ def power_attention(
     rule and the gates' position follow gated linear attention (Yang et al., arXiv 2312.06635).
     """
     normalize = p % 2 == 0 if normalize is None else normalize
-    check_arguments(q, k, v, log_g, state, cu_seqlens, p=p, normalize=normalize, tokens=True)
+    S, z = (None, None) if state is None else state
+    check_arguments(Inputs(q, k, v, log_g, S, z, cu_seqlens), p=p, normalize=normalize, tokens=True)
     _check_options(q, cu_seqlens, lengths, chunk_size, impl)
     check_values(None, cu_seqlens, lengths, q.shape[1])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
@@ -90,20 +91,9 @@ def power_attention(
         q, k, v, log_g = _without_padding(q, k, v, log_g, lengths)
     check_values(log_g, None, None, q.shape[1])
     if impl in ("quadratic", "recurrent"):
-        return _run_reference(
-            q,
-            k,
-            v,
-            log_g,
-            state,
-            cu_seqlens,
-            p=p,
-            scale=scale,
-            normalize=normalize,
-            return_state=return_state,
-            impl=impl,
-        )
-    S, z = (None, None) if state is None else state
+        inputs = Inputs(q, k, v, log_g, S, z, cu_seqlens)
+        o, after = _run_reference(inputs, impl, p=p, scale=scale, normalize=normalize)
+        return PowerAttentionOutput(o, after if return_state else None)
     dtype = autocast_dtype(q)
     if impl == "triton":
         check_triton(q, v, dtype, p)
@@ -112,11 +102,19 @@ def power_attention(
     if use_triton:
         # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, S, z))
-    o, _, S, z, *_ = op.attend(
-        q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size or 0, return_state,
-        save_states and wants_gradient, normalize and wants_gradient, use_triton,
-    )  # fmt: skip
+    inputs = Inputs(q, k, v, log_g, S, z, cu_seqlens)
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    options = Options(
+        p=p,
+        scale=scale,
+        normalize=normalize,
+        use_triton=use_triton,
+        chunk_size=chunk_size or 0,
+        return_state=return_state,
+        save_states=save_states and wants_gradient,
+        save_output=normalize and wants_gradient,
+    )
+    o, _, S, z, *_ = op.attend(*inputs, *options)
     return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
 
 
@@ -145,10 +143,10 @@ def power_attention_step(
         InputError: names the argument, what it was and what it must be.
     """
     normalize = p % 2 == 0 if normalize is None else normalize
-    check_arguments(q, k, v, log_g, state, None, p=p, normalize=normalize, tokens=False)
+    check_arguments(Inputs(q, k, v, log_g, *state), p=p, normalize=normalize, tokens=False)
     check_values(log_g, None, None, 1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return op.step(q, k, v, log_g, state.S, state.z, p, scale, normalize)
+    return op.step(*Step(q, k, v, log_g, *state, p=p, scale=scale, normalize=normalize))
 
 
 def _check_options(
@@ -176,25 +174,17 @@ def _without_padding(
 
 
 def _run_reference(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | None, cu_seqlens: Tensor | None, *,
-    p: int, scale: float, normalize: bool, return_state: bool, impl: str,
-) -> PowerAttentionOutput:  # fmt: skip
+    inputs: Inputs, impl: str, *, p: int, scale: float, normalize: bool
+) -> tuple[Tensor, PowerState]:  # fmt: skip
     """Run an oracle, once for each packed sequence."""
     run = reference.quadratic if impl == "quadratic" else reference.recurrent
-    q, k, v = cast_for_autocast(q, k, v)
-    S, z = (None, None) if state is None else state
-    ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
-    outputs, states = [], []
+    q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
+    inputs = Inputs(q, k, v, inputs.log_g, inputs.S, inputs.z, inputs.cu_seqlens)
     with without_autocast(q):
-        for i, (a, b) in enumerate(pairwise(ends)):
-            row = slice(None) if cu_seqlens is None else slice(i, i + 1)
-            o, after = run(
-                q[:, a:b], k[:, a:b], v[:, a:b], None if log_g is None else log_g[:, a:b],
-                None if S is None else S[row], None if z is None else z[row], p=p, scale=scale, normalize=normalize,
-            )  # fmt: skip
-            outputs.append(o)
-            states.append(after)
-    o = torch.cat(outputs, dim=1)
-    if not return_state:
-        return PowerAttentionOutput(o, None)
-    return PowerAttentionOutput(o, PowerState(*(torch.cat(parts) for parts in zip(*states, strict=True))))
+        if inputs.cu_seqlens is None:
+            return run(inputs, p=p, scale=scale, normalize=normalize)
+        parts = [
+            run(take_sequence(inputs, row, at), p=p, scale=scale, normalize=normalize) for row, at in inputs.sequences()
+        ]
+    outputs, states = zip(*parts, strict=True)
+    return torch.cat(outputs, dim=1), PowerState(*(torch.cat(x) for x in zip(*states, strict=True)))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.state import PowerState, check_state_size
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["check_arguments", "check_values", "debug_checks"]
+__all__ = ["check_arguments", "check_packing", "check_values", "debug_checks", "known"]
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _checks_everywhere = False
@@ -33,11 +34,9 @@ def debug_checks() -> Iterator[None]:
         _checks_everywhere = previous
 
 
-def check_arguments(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | None, cu_seqlens: Tensor | None, *,
-    p: int, normalize: bool, tokens: bool,
-) -> Heads:  # fmt: skip
-    """Check shapes, dtypes and devices; `tokens` says whether there is a token dimension. Returns the head counts."""
+def check_arguments(inputs: Inputs, *, p: int, normalize: bool, tokens: bool) -> None:
+    """Check shapes, dtypes and devices; `tokens` says whether there is a token dimension."""
+    q, k, v, log_g, S, z, cu_seqlens = inputs
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x, q, leading=2 if tokens else 1)
     if k.shape[-1] != q.shape[-1]:
@@ -52,11 +51,10 @@ def check_arguments(
     if log_g is not None:
         _check_gates(log_g, v)
     if cu_seqlens is not None:
-        _check_packing(q, cu_seqlens)
-    if state is not None:
+        check_packing(q, cu_seqlens)
+    if S is not None and z is not None:
         rows = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        _check_state(state, q, rows, heads, k.shape[-1], v.shape[-1], p)
-    return heads
+        _check_state(PowerState(S, z), q, rows, heads, k.shape[-1], v.shape[-1], p)
 
 
 def _check_tensor(name: str, x: Tensor, q: Tensor, leading: int) -> None:
@@ -96,7 +94,8 @@ def _check_gates(log_g: Tensor, v: Tensor) -> None:
         raise InputError(f"log_g: expected on {v.device} as q is, was on {log_g.device}")
 
 
-def _check_packing(q: Tensor, cu_seqlens: Tensor) -> None:
+def check_packing(q: Tensor, cu_seqlens: Tensor) -> None:
+    """Check boundaries of sequences that are packed into one row `q [1, T, Hq, K]`."""
     if q.shape[0] != 1:
         raise InputError(f"cu_seqlens: expected sequences packed into batch 1, q has batch {q.shape[0]}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
@@ -122,7 +121,7 @@ def _check_state(state: PowerState, q: Tensor, rows: int, heads: Heads, K: int, 
             raise InputError(f"state.{name}: expected on {q.device} as q is, was on {x.device}")
 
 
-def _known(x: Tensor) -> bool:
+def known(x: Tensor) -> bool:
     """Whether looking at values is free: real data on the CPU, outside the compiler."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
@@ -131,17 +130,17 @@ def _known(x: Tensor) -> bool:
 
 def check_values(log_g: Tensor | None, cu_seqlens: Tensor | None, lengths: Tensor | None, T: int) -> None:
     """Check values, where that does not make a device wait (see `debug_checks`)."""
-    if log_g is not None and _known(log_g) and log_g.numel():
+    if log_g is not None and known(log_g) and log_g.numel():
         largest = float(log_g.detach().max())  # NaN if there is one
         if not largest <= 0:
             raise InputError(f"log_g: expected log gates of at most 0, found {largest:g}")
-    if cu_seqlens is not None and _known(cu_seqlens):
+    if cu_seqlens is not None and known(cu_seqlens):
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or any(a > b for a, b in pairwise(ends)):
             raise InputError(f"cu_seqlens: expected to start at 0 and never to decrease, was {_abridge(ends)}")
         if ends[-1] != T:
             raise InputError(f"cu_seqlens: expected to end at T={T}, ends at {ends[-1]}")
-    if lengths is not None and _known(lengths) and bool(((lengths < 0) | (lengths > T)).any()):
+    if lengths is not None and known(lengths) and bool(((lengths < 0) | (lengths > T)).any()):
         raise InputError(f"lengths: expected from 0 to T={T}, was {_abridge(lengths.tolist())}")
 
 

@@ -22,29 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
-from zoo.kernels.power.reference import bounded, vanishes
+from zoo.kernels.power.reference import bounded, steep, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["Gradients", "backward", "forward", "resolve_chunk_size"]
+__all__ = ["backward", "forward", "resolve_chunk_size"]
 
 # exp(-800) is zero in float64 too, and sums of it over a chunk stay exact to 1e-10 in float64, so it stands for -inf.
 _FORGET = -800.0
 # Elements of a batch block's weights: 1 MiB in float32, so that passes over them stay in cache.
 _BLOCK_ELEMENTS = 2**18
-
-
-class Gradients(NamedTuple):
-    """Gradients of `forward`'s inputs, None for absent ones."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    log_g: Tensor | None
-    S: Tensor | None
-    z: Tensor | None
 
 
 class _Decay(NamedTuple):
@@ -64,16 +54,15 @@ class _Decay(NamedTuple):
 class _Problem:
     """One call's inputs and sizes, with the views of them that a block of the batch and a chunk of tokens needs."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, p: int, scale: float, chunk_size: int
-    ) -> None:
-        self.q, self.k, self.v, self.log_g = q, k, v, log_g
-        self.p, self.scale = p, scale
-        self.chunk_size = resolve_chunk_size(chunk_size, q.shape[1], k.shape[-1], p)
-        self.heads = Heads(q.shape[2], k.shape[2], v.shape[2])
-        self.dtype = accumulation_dtype(q.dtype)
-        self.layout: Tiles = tiles(k.shape[-1], p, self.dtype, q.device)
-        self.workspace = Workspace(self.dtype, q.device)
+    def __init__(self, inputs: Inputs, options: Options) -> None:
+        self.q, self.k, self.v, self.log_g, *_ = inputs
+        self.p, self.scale = options.p, options.scale
+        T, K = self.k.shape[1], self.k.shape[-1]
+        self.chunk_size = resolve_chunk_size(options.chunk_size, T, K, self.p)
+        self.heads = inputs.heads
+        self.dtype = accumulation_dtype(self.q.dtype)
+        self.layout: Tiles = tiles(K, self.p, self.dtype, self.q.device)
+        self.workspace = Workspace(self.dtype, self.q.device)
 
     def blocks(self) -> Iterator[slice]:
         """Blocks of the batch."""
@@ -181,22 +170,15 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
     return alone if alone >= T else C
 
 
-def _reciprocal(denominator: Tensor) -> Tensor:
-    """`1 / denominator`, and zero where it vanishes."""
-    return torch.where(vanishes(denominator), 0, denominator.reciprocal())
-
-
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
-    p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Output o `[B, T, Ho, V]`, not rounded; its denominator `[B, T, Ho]` if normalised; S and z if asked for."""
-    problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
+def forward(inputs: Inputs, options: Options) -> Outputs:
+    """All outputs, o not rounded; nothing is saved for the backward pass. Sequences are not packed."""
+    q, _, v, _, S, z, _ = inputs
+    problem = _Problem(inputs, options)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
     o = v.new_empty(B, T, problem.heads.output, V, dtype=problem.dtype)
-    denominator = q.new_empty(B, T, problem.heads.output, dtype=problem.dtype) if normalize else None
+    denominator = q.new_empty(B, T, problem.heads.output, dtype=problem.dtype) if options.normalize else None
     chunks = problem.chunks()
-    keeps_state = return_state or S is not None or len(chunks) > 1
+    keeps_state = options.return_state or S is not None or len(chunks) > 1
     states = problem.join_state(S, z) if keeps_state else None
 
     for block in problem.blocks():
@@ -204,7 +186,7 @@ def forward(
         for index, tokens in enumerate(chunks):
             queries, keys, values = (read(block, tokens) for read in (problem.queries, problem.keys, problem.values))
             decay = problem.decay(block, tokens)
-            weights = problem.multiply(problem.scores(queries, keys).pow_(p), problem.causal_decay(decay))
+            weights = problem.multiply(problem.scores(queries, keys).pow_(problem.p), problem.causal_decay(decay))
             y = queries.new_zeros(values.shape[0], V + 1, queries.shape[2])
             if state is not None and (index > 0 or S is not None):
                 add_query(y, queries, state, problem.layout, problem.workspace)
@@ -212,45 +194,39 @@ def forward(
             y = problem.unfold_outputs(y.baddbmm_(values, weights))
             if denominator is not None:
                 denominator[block, tokens] = total = y[..., V]
-                o[block, tokens] = y[..., :V] * _reciprocal(total)[..., None]
+                o[block, tokens] = y[..., :V] * torch.where(vanishes(total), 0, total.reciprocal())[..., None]
             else:
                 o[block, tokens] = y[..., :V]
-            if state is not None and (return_state or index + 1 < len(chunks)):
+            if state is not None and (options.return_state or index + 1 < len(chunks)):
                 problem.update(state, keys, values, decay)
-    if not return_state or states is None:
-        return o, denominator, None, None
-    return o, denominator, *problem.split_state(states)
+    S_out, z_out = (None, None) if states is None or not options.return_state else problem.split_state(states)
+    return Outputs(o, *(or_empty(x, q) for x in (denominator, S_out, z_out, None, None, None)))
 
 
-def backward(
-    do: Tensor, dS: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor | None, denominator: Tensor | None, *, p: int, scale: float, chunk_size: int,
-) -> Gradients:  # fmt: skip
-    """Gradients of q, k, v, log_g and of the incoming state, from those of o and of the outgoing state (or None).
-
-    o and its denominator are None where it is not normalised.
+def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """Gradients of all inputs. Sequences are not packed.
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
-    `(q . dq - k . dk) / p`.
+    `(q . dq - k . dk) / p`. A gate gets its sum over later tokens, in which a pair of two later ones cancels: pairs in
+    one chunk are therefore summed pair by pair (`_Backward.add_pairs`).
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
-    problem = _Problem(q, k, v, log_g, p=p, scale=scale, chunk_size=chunk_size)
-    T = q.shape[1]
+    (_, dS, dz), (q, k, v, log_g, S, z, _) = incoming, inputs
+    problem = _Problem(inputs, options)
     has_state_gradient = dS is not None and dz is not None
     states = dstates = None
     if S is not None or has_state_gradient or len(problem.chunks()) > 1:
         states, dstates = problem.join_state(S, z), problem.join_state(dS, dz)
         if has_state_gradient:
             dstates /= problem.multiplicities
-    scan = _Backward(problem, do, o, denominator)
+    scan = _Backward(problem, incoming.do, saved, normalize=options.normalize)
     for block in problem.blocks():
         state = None if states is None else states[block].flatten(0, 1)
         scan.forwards(block, state, carries=S is not None, to_the_end=has_state_gradient)
         if state is None or dstates is None:
             continue
         dstate = dstates[block].flatten(0, 1)
-        if T > 0 and has_state_gradient and log_g is not None:
+        if q.shape[1] > 0 and has_state_gradient and log_g is not None:
             along = (state * dstate * problem.layout.coefficients).sum((-2, -1), dtype=torch.float64)
             scan.dtotal[block, -1] += along.view(-1, problem.heads.state)
         scan.backwards(block, dstate, carries=has_state_gradient, to_the_start=S is not None)
@@ -258,29 +234,32 @@ def backward(
     dS_in, dz_in = None, None
     if S is not None and dstates is not None:
         dS_in, dz_in = problem.split_state(dstates.mul_(problem.multiplicities))
+    dlog_g, dS_in, dz_in = (or_empty(x, q) for x in (dlog_g, dS_in, dz_in))
     return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), dlog_g, dS_in, dz_in)
 
 
 class _Backward:
     """The two scans of the backward pass, and the gradients that they fill."""
 
-    def __init__(self, problem: _Problem, do: Tensor, o: Tensor | None, denominator: Tensor | None) -> None:
+    def __init__(self, problem: _Problem, do: Tensor, saved: Saved, *, normalize: bool) -> None:
         self.problem = problem
         self.dq = torch.empty_like(problem.q)
         self.dk, self.dv = (torch.empty_like(x, dtype=problem.dtype) for x in (problem.k, problem.v))
         B, T = problem.q.shape[:2]
         # Gradient of the summed gates; summed over all later tokens in the end, hence float64.
         self.dtotal = torch.zeros(B, T, problem.heads.state, dtype=torch.float64, device=problem.q.device)
-        self.do, self.o, self.denominator = do, o, denominator
+        self.do, self.saved, self.normalize = do, saved, normalize
 
     def output_gradient(self, block: slice, tokens: slice) -> Tensor:
         """Gradient of the numerator and, as one more channel, of the denominator `[n, V + 1, R C]`."""
         at = (block, tokens)
         do = self.do[at].to(self.problem.dtype)
-        if self.o is None or self.denominator is None:
+        if not self.normalize:
             return self.problem.fold_outputs(F.pad(do, (0, 1)))
-        along = -(do * self.o[at]).sum(-1, keepdim=True)
-        dy = torch.cat((do, along), -1).mul_(_reciprocal(self.denominator[at])[..., None])
+        along = -(do * self.saved.o[at]).sum(-1, keepdim=True)
+        denominator = self.saved.denominator[at]
+        inverse = torch.where(steep(denominator), 0, denominator.reciprocal())
+        dy = torch.cat((do, along), -1).mul_(inverse[..., None])
         return self.problem.fold_outputs(bounded(dy))
 
     def add_key_gradients(
@@ -288,12 +267,25 @@ class _Backward:
     ) -> None:
         """Store (first) or add the gradients of a chunk's keys `[n, K, C]` and values `[n, V + 1, C]`."""
         problem, at = self.problem, (block, tokens)
-        if problem.log_g is not None:
+        if problem.log_g is not None and not first:
             self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
         dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
         dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
         self.dk[at] = dk if first else self.dk[at] + dk
         self.dv[at] = dv if first else self.dv[at] + dv
+
+    def add_pairs(self, block: slice, tokens: slice, pairs: Tensor) -> None:
+        """Give what each pair `[n, C, R C]` adds to its decay to the query, and take it from the key.
+
+        Both in float64 and from the same numbers, so that in the sums over later tokens nothing but other pairs is
+        left; a token beside itself would cancel at once. `q . dq` and `k . dk` are rounded each for itself: behind a
+        gate that forgets nearly everything their difference would be nothing but that.
+        """
+        pairs = pairs.unflatten(2, (self.problem.heads.queries_per_state, -1))
+        pairs.diagonal(dim1=1, dim2=3).zero_()
+        wide = pairs.sum(2, dtype=torch.float64)  # [n, C, C]
+        given = (wide.sum(1) - wide.sum(2)).unsqueeze(1)
+        self.dtotal[block, tokens] += self.problem.unfold_states(given)[..., 0]
 
     def forwards(self, block: slice, state: Tensor | None, *, carries: bool, to_the_end: bool) -> None:
         """All that happens inside chunks, and what the past gives to dq; leaves the final state where `to_the_end`."""
@@ -310,18 +302,18 @@ class _Backward:
                 dscores.mul_(weights)
             elif p > 2:
                 dscores.mul_(torch.pow(weights, p - 1, out=workspace("lower", *weights.shape)))
+            if problem.log_g is not None:
+                self.add_pairs(block, tokens, torch.mul(weights, dscores, out=workspace("pairs", *weights.shape)))
             problem.multiply(weights.pow_(p), causal_decay)
             dkeys = (queries @ dscores.mT).mul_(p)
             self.add_key_gradients(block, tokens, keys, dkeys, dy @ weights.mT, first=True)
             dqueries = torch.zeros_like(queries)
             if state is not None and (carries or index > 0):
                 add_gradient(dqueries, queries, dy * decay.from_start, state, layout, workspace)
+                if problem.log_g is not None:
+                    along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
+                    self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            if problem.log_g is not None:
-                # Zero but for rounding if the output is normalised, since q's length is then free; yet with it the
-                # terms of two tokens cancel in the sum over later tokens, and without it their rounding would add up.
-                along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
-                self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
             self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):

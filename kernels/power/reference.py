@@ -1,8 +1,7 @@
 """The definition of power attention, written to be read: as a recurrence and as a quadratic form.
 
 Everything faster is tested against these. Both are plain differentiable PyTorch, work in any floating dtype, take the
-packed state in and out, and follow the head rule. Shapes: q `[B, T, Hq, K]`, k `[B, T, Hk, K]`, v `[B, T, Hv, V]`,
-log_g `[B, T, Hv]` or None; S `[B, Hs, D, V]`, z `[B, Hs, D]` or None for an empty state.
+packed state in and out, and follow the head rule. Sequences are not packed, and no S and z are an empty state.
 
 Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Attention", arXiv 2507.04239.
 """
@@ -10,21 +9,26 @@ Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Atten
 import torch
 from torch import Tensor
 
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.expansion import coefficients, expand, state_size
-from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["bounded", "quadratic", "recurrent", "vanishes"]
+__all__ = ["bounded", "quadratic", "recurrent", "steep", "vanishes"]
 
 
 def vanishes(denominator: Tensor) -> Tensor:
-    """Where a denominator counts as zero: so small that the weights in it have lost digits to underflow.
+    """Where a denominator counts as zero, and so does the output: the weights in it have lost digits to underflow."""
+    return denominator.abs() < torch.finfo(denominator.dtype).tiny
 
-    The output is zero there and the gradients are finite, which they would not be beside the inverse of such a number.
+
+def steep(denominator: Tensor) -> Tensor:
+    """Where a denominator is so small that its inverse, times what it meets, may be beyond the dtype's range.
+
+    Gradients count as zero there.
     """
-    limits = torch.finfo(denominator.dtype)
-    return denominator.abs() < limits.tiny / limits.eps
+    return denominator.abs() < (2.0**-1000 if denominator.dtype == torch.float64 else 2.0**-110)
 
 
 def bounded(gradient: Tensor) -> Tensor:
@@ -37,24 +41,19 @@ def bounded(gradient: Tensor) -> Tensor:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`, zero with zero gradients where the denominator vanishes."""
-    empty = vanishes(denominator)
-    return torch.where(empty, 0, numerator / torch.where(empty, 1, denominator))
+    """`numerator / denominator`, zero where the denominator vanishes; without gradients where it is steep."""
+    empty, flat = vanishes(denominator), steep(denominator)
+    constant = torch.where(empty, 0, numerator.detach() / torch.where(empty, 1, denominator.detach()))
+    return torch.where(flat, constant, numerator / torch.where(flat, 1, denominator))
 
 
-def _heads(q: Tensor, k: Tensor, v: Tensor) -> Heads:
-    return Heads(q.shape[2], k.shape[2], v.shape[2])
-
-
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
-    p: int, scale: float, normalize: bool,
-) -> tuple[Tensor, PowerState]:  # fmt: skip
+def recurrent(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple[Tensor, PowerState]:
     """One token at a time, exactly as the state is defined: `S_t = g_t S_{t-1} + m(k_t) v_t^T`.
 
     Returns o `[B, T, Ho, V]` in the dtype of v, and the state after the last token.
     """
-    heads, dtype = _heads(q, k, v), accumulation_dtype(q.dtype)
+    q, k, v, log_g, S, z, _ = inputs
+    heads, dtype = inputs.heads, accumulation_dtype(q.dtype)
     B, T, V, D = q.shape[0], q.shape[1], v.shape[-1], state_size(q.shape[-1], p)
     S = q.new_zeros(B, heads.state, D, V, dtype=dtype) if S is None else S.to(dtype)
     z = q.new_zeros(B, heads.state, D, dtype=dtype) if z is None else z.to(dtype)
@@ -98,10 +97,7 @@ def _decays(log_g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return difference.exp().to(dtype), from_start.exp().to(dtype), to_end.exp().to(dtype)
 
 
-def quadratic(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None, *,
-    p: int, scale: float, normalize: bool,
-) -> tuple[Tensor, PowerState]:  # fmt: skip
+def quadratic(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple[Tensor, PowerState]:
     """All pairs of tokens at once: `w_tj = exp(G_t - G_j) (scale q_t . k_j)^p`, then `w v`. Quadratic in T.
 
     Scores and sums are float32 (float64 for float64 inputs); weights are rounded to the dtype of v before they meet
@@ -109,7 +105,8 @@ def quadratic(
     baseline of the error law.
     Returns o `[B, T, Ho, V]` in the dtype of v, and the state after the last token.
     """
-    heads, dtype = _heads(q, k, v), accumulation_dtype(q.dtype)
+    q, k, v, log_g, S, z, _ = inputs
+    heads, dtype = inputs.heads, accumulation_dtype(q.dtype)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
     if log_g is None:
         log_g = q.new_zeros(B, T, heads.state, dtype=dtype)

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.expansion import state_size
+from zoo.kernels.state_limit import largest_state
 
-__all__ = ["PowerState", "check_state_size", "init_power_state", "state_limit"]
-
-_LIMIT_BYTES = 64 * 2**20
+__all__ = ["PowerState", "check_state_size", "init_power_state"]
 
 
 class PowerState(NamedTuple):
@@ -25,36 +24,21 @@ class PowerState(NamedTuple):
     z: Tensor
 
 
-class state_limit:  # noqa: N801 - used as a function
-    """Context manager that raises (or lowers) the largest allowed state, in bytes a head; 64 MiB by default."""
-
-    current = _LIMIT_BYTES
-
-    def __init__(self, bytes_per_head: int) -> None:
-        self.bytes_per_head = bytes_per_head
-
-    def __enter__(self) -> None:
-        self.previous, state_limit.current = state_limit.current, self.bytes_per_head
-
-    def __exit__(self, *_: object) -> None:
-        state_limit.current = self.previous
-
-
 def check_state_size(K: int, V: int, p: int) -> None:
     """Refuse widths whose state exceeds the limit, before anything is allocated.
 
     Raises:
         InputError: names the size that the state would have, and the largest key width that fits.
     """
-    size = state_size(K, p) * (V + 1) * 4
-    if size <= state_limit.current:
+    size, limit = state_size(K, p) * (V + 1) * 4, largest_state()
+    if size <= limit:
         return
     fits = K
-    while fits > 1 and state_size(fits, p) * (V + 1) * 4 > state_limit.current:
+    while fits > 1 and state_size(fits, p) * (V + 1) * 4 > limit:
         fits -= 1
     raise InputError(
         f"p: a state of p={p} with key width K={K} and value width V={V} takes {size / 2**20:,.0f} MiB a head, over "
-        f"the limit of {state_limit.current / 2**20:,.0f} MiB; the widest key that fits is K={fits}, or raise the "
+        f"the limit of {limit / 2**20:,.0f} MiB; the widest key that fits is K={fits}, or raise the "
         f"limit with zoo.state_limit({2 ** math.ceil(math.log2(size))})"
     )
 
@@ -72,7 +56,7 @@ def init_power_state(
     """An empty state: `S [batch_size, heads, D, V]` and `z [batch_size, heads, D]`, zeros.
 
     Raises:
-        InputError: when the state of one head would be over the limit (see `state_limit`).
+        InputError: when the state of one head would be over the limit (see `zoo.state_limit`).
     """
     check_state_size(K, V, p)
     D = state_size(K, p)

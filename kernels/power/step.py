@@ -5,15 +5,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from zoo.kernels.power.call import Step
 from zoo.kernels.power.expansion import Level, coefficients, expand_by, levels
-from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.reference import vanishes
 
-__all__ = ["step_in_place"]
+__all__ = ["expansion_tables", "step_in_place"]
 
 
 @lru_cache(maxsize=16)
-def _tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Level, ...], Tensor]:
+def expansion_tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[Level, ...], Tensor]:
     """Index tables and coefficients, which stay on the device: a CUDA graph cannot copy them there.
 
     Only for real tensors outside a trace, which is where a step runs. A tensor of inference mode would be of no use to
@@ -23,13 +24,11 @@ def _tables(K: int, p: int, dtype: torch.dtype, device: torch.device) -> tuple[t
         return levels(K, p, device), coefficients(K, p, dtype, device)
 
 
-def step_in_place(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, *,
-    p: int, scale: float, normalize: bool,
-) -> Tensor:  # fmt: skip
-    """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read. Shapes: q `[B, Hq, K]`, v `[B, Hv, V]`; o `[B, Ho, V]`."""
-    heads, dtype = Heads(q.shape[1], k.shape[1], v.shape[1]), S.dtype
-    tables, c = _tables(k.shape[-1], p, dtype, k.device)
+def step_in_place(step: Step) -> Tensor:
+    """`S <- g S + m(k) v^T`, `z <- g z + m(k)`, then read: o `[B, Ho, V]`."""
+    q, k, v, log_g, S, z, p, scale, normalize = step
+    heads, dtype = step.heads, S.dtype
+    tables, c = expansion_tables(k.shape[-1], p, dtype, k.device)
     keys = spread_heads(expand_by(k.to(dtype), tables), heads.state, 1)  # [B, Hs, D]
     values = spread_heads(v.to(dtype), heads.state, 1)  # [B, Hs, V]
     if log_g is not None:

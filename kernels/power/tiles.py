@@ -131,8 +131,9 @@ def tiles(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     index = [torch.from_numpy(x).to(device) for x in (packed, unpacked, symmetric)]
     weights = [torch.from_numpy(x).to(device, dtype, copy=True) for x in (coefficients, lower)]
     return Tiles(
-        K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0], index[2], weights[1][:, None]
-    )
+        K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0],
+        symmetric=index[2], lower_coefficients=weights[1][:, None],
+    )  # fmt: skip
 
 
 def _outer(x: Tensor, lower: Tensor, tile: _Tile, out: Tensor) -> Tensor:

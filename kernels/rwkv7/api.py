@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.kernels.errors import InputError
 from zoo.kernels.precision import without_autocast
 from zoo.kernels.rwkv7 import fla, op, reference
+from zoo.kernels.rwkv7.call import Options, Tokens
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
@@ -93,7 +94,8 @@ def rwkv7(
     else:
         use_fla = _use_fla(impl, r, log_w_floor, resets)
         chunk_size = fla.resolve_chunk_size(chunk_size) if use_fla else chunk_size or 0
-        o, after, _ = op.mix(r, log_w, k, v, kappa, a, state, chunk_size, use_fla)
+        options = Options(use_fla, chunk_size)
+        o, after, _ = op.mix(*Tokens(r, log_w, k, v, kappa, a), state, *options)
     return Rwkv7Output(o, after if return_state else None)
 
 

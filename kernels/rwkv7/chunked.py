@@ -30,9 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Saved, Tokens
 from zoo.kernels.rwkv7.pairs import differentiate_pairs, meet
 
-__all__ = ["Gradients", "backward", "forward", "resolve_chunk_size", "saved_states"]
+__all__ = ["backward", "forward", "resolve_chunk_size", "saved_states"]
 
 _CHUNK = 16
 
@@ -47,18 +48,6 @@ class _Working(NamedTuple):
 
 # A CPU works from its cache; a GPU wants to be filled by few launches.
 _ON_CPU, _ON_GPU = _Working(256, 2**18, joins=False), _Working(8192, 2**24, joins=True)
-
-
-class Gradients(NamedTuple):
-    """Gradients of `forward`'s inputs; S is None where there was no state."""
-
-    r: Tensor
-    log_w: Tensor
-    k: Tensor
-    v: Tensor
-    kappa: Tensor
-    a: Tensor
-    S: Tensor | None
 
 
 def _power_of_two(size: int) -> int:
@@ -128,9 +117,9 @@ def _chain(moves: Tensor, added: Tensor, first: Tensor) -> Tensor:
 class _Segment:
     """One segment of a block of the batch: its inputs as chunks, the states before them, and what they write."""
 
-    def __init__(self, inputs: tuple[Tensor, ...], S: Tensor, C: int) -> None:
-        """Prepare and scan. `inputs` are r, log_w, k, v, kappa and a `[b, t, H, N]`; S is `[n, N, N]`."""
-        r, log_w, k, v, kappa, a = (_fold(x, C) for x in inputs)
+    def __init__(self, tokens: Tokens, S: Tensor, C: int) -> None:
+        """Prepare and scan. Tokens are `[b, t, H, N]`, S is `[n, N, N]`."""
+        r, log_w, k, v, kappa, a = (_fold(x, C) for x in tokens)
         g, N, n = r.shape[0], r.shape[-1], S.shape[0]
         self.sizes = (g, n, C, N)
         m = g * n
@@ -240,13 +229,9 @@ class _Segment:
         return dstates
 
 
-def forward(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, S: Tensor | None, chunk_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output o `[B, T, H, N]` in the dtype of v; the last state `[B, H, N, N]`; states for the backward pass.
-
-    Those are `[segments + 1, B, H, N, N]`: at segments' starts, and at the end.
-    """
+def forward(tokens: Tokens, S: Tensor | None, chunk_size: int) -> Mixed:
+    """The output, the last state, and states `[segments + 1, ...]`: at segments' starts, and at the end."""
+    r, v = tokens.r, tokens.v
     B, T, H, N = r.shape
     dtype, C = accumulation_dtype(r.dtype), resolve_chunk_size(chunk_size, T)
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -254,36 +239,31 @@ def forward(
     states = r.new_empty(saved_states(T, chunk_size, r.device), B, H, N, N, dtype=dtype)
     states[0] = 0 if S is None else S
     for rows in _blocks(r, chunk_size):
-        for index, tokens in enumerate(segments):
-            at = (rows, tokens)
-            inputs = (r[at], log_w[at], k[at], v[at], kappa[at], a[at])
+        for index, at in enumerate(segments):
+            inputs = Tokens(*(x[rows, at] for x in tokens))
             segment = _Segment(inputs, states[index, rows].flatten(0, 1), C)
-            o[at] = _unfold(segment.outputs(), *inputs[0].shape[:2])
+            o[rows, at] = _unfold(segment.outputs(), *inputs.r.shape[:2])
             states[index + 1, rows] = segment.states[-1].unflatten(0, (-1, H))
-    return o, states[-1].clone(), states
+    return Mixed(o, states[-1].clone(), states)
 
 
-def backward(
-    do: Tensor, dS: Tensor | None,
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, states: Tensor, chunk_size: int, *,
-    has_state: bool,
-) -> Gradients:  # fmt: skip
-    """Gradients from those of o and of the last state (or None); `states` are those that `forward` saved."""
+def backward(incoming: Incoming, tokens: Tokens, saved: Saved, chunk_size: int) -> MixedGradients:
+    """Gradients of tokens and state, from what `forward` saved."""
+    r = tokens.r
     B, T, H, N = r.shape
     C = resolve_chunk_size(chunk_size, T)
-    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r, log_w, k, v, kappa, a)]
+    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tokens]
     dstate = r.new_zeros(B, H, N, N, dtype=accumulation_dtype(r.dtype))
-    if dS is not None:
-        dstate.copy_(dS)
+    if incoming.dS is not None:
+        dstate.copy_(incoming.dS)
     segments = _segments(T, chunk_size, r.device)
     for rows in _blocks(r, chunk_size):
         for index in reversed(range(len(segments))):
             at = (rows, segments[index])
-            inputs = (r[at], log_w[at], k[at], v[at], kappa[at], a[at])
-            segment = _Segment(inputs, states[index, rows].flatten(0, 1), C)
-            *by_token, dstart = segment.gradients(_fold(do[at], C), dstate[rows].flatten(0, 1))
+            inputs = Tokens(*(x[at] for x in tokens))
+            segment = _Segment(inputs, saved.states[index, rows].flatten(0, 1), C)
+            *by_token, dstart = segment.gradients(_fold(incoming.do[at], C), dstate[rows].flatten(0, 1))
             for gradient, part in zip(gradients, by_token, strict=True):
-                gradient[at] = _unfold(part, *inputs[0].shape[:2])
+                gradient[at] = _unfold(part, *inputs.r.shape[:2])
             dstate[rows] = dstart.unflatten(0, (-1, H))
-    dr, dlog_w, dk, dv, dkappa, da = gradients
-    return Gradients(dr, dlog_w, dk, dv, dkappa, da, dstate if has_state else None)
+    return MixedGradients._make((*gradients, dstate if saved.has_state else dstate.new_empty(0)))

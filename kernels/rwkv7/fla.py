@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.rwkv7 import chunked
+from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Saved, Tokens
 
 __all__ = ["backward", "forward", "misfit", "resolve_chunk_size", "saved_states"]
 
@@ -82,51 +83,44 @@ def saved_states(T: int, chunk_size: int, device: torch.device) -> int:
     return 1
 
 
-def _arguments(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, S: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _arguments(tokens: Tokens, S: Tensor | None) -> tuple[Tensor | None, ...]:
     """r, k, v, x, y and log_w, contiguous as the kernels want them, and the state."""
+    r, log_w, k, v, kappa, a = tokens
     y = torch.addcmul(kappa.new_zeros(()), kappa, a, value=-1)  # one kernel for -kappa * a
-    tokens = (x.contiguous() for x in (r, k, v, kappa, y, log_w))
-    return *tokens, None if S is None else S.contiguous()
+    return *(x.contiguous() for x in (r, k, v, kappa, y, log_w)), None if S is None else S.contiguous()
 
 
-def forward(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, S: Tensor | None, chunk_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output o in the dtype of v, the last state, and the state that `backward` starts from `[1, B, H, N, N]`."""
+def forward(tokens: Tokens, S: Tensor | None, chunk_size: int) -> Mixed:
+    """The output, the last state, and the state that `backward` starts from `[1, B, H, N, N]`."""
+    r = tokens.r
     B, _, H, N = r.shape
     states = r.new_zeros(1, B, H, N, N, dtype=torch.float32)
     if S is not None:
         states[0] = S
     if _is_short(r):
-        o, after, _ = chunked.forward(r, log_w, k, v, kappa, a, S, chunk_size)
-        return o, after, states
+        return chunked.forward(tokens, S, chunk_size)._replace(states=states)
     from fla.ops.generalized_delta_rule.dplr.chunk import ChunkDPLRDeltaRuleFunction
 
-    *tokens, S = _arguments(r, log_w, k, v, kappa, a, S)
+    *arguments, S = _arguments(tokens, S)
     unused = SimpleNamespace(save_for_backward=lambda *_: None)
     o, after = ChunkDPLRDeltaRuleFunction.forward(
-        unused, *tokens, scale=1.0, initial_state=S, output_final_state=True, safe_gate=True, chunk_size=chunk_size
+        unused, *arguments, scale=1.0, initial_state=S, output_final_state=True, safe_gate=True, chunk_size=chunk_size
     )
-    return o, after, states
+    return Mixed(o, after, states)
 
 
-def backward(
-    do: Tensor, dS: Tensor | None,
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, states: Tensor, chunk_size: int, *,
-    has_state: bool,
-) -> chunked.Gradients:  # fmt: skip
-    """Gradients from those of o and of the last state (or None); `states` are those that `forward` returned."""
-    if _is_short(r):
-        return chunked.backward(do, dS, r, log_w, k, v, kappa, a, states, chunk_size, has_state=has_state)
+def backward(incoming: Incoming, tokens: Tokens, saved: Saved, chunk_size: int) -> MixedGradients:
+    """Gradients of tokens and state, from what `forward` saved."""
+    if _is_short(tokens.r):
+        return chunked.backward(incoming, tokens, saved, chunk_size)
     from fla.ops.generalized_delta_rule.dplr.chunk import ChunkDPLRDeltaRuleFunction
 
     context = SimpleNamespace(
-        saved_tensors=_arguments(r, log_w, k, v, kappa, a, states[0] if has_state else None),
+        saved_tensors=_arguments(tokens, saved.states[0] if saved.has_state else None),
         scale=1.0, safe_gate=True, chunk_size=chunk_size, chunk_indices=None, cu_seqlens=None, cp_context=None,
-        disable_recompute=False, _fwd_used_autocast=False, _dtype=r.dtype,
+        disable_recompute=False, _fwd_used_autocast=False, _dtype=tokens.r.dtype,
     )  # fmt: skip
-    dr, dk, dv, dx, dy, dlog_w, _, dS_in, *_ = ChunkDPLRDeltaRuleFunction.backward(context, do, dS)
-    da = torch.addcmul(dy.new_zeros(()), dy, kappa, value=-1)
-    return chunked.Gradients(dr, dlog_w, dk, dv, torch.addcmul(dx, dy, a, value=-1), da, dS_in)
+    dr, dk, dv, dx, dy, dlog_w, _, dS, *_ = ChunkDPLRDeltaRuleFunction.backward(context, *incoming)
+    da = torch.addcmul(dy.new_zeros(()), dy, tokens.kappa, value=-1)
+    dkappa = torch.addcmul(dx, dy, tokens.a, value=-1)
+    return MixedGradients(dr, dlog_w, dk, dv, dkappa, da, saved.states.new_empty(0) if dS is None else dS)

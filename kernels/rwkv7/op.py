@@ -3,8 +3,8 @@
 `zoo::rwkv7` and its backward are opaque to the compiler, since a loop over chunks that is traced compiles once for each
 number of chunks; what surrounds them is traced and fused. They run in PyTorch (`chunked.py`) or by the kernels of
 fla-core (`fla.py`), which differ in the states that they keep for the backward pass. The ops take arguments that
-`api.py` has checked and return plain tensors; a schema cannot return None, so absent ones are empty. Autocast changes
-nothing: inputs come in the dtype that the caller wants, and sums are float32 whatever it says.
+`api.py` has checked and return plain tensors. Autocast changes nothing: inputs come in the dtype that the caller wants,
+and sums are float32 whatever it says.
 """
 
 from types import ModuleType
@@ -12,134 +12,105 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from zoo.kernels.precision import accumulation_dtype, without_autocast
+from zoo.kernels.registration import count_flops, custom_op, flat, unflatten
 from zoo.kernels.rwkv7 import chunked, fla
+from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Options, Saved, Tokens
 from zoo.kernels.rwkv7.flops import backward_flops, rwkv7_flops, step_flops
 from zoo.kernels.rwkv7.step import step_in_place
 
 __all__ = ["mix", "step"]
 
 
-def _implementation(use_fla: bool) -> ModuleType:
-    return fla if use_fla else chunked
+def _implementation(options: Options) -> ModuleType:
+    return fla if options.use_fla else chunked
 
 
-@torch.library.custom_op("zoo::rwkv7", mutates_args=())
-def mix(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kappa: Tensor,
-    a: Tensor,
-    S: Tensor | None,
-    chunk_size: int,
-    use_fla: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """o `[B, T, H, N]` in the dtype of v, the last state, and the states that the backward pass needs."""
-    with without_autocast(r):
-        return _implementation(use_fla).forward(r, log_w, k, v, kappa, a, S, chunk_size)
+@custom_op("rwkv7")
+def mix(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
+    """The tokens' output from the state S `[B, H, N, N]`, or an empty one."""
+    with without_autocast(tokens.r):
+        return _implementation(options).forward(tokens, S, options.chunk_size)
 
 
-@mix.register_fake
-def _(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kappa: Tensor,
-    a: Tensor,
-    S: Tensor | None,
-    chunk_size: int,
-    use_fla: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
+    r, v = tokens.r, tokens.v
     B, T, H, N = r.shape
-    dtype, count = accumulation_dtype(r.dtype), _implementation(use_fla).saved_states(T, chunk_size, r.device)
+    dtype, count = accumulation_dtype(r.dtype), _implementation(options).saved_states(T, options.chunk_size, r.device)
     state = r.new_empty(B, H, N, N, dtype=dtype)
-    return v.new_empty(B, T, H, N), state, r.new_empty(count, B, H, N, N, dtype=dtype)
+    return Mixed(v.new_empty(B, T, H, N), state, r.new_empty(count, B, H, N, N, dtype=dtype))
 
 
-@torch.library.custom_op("zoo::rwkv7_backward", mutates_args=())
-def _mix_backward(
-    do: Tensor, dS: Tensor | None,
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, states: Tensor,
-    chunk_size: int, use_fla: bool, has_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of r, log_w, k, v, kappa, a and of the incoming state, empty where there was none."""
-    with without_autocast(r):
-        *gradients, dS_in = _implementation(use_fla).backward(
-            do, dS, r, log_w, k, v, kappa, a, states, chunk_size, has_state=has_state
-        )
-    dr, dlog_w, dk, dv, dkappa, da = gradients
-    return dr, dlog_w, dk, dv, dkappa, da, states.new_empty(0) if dS_in is None else dS_in
+mix.register_fake(flat(_fake))
 
 
-@_mix_backward.register_fake
-def _(
-    do: Tensor, dS: Tensor | None,
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, states: Tensor,
-    chunk_size: int, use_fla: bool, has_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dr, dlog_w, dk, dv, dkappa, da = (x.new_empty(x.shape) for x in (r, log_w, k, v, kappa, a))
-    return dr, dlog_w, dk, dv, dkappa, da, states.new_empty(states.shape[1:] if has_state else (0,))
+@custom_op("rwkv7_backward")
+def _mix_backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options) -> MixedGradients:
+    with without_autocast(tokens.r):
+        return _implementation(options).backward(incoming, tokens, saved, options.chunk_size)
+
+
+def _fake_backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options) -> MixedGradients:
+    states = saved.states
+    S = states.new_empty(states.shape[1:] if saved.has_state else (0,))
+    return MixedGradients._make((*(x.new_empty(x.shape) for x in tokens), S))
+
+
+_mix_backward.register_fake(flat(_fake_backward))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, S, chunk_size, use_fla = inputs
-    _o, _state, states = output
-    ctx.save_for_backward(*tensors, states)
-    ctx.options = (chunk_size, use_fla, S is not None)
+    tokens, S, options = unflatten(inputs, Tokens, Tensor, Options)
+    states = Mixed(*output).states
+    ctx.save_for_backward(*tokens, states)
+    ctx.has_state, ctx.options = S is not None, options
     ctx.mark_non_differentiable(states)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, _states: Tensor | None) -> tuple[Tensor | None, ...]:
-    r, log_w, k, v, kappa, a, states = ctx.saved_tensors
-    chunk_size, use_fla, has_state = ctx.options
-    if do is None and use_fla:  # what comes in through the last state alone errs twice as much by fla-core's kernels
-        chunk_size, use_fla = 0, False
-        states = mix(r, log_w, k, v, kappa, a, states[0] if has_state else None, chunk_size, use_fla)[2]
-    do = torch.zeros_like(v) if do is None else do
-    *gradients, dS_in = _mix_backward(do, dS, r, log_w, k, v, kappa, a, states, chunk_size, use_fla, has_state)
-    return *gradients, dS_in if has_state else None, None, None
+    tokens, states = unflatten(ctx.saved_tensors, Tokens, Tensor)
+    has_state, options = ctx.has_state, ctx.options
+    if do is None and options.use_fla:  # what comes in by the last state alone errs twice as much by fla-core's kernels
+        options = Options(use_fla=False, chunk_size=0)
+        states = Mixed(*mix(*tokens, states[0] if has_state else None, *options)).states
+    incoming = Incoming(torch.zeros_like(tokens.v) if do is None else do, dS)
+    *gradients, dS_in = _mix_backward(*incoming, *tokens, *Saved(states, has_state), *options)
+    return *gradients, dS_in if has_state else None, *(None for _ in options)
 
 
 mix.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op("zoo::rwkv7_step", mutates_args=("state",))
-def step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
+@custom_op("rwkv7_step", mutates=("state",))
+def step(tokens: Tokens, state: Tensor) -> Tensor:
     """One token: o `[B, H, N]`, with the state `[B, H, N, N]` updated in place."""
-    with without_autocast(r):
-        return step_in_place(r, log_w, k, v, kappa, a, state)
+    with without_autocast(tokens.r):
+        return step_in_place(*tokens, state)
 
 
-@step.register_fake
-def _(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
-    return v.new_empty(v.shape)
+def _fake_step(tokens: Tokens, state: Tensor) -> Tensor:
+    return tokens.v.new_empty(tokens.v.shape)
 
 
-@register_flop_formula(torch.ops.zoo.rwkv7)
-def _(
-    r: Any, log_w: Any, k: Any, v: Any, kappa: Any, a: Any, S: Any, chunk_size: int, use_fla: bool, *,
-    out_shape: Any = None, **_: Any,
-) -> int:  # fmt: skip
-    batch, tokens, heads, width = r
-    return rwkv7_flops(batch, tokens, heads, width, chunk_size)
+step.register_fake(flat(_fake_step))
 
 
-@register_flop_formula(torch.ops.zoo.rwkv7_backward)
-def _(
-    do: Any, dS: Any, r: Any, log_w: Any, k: Any, v: Any, kappa: Any, a: Any, states: Any, chunk_size: int,
-    use_fla: bool, has_state: bool, *, out_shape: Any = None, **_: Any,
-) -> int:  # fmt: skip
-    batch, tokens, heads, width = r
-    return backward_flops(batch, tokens, heads, width, chunk_size)
+# FLOP formulas get shapes in tensors' places.
+@count_flops("rwkv7")
+def _(tokens: Tokens, S: Tensor | None, options: Options) -> int:
+    B, T, H, N = tokens.r
+    return rwkv7_flops(B, T, H, N, options.chunk_size)
 
 
-@register_flop_formula(torch.ops.zoo.rwkv7_step)
-def _(r: Any, log_w: Any, k: Any, v: Any, kappa: Any, a: Any, state: Any, *, out_shape: Any = None, **_: Any) -> int:
-    batch, heads, width = r
-    return step_flops(batch, heads, width)
+@count_flops("rwkv7_backward")
+def _(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options) -> int:
+    B, T, H, N = tokens.r
+    return backward_flops(B, T, H, N, options.chunk_size)
+
+
+@count_flops("rwkv7_step")
+def _(tokens: Tokens, state: Tensor) -> int:
+    B, H, N = tokens.r
+    return step_flops(B, H, N)

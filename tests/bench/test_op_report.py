@@ -5,20 +5,21 @@ from io import BytesIO, StringIO
 
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from zoo.bench.entrant import BOTH, OUT_OF_MEMORY
-from zoo.bench.op import OpMeasurement
-from zoo.bench.op_plot import draw_times
-from zoo.bench.op_report import crossovers, milliseconds, print_tables, short_length
-from zoo.study.plots import LIGHT
+from zoo.bench.compare import crossovers, print_comparison
+from zoo.bench.engine import OUT_OF_MEMORY, Row
+from zoo.bench.op import OpBenchmark
+from zoo.bench.subjects import BOTH, FORWARD
+from zoo.report.plots import LIGHT, draw_panels, encode
 
-MakeRows = Callable[..., list[OpMeasurement]]
+MakeRows = Callable[..., list[Row]]
 
 
 @pytest.fixture
-def rows(make_rows: MakeRows) -> list[OpMeasurement]:
+def rows(make_rows: MakeRows) -> list[Row]:
     """All that a full run has, at its widest."""
     return [
         *make_rows("power", seconds=2e-7),
@@ -30,15 +31,15 @@ def rows(make_rows: MakeRows) -> list[OpMeasurement]:
     ]
 
 
-def print_(rows: list[OpMeasurement]) -> str:
+def print_(rows: list[Row]) -> str:
     console = Console(file=StringIO(), width=80, record=True)
-    print_tables(rows, console)
+    print_comparison(rows, console)
     return console.export_text()
 
 
-def test_tables_fit_into_eighty_columns(rows: list[OpMeasurement], make_rows: MakeRows) -> None:
+def test_tables_fit_into_eighty_columns(rows: list[Row], make_rows: MakeRows) -> None:
     fla = make_rows("fla", seconds=1e-6)
-    text = print_([*(row for row in rows if row.contestant != "fla"), *fla])
+    text = print_([*(row for row in rows if row.name != "fla"), *fla])
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     lines = [line.split() for line in text.splitlines()]
@@ -47,7 +48,7 @@ def test_tables_fit_into_eighty_columns(rows: list[OpMeasurement], make_rows: Ma
     assert "out of" in text
 
 
-def test_who_is_absent_is_no_column_and_said_once(rows: list[OpMeasurement]) -> None:
+def test_who_is_absent_is_no_column_and_said_once(rows: list[Row]) -> None:
     text = print_(rows)
     lines = [line.rstrip() for line in text.splitlines()]
     assert [line for line in lines if "fla" in line.replace("flash", "")] == ["fla: has only p = 1"]
@@ -67,25 +68,29 @@ def test_tables_without_our_op_have_no_rates(make_rows: MakeRows) -> None:
 
 def test_crossovers_tell_from_where_on(make_rows: MakeRows) -> None:
     power = make_rows("power", seconds=1e-7)
-    both = [row for row in power if row.passes == BOTH]
-    quadratic = [row for row in make_rows("softmax-cudnn", quadratic=True, limit=65536) if row.passes == BOTH]
+    both = [row for row in power if row["passes"] == BOTH]
+    quadratic = [row for row in make_rows("softmax-cudnn", quadratic=True, limit=65536) if row["passes"] == BOTH]
     assert crossovers([*both, *quadratic]) == [
         "power is faster than softmax-cudnn from T = 16,384 tokens on, 16.0 times at 64k"
     ]
-    faster = [row for row in make_rows("fla", seconds=5e-8) if row.passes == BOTH]
+    faster = [row for row in make_rows("fla", seconds=5e-8) if row["passes"] == BOTH]
     assert crossovers([*both, *faster]) == ["power is not faster than fla at T = 1,048,576 tokens: 0.50 times"]
     assert crossovers([*both, *make_rows("fla", absent="not installed")]) == []
 
 
-def test_numbers_are_short() -> None:
-    assert [milliseconds(value) for value in (4.2e-5, 1.234e-3, 0.0123, 1.2345)] == ["0.042", "1.23", "12.3", "1,234"]
-    assert [short_length(tokens) for tokens in (1000, 1024, 1536, 65536, 2**21)] == ["1000", "1k", "1536", "64k", "2M"]
-
-
-def test_the_plot_has_a_panel_a_pass_and_a_colour_a_contestant(rows: list[OpMeasurement], make_rows: MakeRows) -> None:
+def test_the_plot_has_a_panel_a_pass_and_a_colour_a_contestant(
+    rows: list[Row], make_rows: MakeRows, make_benchmark: Callable[..., OpBenchmark]
+) -> None:
     rows = [*rows, *make_rows("power", p=1), *make_rows("fla", p=1)]
-    image = imread(BytesIO(draw_times(rows, "a GPU", "png")), format="png")[..., :3]
+    panels = make_benchmark("power").panels(rows)
+    assert [[panel.title for panel in line] for line in panels] == [
+        [f"K = 128, p = {p}, {passes}" for passes in (FORWARD, BOTH)] for p in (1, 2)
+    ]
+
+    def draw() -> Figure:
+        return draw_panels(panels, "tokens", "a GPU")
+
+    image = imread(BytesIO(encode(draw, "png")), format="png")[..., :3]
     for color in LIGHT.variants[:5]:
         assert int((abs(image - to_rgb(color)).max(axis=-1) < 0.02).sum()) > 300
-    svg = draw_times(rows, "a GPU", "svg")
-    assert svg == draw_times(rows, "a GPU", "svg")
+    assert encode(draw, "svg") == encode(draw, "svg")

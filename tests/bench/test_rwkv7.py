@@ -7,35 +7,43 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from zoo.bench.entrant import BOTH, FORWARD
-from zoo.bench.rwkv7 import FLOOR, Rwkv7Case, make_inputs, measure_rwkv7
-from zoo.bench.rwkv7_cli import rwkv7
+from zoo.bench.rwkv7 import ENTRANTS, FLOOR, Rwkv7Benchmark, make_rwkv7_inputs
+from zoo.bench.subjects import BOTH, FORWARD, Case
 from zoo.bench.timing import wall_timer
+from zoo.cli.bench import rwkv7
 from zoo.errors import InputError
 
-CASE = Rwkv7Case(heads=2, head_width=16, dtype=torch.float32, device="cpu")
+CASE = Case(heads=2, head_width=16)
 
 
 def test_inputs_are_what_rwkv7_makes() -> None:
-    r, log_w, k, v, kappa, a = make_inputs(CASE, 20)
+    r, log_w, k, v, kappa, a = make_rwkv7_inputs(CASE, 20, ENTRANTS["ours"])
     assert {x.shape for x in (r, log_w, k, v, kappa, a)} == {(1, 20, 2, 16)}
     assert FLOOR < log_w.min() <= log_w.max() < 0
     assert 0 < a.min() <= a.max() < 1
     torch.testing.assert_close(kappa.norm(dim=-1), torch.ones(1, 20, 2))
 
 
+def test_arguments_that_are_ready_are_those_of_fla_core() -> None:
+    *_, kappa, a = make_rwkv7_inputs(CASE, 20, ENTRANTS["ours"])
+    *_, negated, product = ENTRANTS["arguments-ready"].inputs(CASE, 20, ENTRANTS["arguments-ready"])
+    torch.testing.assert_close((negated, product), (-kappa, kappa * a))
+    assert negated.is_leaf
+    assert product.requires_grad
+
+
 def test_who_can_run_is_measured_and_the_others_say_why() -> None:
-    rows = list(measure_rwkv7(CASE, [16, 40], wall_timer(2)))
-    ran = [(row.entrant, row.tokens, row.passes) for row in rows if row.seconds is not None]
+    rows = list(Rwkv7Benchmark(CASE, (16, 40), wall_timer(2)).rows(lambda _: None))
+    ran = [(row.name, row.tokens, row["passes"]) for row in rows if row.seconds is not None]
     assert ran == [("chunked", tokens, passes) for tokens in (16, 40) for passes in (FORWARD, BOTH)]
     absent = [row for row in rows if row.seconds is None]
-    assert {row.entrant for row in absent} == {"ours", "direct", "arguments-ready"}
+    assert {row.name for row in absent} == {"ours", "direct", "arguments-ready"}
     assert all(row.absent.startswith("impl: 'fla' needs") for row in absent)
 
 
 def test_an_unknown_entrant_is_named() -> None:
     with pytest.raises(InputError, match="entrants: expected some of ours, direct, arguments-ready, chunked, was 'chu"):
-        list(measure_rwkv7(CASE, [16], wall_timer(1), ["chunky"]))
+        Rwkv7Benchmark(CASE, (16,), wall_timer(1), ("chunky",))
 
 
 def test_the_command_prints_tables_and_writes_a_file(tmp_path: Path) -> None:

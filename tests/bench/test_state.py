@@ -7,25 +7,26 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from zoo.bench.state import StateCase, measure_state_error, select_recurrences
-from zoo.bench.state_cli import state
+from zoo.bench.state import measure_state_error, select_recurrences
+from zoo.bench.subjects import Case
+from zoo.cli.bench import state
 from zoo.errors import InputError
 
-CASE = StateCase(batch_size=1, heads=2, head_width=8)
+CASE = Case(batch_size=1, heads=2, head_width=8, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["p1", "gated-p1", "p2", "gated-p2", "rwkv7"])
 def test_errors_stay_near_those_of_plain_float32(name: str) -> None:
     (recurrence,) = select_recurrences(CASE, [name])
     errors = measure_state_error(recurrence, [1, 7, 100, 250])
-    assert [error.position for error in errors] == [1, 7, 100, 250]
+    assert [error.tokens for error in errors] == [1, 7, 100, 250]
     for error in errors:
-        assert error.state <= 1.5 * error.plain_state + 1e-7
-        assert error.output <= 1.5 * error.plain_output + 1e-7
-        assert error.state < 1e-5
-        assert error.output < 2**-7  # the output is bfloat16
+        assert error["state"] <= 1.5 * error["plain_state"] + 1e-7
+        assert error["output"] <= 1.5 * error["plain_output"] + 1e-7
+        assert error["state"] < 1e-5
+        assert error["output"] < 2**-7  # the output is bfloat16
     (narrow,) = select_recurrences(CASE._replace(dtype=torch.float32), [name])
-    assert measure_state_error(narrow, [100])[0].output < 1e-4
+    assert measure_state_error(narrow, [100])[0]["output"] < 1e-4
 
 
 def test_an_op_that_errs_shows() -> None:
@@ -38,7 +39,7 @@ def test_an_op_that_errs_shows() -> None:
         return o
 
     (error,) = measure_state_error(recurrence._replace(step=forgetful), [200])
-    assert error.state > 100 * error.plain_state
+    assert error["state"] > 100 * error["plain_state"]
 
 
 def test_bad_input_is_named() -> None:

@@ -25,6 +25,7 @@ from zoo.budget.layers import layer_costs
 from zoo.builder import build, configure, shrink
 from zoo.errors import InputError
 from zoo.kernels.power import Heads, forward_flops, state_size
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.chunked import resolve_chunk_size
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.kernels.power.reference import quadratic
@@ -48,19 +49,19 @@ def models() -> list[tuple[str, Recipe]]:
 
 
 def counted(run: object, *arguments: object) -> int:
-    """What torch counts while `run` does."""
+    """Torch's count of the FLOPs of `run`."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(*arguments)
     return counter.get_total_flops()
 
 
 def torch_flops(model: Decoder) -> int:
-    """What torch counts for one sequence, with a query's own keys and with convolutions."""
+    """Torch's count for one sequence, with a query's own keys and with convolutions."""
     total = counted(model, torch.randint(model.config.vocab_size, (1, T)))
     for module in model.modules():
         if isinstance(module, CausalConvolution):
             total += convolution_flops(*module.weight.shape)
-        if isinstance(module, Mixer) and isinstance(module.init_state(1, max_len=1), KeyValueState):
+        if isinstance(module, Mixer) and isinstance(module.init_state(1, max_len=1).layer, KeyValueState):
             x = torch.randn(1, T, model.config.width)
             total += causal_flops(module, x) - counted(module, x)
     return total
@@ -70,7 +71,7 @@ _causal: dict[str, int] = {}
 
 
 def causal_flops(mixer: Mixer, x: Tensor) -> int:
-    """What torch counts token by token, each with a cache of just the tokens up to it, or of the whole window."""
+    """Torch's count token by token, each with a cache of just the tokens up to it, or of the whole window."""
     key = f"{mixer} {getattr(mixer, 'window', None)}"  # its class and the sizes of its layers and norms
     if key not in _causal:
         total = 0
@@ -147,7 +148,7 @@ def test_power_attention_counts_as_the_products_that_define_it(p: int) -> None:
     assert chunk < tokens
     assert counted(run) == forward_flops(1, tokens, Heads(1, 1, 1), K, K, p)
     one = [x[None, :, None] for x in (q, k, v)]
-    expected, _ = quadratic(*one, None, None, None, p=p, scale=1.0, normalize=False)
+    expected, _ = quadratic(Inputs(*one), p=p, scale=1.0, normalize=False)
     torch.testing.assert_close(y[:, :K], expected[0, :, 0])
 
 

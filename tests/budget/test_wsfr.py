@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
-from hypothesis import strategies as st
 
-from zoo.budget import Row, budgets, exact_table, paper_table, ratio_text
+from zoo.budget import Row, budgets, exact_table, paper_table
 from zoo.budget.paper import PUBLISHED, PUBLISHED_CONTEXTS
 from zoo.budget.wsfr import mixer_label, variants
 from zoo.cli import main
@@ -107,24 +105,6 @@ def test_softmax_ratios_fall_with_the_context_and_those_of_a_fixed_state_stay() 
     assert softmax[2] < hybrid[2] < power[2]
 
 
-@given(st.floats(1e-4, 1e4))
-def test_ratio_text_is_within_a_tenth(value: float) -> None:
-    left, right = (float(side.replace(",", "")) for side in ratio_text(value).split(":"))
-    assert 1 in (left, right)
-    assert left / right == pytest.approx(value, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1, "1:1"), (0.98, "1:1"), (1.04, "1:1"), (1.87, "1.9:1"), (4.96, "5:1"), (7.84, "8:1"),
-        (1 / 4.9, "1:4.9"), (1 / 8.16, "1:8"), (1 / 124.6, "1:125"), (12_345, "12,345:1"),
-    ],
-)  # fmt: skip
-def test_ratio_text(value: float, text: str) -> None:
-    assert ratio_text(value) == text
-
-
 def test_variants_are_of_one_mixer_each_and_alike_once() -> None:
     recipe = load_recipe("hybrid-124m")
     found = variants(recipe, ["recipe", "power", "power:p=2", "power:p=3:normalize=false"])
@@ -177,6 +157,18 @@ def test_files_hold_what_is_printed(zoo: Callable[..., Result], tmp_path: Path) 
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert zoo("wsfr", "tiny", *options, "--plot", files["svg"]).exit_code == 0
     assert b"<svg" in files["svg"].read_bytes()
+
+
+def test_a_file_on_standard_output_has_it_to_itself(zoo: Callable[..., Result]) -> None:
+    options = ["tiny", "--mixers", "softmax", "--contexts", "1024"]
+    for name, read in (("--csv", lambda text: list(csv.DictReader(text.splitlines()))), ("--json", json.loads)):
+        result = zoo("wsfr", *options, name, "-")
+        assert result.exit_code == 0, result.output
+        assert read(result.stdout)
+        assert "Weight-state FLOP ratio" in result.stderr
+    assert zoo("wsfr", *options, "--plot", "-").stdout_bytes.startswith(b"\x89PNG")
+    result = zoo("wsfr", *options, "--csv", "-", "--json", "-")
+    assert result.stderr == "Error: csv, json: expected at most one of them on standard output\n"
 
 
 def test_the_recipe_can_be_left_out(zoo: Callable[..., Result]) -> None:

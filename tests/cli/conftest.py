@@ -1,4 +1,4 @@
-"""What the command line tests share: a runner, and a recipe that trains in a second."""
+"""For tests of the command line: a runner, and a recipe that trains in a second."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.data import DataConfig, bigram_bits_per_byte, load_corpus, split_documents, validation_batches
+from zoo.data import DataConfig, bigram_bits_per_byte, load_corpus, sources, split_documents, validation_batches
 from zoo.data.sources import find_files, stdlib_files
 from zoo.errors import ConfigError, CorpusError
 
@@ -34,7 +36,9 @@ def test_the_split_depends_on_the_contents_alone(documents, fraction, random):
     assert training
     assert validation
     assert sorted(training + validation) == sorted(documents)
-    budget, smallest = fraction * sum(map(len, documents)), min(map(len, documents))
+    assert len(set(documents)) == 1 or not set(training) & set(validation)  # copies are on one side
+    together = {document: documents.count(document) * len(document) for document in documents}
+    budget, smallest = fraction * sum(map(len, documents)), min(together.values())
     assert sum(map(len, validation)) <= max(budget, smallest)
     shuffled = random.sample(documents, len(documents))
     for side, again in zip((training, validation), split_documents(shuffled, fraction), strict=True):
@@ -50,6 +54,55 @@ def test_a_lone_document_is_cut_between_characters(text, fraction):
     assert validation
     assert sorted("".join(part.decode() for part in training + validation)) == sorted(text)
     assert all(part.decode() in text for part in training + validation)
+
+
+@pytest.mark.parametrize("character", ["a", "\u00e9", "\u20ac", "\U0001f600"])
+def test_a_lone_line_is_split_by_bytes_whatever_its_characters_take(character):
+    text = "".join(character * 30 + str(index) for index in range(200))
+    training, validation = split_documents([text.encode()], 0.05)
+    assert 0.03 < sum(map(len, validation)) / len(text.encode()) <= 0.05
+    assert sorted(b"".join(training + validation).decode()) == sorted(text)
+
+
+def test_copies_fall_on_one_side_and_are_counted(tmp_path):
+    files = {f"{copy}/{index}": f"{index} " * 20 for copy in "abc" for index in range(20)}
+    corpus = load(write(tmp_path, files), validation_fraction=0.3)
+    sides = [set(corpus.tokenizer.decode(side[:]).split()) for side in (corpus.train, corpus.validation)]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    assert corpus.copies == 40
+
+
+def test_text_of_another_encoding_is_read_as_such(tmp_path, caplog):
+    text = "caf\u00e9 \U0001f600\n" * 9
+    write(tmp_path / "wide", {"a": text.encode("utf-16"), "b": text.encode("utf-16-be")})
+    corpus = load(tmp_path / "wide" / "a", encoding="utf-16")
+    assert not caplog.records
+    assert corpus.hash == load(write(tmp_path / "plain", {"a": text}) / "a").hash
+    write(tmp_path / "mixed", {"a": text, "b": "more", "c": "\u00e9".encode("latin-1"), "d": ""})
+    load(tmp_path / "mixed")
+    (record,) = caplog.records
+    assert "left out 1 of 3 files that are no UTF-8 text (data.encoding" in record.getMessage()
+
+
+def test_a_large_text_takes_little_more_than_its_size(tmp_path):
+    """Its tokens are in a temporary file; measured apart, for a process remembers its largest size."""
+    size = 48 * 2**20
+    with (tmp_path / "text").open("wb") as file:
+        for index in range(size // 2**16):
+            file.write((f"{index} some words of text that goes on\n" * 2**11)[: 2**16].encode())
+    script = f"""
+import resource
+from zoo.data import DataConfig, load_corpus
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+corpus = load_corpus(DataConfig(source={str(tmp_path / "text")!r}))
+assert len(corpus.train) + len(corpus.validation) > {size}
+print((peak() - before) / {size})
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 1.5
 
 
 def test_a_lone_file_keeps_long_stretches_whole(tmp_path):
@@ -141,7 +194,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(sources, "read_regular", refuse)
     with pytest.raises(CorpusError, match=r"cannot read '.*secret.txt': Permission denied"):
         load(tmp_path / "secret.txt")
 
@@ -169,6 +222,8 @@ def test_text_needs_a_tokenizer(tmp_path):
         ({"document_token": 0}, "document_token 0 is not 256"),
         ({"validation_fraction": 0.0}, "validation_fraction"),
         ({"source": ""}, "source"),
+        ({"encoding": "utf-99"}, "encoding: is no encoding of text that Python knows, got 'utf-99'"),
+        ({"encoding": "hex"}, "encoding: is no encoding of text"),
     ],
 )
 def test_a_contradictory_config_is_one_line(options, message):

@@ -105,6 +105,32 @@ def test_damaged_shards_are_refused(tmp_path, content, message):
         load_corpus(DataConfig(source=str(tmp_path / "a.bin"), **raw))
 
 
+def test_ids_behind_known_headers_are_read(tmp_path):
+    ids = np.arange(50, dtype=np.uint16)
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, len(ids)
+    (tmp_path / "llm.bin").write_bytes(header.tobytes() + ids.tobytes())
+    with (tmp_path / "numpy.bin").open("wb") as file:
+        np.save(file, ids)
+    for name in ("llm.bin", "numpy.bin"):
+        assert open_shard(tmp_path / name).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i8"])
+@pytest.mark.parametrize("largest", [60, 50_257, 128_256])
+def test_wider_ids_are_refused_with_and_without_a_header(tmp_path, dtype, largest):
+    ids = np.random.default_rng(0).integers(0, largest, 400).astype(dtype)
+    header = np.zeros(256, "<i4")
+    header[0] = 20240801
+    (tmp_path / "bare.bin").write_bytes(ids.tobytes())
+    (tmp_path / "llm.bin").write_bytes(header.tobytes() + ids.tobytes())
+    with (tmp_path / "numpy.bin").open("wb") as file:
+        np.save(file, ids)
+    for name, message in (("bare", "looks like ids of 4 or 8"), ("llm", "uint32 ids"), ("numpy", "int")):
+        with pytest.raises(CorpusError, match=f"{message}.*expected uint16"):
+            open_shard(tmp_path / f"{name}.bin")
+
+
 @pytest.mark.parametrize(
     ("name", "tokens", "message"),
     [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.data import ByteTokenizer, RawTokens, load_tokenizer
-from zoo.data.tokenizer import pack_documents
+from zoo.data.packing import pack_documents
 from zoo.errors import ConfigError, InputError
 
 

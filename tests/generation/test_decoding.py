@@ -36,7 +36,7 @@ def addresses(state: DecoderState) -> list[int]:
 
 
 def decode(model: Decoder, lengths: Tensor, tokens: Tensor, chunk: int | None, count: int) -> tuple[Tensor, Any]:
-    decoding = start_decoding(model, tokens, lengths, count, Sampling(), None, chunk)
+    decoding = start_decoding(model, tokens, lengths, Sampling(), max_new_tokens=count, prefill_chunk=chunk)
     return torch.stack(list(decoding), dim=1), decoding.state
 
 
@@ -132,7 +132,7 @@ def test_decoding_begins_anywhere() -> None:
     for _ in range(3):
         decoding.next()
     assert state.position.tolist() == [1_000_003] * 2
-    assert [layer.position.tolist() for layer in state.layers] == [[1_000_003] * 2]
+    assert all(part.is_floating_point() for part in _pytree.tree_leaves(state.layers))  # it is counted once
 
 
 def test_a_decoder_keeps_a_state_for_the_next_batch() -> None:
@@ -175,9 +175,9 @@ def test_weights_that_moved_are_found() -> None:
 
 def test_bad_options_are_named() -> None:
     model, (tokens, _) = build(), prompts()
-    with pytest.raises(InputError, match="prefill_chunk: expected at least 1, was 0"):
+    with pytest.raises(InputError, match="prefill_chunk: expected a whole number from 1 on, was 0"):
         generate_tokens(model, tokens, 5, prefill_chunk=0)
     with pytest.raises(InputError, match=r"mode: expected one without CUDA graphs, .*, was 'reduce-overhead'"):
         compile_decoder(model, mode="reduce-overhead")
-    with pytest.raises(InputError, match="top_k: expected at least 1, was 0"):
+    with pytest.raises(InputError, match="top_k: expected a whole number from 1 on, was 0"):
         compiled(model).decoding(tokens, max_new_tokens=3, temperature=1.0, top_k=0)

@@ -1,7 +1,8 @@
 """Decoding on a GPU, in a CUDA graph: the same tokens as without one, at the same addresses, compiled once."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -163,6 +164,19 @@ def test_decoding_goes_on_from_a_state_far_out() -> None:
         assert torch.equal(recorded, run())
 
 
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """A context in which the host must not wait for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():  # torch says once in a process that this mode is a prototype, and then sets it
+            warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def test_the_host_does_not_wait() -> None:
     model, inputs = build(), prompts()
     decoder = compile_decoder(model)
@@ -170,9 +184,6 @@ def test_the_host_does_not_wait() -> None:
         decoding = decoder.decoding(**inputs, max_new_tokens=20, seed=0, **options)
         for _ in range(5):
             decoding.next()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             for _ in range(10):
                 decoding.next()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

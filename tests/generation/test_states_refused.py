@@ -47,12 +47,24 @@ def wrong_states(name: str, around: str) -> dict[str, tuple[DecoderState, str]]:
             r"state\.\w+: expected (torch\.float32|a floating dtype), was torch\.int32",
         ),
         "dtype of positions": (
-            last_layer(right, lambda x: x if x.is_floating_point() else x.float()),
+            right._replace(position=right.position.float()),
             r"state\.position: expected torch\.int64, was torch\.float32",
         ),
+        "dtype of starts": (
+            right._replace(start=right.start.float()),
+            r"state\.start: expected torch\.int64, was torch\.float32",
+        ),
         "device": (
-            last_layer(right, lambda x: x.to("meta")),
+            map_state(lambda x: x.to("meta"), right),
             "state.position: expected on cpu as the input is, was on meta",
+        ),
+        "device of a layer": (
+            last_layer(right, lambda x: x.to("meta")),
+            r"state\.\w+: expected on cpu as the input is, was on meta",
+        ),
+        "layers of a block": (
+            right._replace(layers=(*right.layers[:-1], right.layers[-1][:1])),
+            "state: expected 2 layers in a block as in this model, was 1",
         ),
         "model": (state("power" if name == "softmax" else "softmax"), r"state(\.\w+)?: expected .*, was "),
         "width": (state(width=32), r"state\.\w+: expected \[.*\] as in this mixer, was"),

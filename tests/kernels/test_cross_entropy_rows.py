@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
-from zoo.kernels.power.triton_support import INTERPRETED, TRITON
+from zoo.kernels.triton_support import INTERPRETED, TRITON
 
 on_gpu = TRITON and torch.cuda.is_available()
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, pytest.mark.skipif(not on_gpu, reason="needs a GPU")]
@@ -28,6 +28,7 @@ def test_losses_and_gradients(
     torch.manual_seed(seed)
     logits = (size * torch.randn(rows, classes + padding)).to(DEVICE, dtype)
     targets = torch.randint(0, classes, (rows,), device=DEVICE)
+    targets[torch.rand(rows, device=DEVICE) < 0.3] = -100
     exact = logits[:, :classes].double().requires_grad_()
     expected = F.cross_entropy(exact, targets, reduction="none")
     (gradient,) = torch.autograd.grad(expected.sum(), exact)
@@ -40,6 +41,17 @@ def test_losses_and_gradients(
     digits = max(torch.finfo(dtype).eps, 2e-5)  # differences of logits up to 100 have float32's last digits
     torch.testing.assert_close(logits[:, :classes].double(), gradient, rtol=digits, atol=digits / 10)
     assert not logits[:, classes:].any()
+    assert not logits[targets == -100].any()
+
+
+@pytest.mark.parametrize("wrong", [-1, -101, 12, 2**40])
+def test_a_target_out_of_range_gives_nan_and_reads_nothing_else(wrong: int) -> None:
+    from zoo.kernels.cross_entropy_rows import cross_entropy_rows
+
+    logits = torch.randn(3, 16, device=DEVICE)
+    losses = cross_entropy_rows(logits, torch.tensor([0, wrong, 11], device=DEVICE), 12, wants_gradient=True)
+    assert losses.isnan().tolist() == [False, True, False]
+    assert logits[:, :12].isnan().any(1).tolist() == [False, True, False]
 
 
 @pytest.mark.gpu

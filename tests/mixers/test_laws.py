@@ -54,7 +54,7 @@ def build(variant: str, seed: int, dtype: torch.dtype = torch.float64) -> Mixer:
     context = LayerContext(
         width=WIDTH, heads=4, key_value_heads=(1, 2, 4)[seed % 3], head_width=4, bias=True, rotary=bool(seed % 2)
     )
-    mixer = put_around(around, False, spec.build(spec.config(**options), context), context).to(dtype)
+    mixer = put_around(around, spec.build(spec.config(**options), context), context).to(dtype)
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return mixer
@@ -271,5 +271,5 @@ def test_steps_run_without_gradients(variant: str, mode: Any) -> None:
 def test_states_compare_by_content() -> None:
     mixer = build("softmax", 0)
     _, state = mixer(inputs(1, 3), mixer.init_state(1, max_len=4), True)
-    with pytest.raises(AssertionError, match=r"state\.keys: "):
+    with pytest.raises(AssertionError, match=r"state\.layer\.keys: "):
         same_state(state, map_state(lambda part: part + 1, state))

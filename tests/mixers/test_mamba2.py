@@ -102,8 +102,8 @@ def test_gates_keep_their_digits_in_narrow_models() -> None:
     assert steps.dtype == log_g.dtype == torch.float32
     y, state = mixer(torch.randn(1, 5, 64, dtype=torch.bfloat16), return_state=True)
     assert y.dtype == torch.bfloat16
-    assert isinstance(state, Mamba2State)
-    assert state.S.dtype == torch.float32
+    assert isinstance(state.layer, Mamba2State)
+    assert state.layer.S.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

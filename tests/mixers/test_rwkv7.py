@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.blocks.channel_mix import ChannelMix
+from zoo.blocks.window import Shared, open_window
 from zoo.errors import ConfigError
 from zoo.mixers import LayerContext, mixers
-from zoo.mixers.rwkv7 import Rwkv7, Rwkv7Config
+from zoo.mixers.rwkv7 import FIRST_VALUES, Rwkv7, Rwkv7Config
 
 
 def build(layer: int = 1, layers: int = 3, width: int = 12, head_width: int = 4) -> Rwkv7:
@@ -72,22 +71,15 @@ def test_follows_the_equations(T: int, later: bool, seed: int) -> None:
         parameter.data.normal_(std=0.5)
     x, weights = torch.randn(T, 12, dtype=torch.float64, requires_grad=True), torch.randn(T, 12, dtype=torch.float64)
     first = torch.randn(T, 12, dtype=torch.float64, requires_grad=True) if later else None
-    ours = mixer.mix(x[None], None if first is None else first[None])[0].y[0]
+    window = open_window(x[None], None, lengths=None, resets=None, return_state=False)
+    if first is not None:
+        window = window._replace(shared=Shared({FIRST_VALUES: first[None]}))
+    ours = mixer(x[None], window=window).y[0]
     theirs = by_the_equations(mixer, x, first)
     torch.testing.assert_close(ours, theirs)
     inputs = [x, *([] if first is None else [first]), *mixer.parameters()]
     for mine, exact in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(mine, exact)
-
-
-def test_channel_mix_follows_its_equation() -> None:
-    mix = ChannelMix(LayerContext(width=6, heads=1, key_value_heads=1, head_width=6, layer=1, layers=2), 10).double()
-    for parameter in mix.parameters():
-        torch.nn.init.normal_(parameter)
-    x = torch.randn(2, 7, 6, dtype=torch.float64)
-    before = torch.cat((torch.zeros(2, 1, 6, dtype=torch.float64), x[:, :-1]), 1)
-    inner = (x + (before - x) * mix.mu) @ mix.key.weight.T
-    torch.testing.assert_close(mix(x).y, F.relu(inner) ** 2 @ mix.value.weight.T)
 
 
 def test_starts_as_published() -> None:

@@ -136,7 +136,7 @@ def test_what_is_kept_on_a_gpu(mode: Checkpointing) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_backward_pass_prepares_itself_on_a_gpu() -> None:
-    """What it lays out depends on no incoming gradient, and would otherwise be moved into the forward pass."""
+    """Its preparation depends on no incoming gradient, and would otherwise be moved into the forward pass."""
     graphs = trace("gated-power", "none", 8192, "cuda", 128, torch.float16)  # whose kernels the compiler sees
     launches = [graphs.ops(index)["triton_kernel_wrapper_functional"] for index in (0, 1)]
     assert launches[0] < launches[1]

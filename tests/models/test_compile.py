@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils import _pytree
 
 from zoo.builder import build as zoo_build
 from zoo.builder import shrink
@@ -123,12 +124,12 @@ def test_steps_compile_once(name: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model.step, fullgraph=True, backend=counter)
     tokens, state = torch.randint(0, 61, (2, 30)), model.init_state(2, max_len=30)
-    addresses = [part.data_ptr() for layer in state.layers for part in layer]
+    addresses = [part.data_ptr() for part in _pytree.tree_leaves(state)]
     with torch.no_grad():
         logits = torch.stack([compiled(tokens[:, t], state) for t in range(30)], dim=1)
         torch.testing.assert_close(logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 1
-    assert [part.data_ptr() for layer in state.layers for part in layer] == addresses
+    assert [part.data_ptr() for part in _pytree.tree_leaves(state)] == addresses
 
 
 def test_a_hybrid_trains_through_inductor() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree
 
 from zoo.errors import ConfigError, InputError
 from zoo.mixers import mixers
@@ -129,7 +130,8 @@ def test_documents_packed_together_are_documents_apart(names: Sequence[str], pos
 
     apart = [model(document).logits for document in documents]
     torch.testing.assert_close(logits, torch.cat(apart, dim=1))
-    assert state.position.tolist() == [9]
+    assert (state.position - state.start).tolist() == [9]
+    assert state.position.tolist() == [15]
     more = torch.randint(0, 37, (1, 3))
     last = model(torch.cat((documents[-1], more), dim=1)).logits[:, -3:]
     torch.testing.assert_close(model(more, state).logits, last)
@@ -169,12 +171,12 @@ def test_gradients_reach_every_parameter(names: Sequence[str]) -> None:
 @pytest.mark.parametrize("name", mixers)
 def test_only_the_state_of_softmax_grows(name: str) -> None:
     model = build((name, name), positions="rotary")
-    shapes = [[part.shape for part in model.init_state(1, max_len=n).layers[0]] for n in (16, 100_000)]
+    shapes = [[part.shape for part in model.init_state(1, max_len=n).layers[0][0]] for n in (16, 100_000)]
     assert (shapes[0] == shapes[1]) == (name != "softmax")
 
 
 def test_default_state_holds_all_learned_positions() -> None:
-    assert build(HYBRID).init_state(2).layers[1].keys.shape[1] == 64
+    assert build(HYBRID).init_state(2).layers[1][0].keys.shape[1] == 64
     with pytest.raises(InputError, match="max_len: softmax attention needs"):
         build(HYBRID, positions="rotary").init_state(2)
 
@@ -228,7 +230,7 @@ def test_bad_input_is_named() -> None:
         (r"state: expected DecoderState .*, was tuple", lambda: model(tokens, (1, 2))),
         (
             r"state: expected 2 layers as in this model, was 1",
-            lambda: model(tokens, DecoderState(model.init_state(2).layers[:1], tokens[:, 0])),
+            lambda: model(tokens, DecoderState(model.init_state(2).layers[:1], tokens[:, 0], tokens[:, 0])),
         ),
         (
             r"state: expected \w+State as init_state returns it, was \w+State",
@@ -264,4 +266,4 @@ def test_every_tensor_is_made_on_the_device_of_the_tokens(names: Sequence[str]) 
     _, state = model(tokens, model.init_state(2, max_len=9), True, lengths=lengths, resets=resets)
     logits, state = model.prefill(tokens, state, lengths)
     assert model.step(tokens[:, 0], state).shape == logits.shape == (2, 37)
-    assert {part.device.type for layer in state.layers for part in layer} == {"meta"}
+    assert {part.device.type for part in _pytree.tree_leaves(state)} == {"meta"}

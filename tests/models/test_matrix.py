@@ -1,5 +1,7 @@
 """Every mixer in every architecture: built, compiled whole, trained by a step, and decoded."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from zoo.blocks.around import Around, ConvolvedMixer, ShiftedMixer
 from zoo.builder import build, configure, shrink
 from zoo.mixers import mixers
+from zoo.mixers.rwkv7 import FIRST_VALUES
 from zoo.models.block import Block
 from zoo.models.decoder import Decoder
 
@@ -27,7 +30,7 @@ def small(backbone: str, mixer: str) -> Decoder:
 def test_every_pair_compiles_whole_trains_and_decodes(backbone: str, mixer: str) -> None:
     torch.compiler.reset()
     model, tokens = small(backbone, mixer), torch.randint(0, 257, (2, 13))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # what autograd makes of it is each mixer's own
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def loss() -> torch.Tensor:
@@ -67,14 +70,13 @@ def test_values_of_the_first_layer_reach_the_others() -> None:
     first, second = model.blocks
     assert isinstance(first, Block)
     assert isinstance(second, Block)
-    seen = []
-    original = second.mixer.mix  # type: ignore[operator]
+    seen: list[torch.Tensor] = []
 
-    def spy(x: torch.Tensor, first_values: torch.Tensor | None, *rest: object, **named: object) -> object:
-        seen.append(first_values)
-        return original(x, first_values, *rest, **named)
+    def spy(_module: nn.Module, _arguments: object, named: dict[str, Any]) -> None:
+        seen.append(named["window"].shared.earlier[FIRST_VALUES])
 
-    second.mixer.mix = spy  # type: ignore[assignment, method-assign]
+    second.mixer.register_forward_pre_hook(spy, with_kwargs=True)
     model(tokens)
-    assert seen[0] is not None
     assert seen[0].shape == (1, 5, model.config.width)
+    model.step(tokens[:, 0], model.init_state(1))
+    assert seen[1].shape == (1, model.config.width)

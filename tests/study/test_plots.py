@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from zoo.study.plots import DARK, LIGHT, PLOTS, Plot, Theme, _spread, color_of, render
+from zoo.report.plots import DARK, LIGHT, Theme
+from zoo.study.plots import PLOTS, Plot, _spread, color_of, render
 from zoo.study.summary import StudySummary
 
 

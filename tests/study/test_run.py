@@ -19,7 +19,7 @@ from zoo.training.run import RunFolder
 
 REPORT = [
     *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "state-by-context.png"),
-    *("study.yaml", "summary.csv", "summary.json"),
+    *("study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
 ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zoo.study.summary import StudySummary
-from zoo.study.table import columns, print_summary
+from zoo.study.table import columns, print_summary, text_rows
 
 
 def printed(summary: StudySummary, width: int = 100) -> str:
@@ -64,3 +64,12 @@ def test_equal_numbers_share_the_emphasis(make_summary: Callable[..., StudySumma
     summary = make_summary(make_variant("a", 2.0001), make_variant("b", 2.0004), make_variant("c", 3.0))
     final = next(column for column in columns(summary) if column.heading.startswith("final"))
     assert [final.is_best(variant, summary.variants) for variant in summary.variants] == [True, True, False]
+
+
+def test_every_column_is_in_the_files_tables(summary: StudySummary) -> None:
+    headings, rows = text_rows(summary)
+    assert headings == ["variant", *(column.heading for column in columns(summary))]
+    assert [row[0] for row in rows] == [*summary.planned, "bigram model"]
+    assert {len(row) for row in rows} == {len(headings)}
+    assert rows[1][headings.index("parameters")] == "1.20M (+0.05%)"
+    assert rows[-1][2:5] == ["3.583", "3.583", ""]

@@ -23,26 +23,27 @@ class ColdStart(NamedTuple):
     stepped: float
 
 
-def measure_cold_start(recipe: Recipe, mixer: str, device: str) -> ColdStart:
-    """Start Python, import zoo, build a recipe's model, compile it and make one training step with AdamW.
+def measure_cold_start(recipe: Recipe, mixer: str, device: str, documents: str = "packed") -> ColdStart:
+    """Start Python, import zoo, read the data, build a recipe's model, compile it and make one step with AdamW.
 
     The caches of compiled kernels are empty folders of their own.
 
     Args:
         recipe: with the length and batch of its `training` section.
-        mixer: the recipe's, or a softmax backend by name (see `zoo.bench.model`).
+        mixer: the recipe's, or a softmax backend by name (see `zoo.bench.models`).
         device: for example `cuda`.
+        documents: `packed` or `one`, as in `ModelBenchmark`.
 
     Raises:
         InputError: the process failed; says how.
     """
     with tempfile.TemporaryDirectory() as folder:
         caches = {name: str(Path(folder, name)) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-        job = json.dumps({"recipe": recipe.model_dump(mode="json"), "mixer": mixer, "device": device})
+        job = {"recipe": recipe.model_dump(mode="json"), "mixer": mixer, "device": device, "documents": documents}
         started = time.time()
         process = subprocess.run(
-            [sys.executable, "-m", "zoo.bench.cold_start"], input=job, capture_output=True, text=True, check=False,
-            env=os.environ | caches,
+            [sys.executable, "-m", "zoo.bench.cold_start"], input=json.dumps(job), capture_output=True, text=True,
+            check=False, env=os.environ | caches,
         )  # fmt: skip
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
@@ -56,14 +57,14 @@ def _first_step() -> None:
     moments = [time.time()]  # importing this module has imported zoo
     import torch
 
-    from zoo.bench.model import softmax_backend
-    from zoo.bench.training_step import TrainingStep
+    from zoo.bench.models import TrainingStep, load_documents, make_batches, softmax_backend
 
     job = json.loads(sys.stdin.read())
     device = torch.device(job["device"])
     recipe = Recipe.from_mapping(job["recipe"], "cold start")
     with softmax_backend(job["mixer"]):
-        step = TrainingStep(recipe, device, compiled=True, optimize=True)
+        batches = make_batches(recipe, load_documents(recipe) if job["documents"] == "packed" else None, device)
+        step = TrainingStep(recipe, batches, device, compiled=True, optimize=True)
         moments.append(time.time())
         step()
     if device.type == "cuda":

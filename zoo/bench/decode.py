@@ -1,24 +1,35 @@
-"""Measure decoding of one model with several mixers: a token a row, far into a sequence."""
+"""`zoo bench decode`: one model with several mixers, a token a row, far into a sequence."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils import _pytree
 
-from zoo.bench.entrant import reason_of
-from zoo.bench.model import recipe_with, release_memory
-from zoo.bench.timing import Ceilings, Timer
+from zoo.bench.engine import (
+    OUT_OF_MEMORY,
+    Benchmark,
+    Row,
+    attempt,
+    describe_place,
+    print_lines,
+    release_memory,
+)
+from zoo.bench.models import recipe_with
+from zoo.bench.timing import Ceilings, Timer, Timing
 from zoo.blocks.cache import KeyValueState
 from zoo.builder import build
 from zoo.generation import CompiledDecoder, Decoding, compile_decoder
 from zoo.models import Decoder, DecoderState
 from zoo.recipe import Recipe
+from zoo.report.numbers import known, milliseconds
 from zoo.states import state_bytes
 
-__all__ = ["DecodeBenchmark", "DecodeMeasurement", "bytes_moved", "made_up_state", "measure_decode"]
+__all__ = ["DecodeBenchmark", "bytes_moved", "made_up_state"]
 
 _STEPS = 32  # in one timed run
 _BEFORE = 4  # steps until the loop is recorded
@@ -26,102 +37,119 @@ _SHORT = 64  # tokens that made-up states have really seen
 
 
 @dataclass(frozen=True)
-class DecodeBenchmark:
-    """What is measured: a step at each position, that is after so many tokens."""
+class DecodeBenchmark(Benchmark):
+    """What is measured, how, and beside what ceilings: a step at each position, that is after so many tokens."""
 
     recipe: Recipe
     mixers: tuple[str, ...]
     positions: tuple[int, ...]
+    timer: Timer
+    ceilings: Ceilings
     device: torch.device
     dtype: torch.dtype  # of weights, and of cached keys and values
     batch_size: int = 16
     prefill: int | None = None  # tokens that are read at a time to get there; None: states are made up
-    runs: int = 12  # of so many a timer makes at most, for which there has to be room
+    runs: int = 12  # of so many the timer makes at most, for which there has to be room
 
+    name_column = "mixer"
+    tokens_column = "position"
+    columns = (
+        "recipe", "dtype", "mixer", "position", "batch_size", "seconds", "fast_seconds", "slow_seconds",
+        "tokens_per_second", "copy_share", "state_bytes", "peak_bytes", "recorded", "absent",
+    )  # fmt: skip
+    shown = (
+        ("thousand tokens/s", "tokens_per_second", 1e3), ("% of a copy", "copy_share", 0.01),
+        ("peak GiB", "peak_bytes", 2**30),
+    )  # fmt: skip
 
-@dataclass(frozen=True)
-class DecodeMeasurement:
-    """One mixer and position; without seconds it was not run, and `absent` says why."""
+    def constants(self) -> Mapping[str, Any]:
+        return {"recipe": self.recipe.name, "dtype": str(self.dtype).removeprefix("torch.")}
 
-    mixer: str
-    position: int
-    batch_size: int
-    seconds: float | None = None  # of a step, which gives a token for each row: the median
-    fast_seconds: float | None = None  # quantile at 20%
-    slow_seconds: float | None = None  # quantile at 80%
-    tokens_per_second: float | None = None
-    copy_share: float | None = (
-        None  # weights and state read once, what changes of the state written once, beside a copy
-    )
-    state_bytes: int | None = None  # of all rows
-    peak_bytes: int | None = None  # allocated at most, on a GPU
-    recorded: bool | None = None  # whether steps are replayed from a CUDA graph
-    absent: str = ""
+    def title(self) -> str:
+        model = self.recipe.model
+        states = "made-up states" if self.prefill is None else f"prompts read {self.prefill:,} tokens at a time"
+        return (
+            f"{describe_place(str(self.device))}\n"
+            f"{self.recipe.name}: {model.layers} layers, width {model.width}, {self.constants()['dtype']}; decoding, "
+            f"{states}\n"
+            f"ceiling in this run: copy {self.ceilings.copy / 1e12:.3g} TB/s"
+        )
 
+    def rows(self, say: Callable[[str], None]) -> Iterator[Row]:
+        """Yield rows as they are measured, at each position all mixers in turn."""
+        models = {}
+        for mixer in self.mixers:
+            torch.manual_seed(0)
+            recipe = recipe_with(self.recipe, mixer)
+            models[mixer] = compile_decoder(build(recipe, device=self.device, dtype=self.dtype).eval())
+        for position in self.positions:
+            for mixer, model in models.items():
+                found, absent = attempt(partial(self._measure, model, position), self.device)
+                timing, more = found or (None, {})
+                yield Row(mixer, position, timing, absent, {"batch_size": self.batch_size, **more})
+                model.release()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        models.clear()
+        release_memory(self.device)
 
-def measure_decode(benchmark: DecodeBenchmark, timer: Timer, ceilings: Ceilings) -> Iterator[DecodeMeasurement]:
-    """Yield measurements as they are made, at each position all mixers in turn.
-
-    Args:
-        benchmark: what to measure.
-        timer: how, with at most `benchmark.runs` runs.
-        ceilings: what shares are of.
-    """
-    models = {}
-    for mixer in benchmark.mixers:
-        torch.manual_seed(0)
-        recipe = recipe_with(benchmark.recipe, mixer)
-        models[mixer] = compile_decoder(build(recipe, device=benchmark.device, dtype=benchmark.dtype).eval())
-    for position in benchmark.positions:
-        for mixer, model in models.items():
-            try:
-                yield _measure(benchmark, mixer, model, position, timer, ceilings)
-            except Exception as error:
-                yield DecodeMeasurement(mixer, position, benchmark.batch_size, absent=reason_of(error, []))
-            model.release()
-            if benchmark.device.type == "cuda":
-                torch.cuda.empty_cache()
-    models.clear()
-    release_memory(benchmark.device)
-
-
-def _measure(
-    benchmark: DecodeBenchmark, mixer: str, model: CompiledDecoder, position: int, timer: Timer, ceilings: Ceilings
-) -> DecodeMeasurement:
-    gpu, rows = benchmark.device.type == "cuda", benchmark.batch_size
-    tokens = torch.randint(0, model.config.vocab_size, (rows,), device=benchmark.device)
-    room = _BEFORE + benchmark.runs * _STEPS
-    if benchmark.prefill is None:
-        state = made_up_state(model.model, rows, position, room)
-    else:
-        state = _read(model, rows, position, room, benchmark.prefill)
-    moved = bytes_moved(model.model, state, position)
-    decoding = Decoding.from_state(model, state, tokens)
-    for _ in range(_BEFORE):
-        decoding.next()
-    if gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-    def run() -> None:
-        for _ in range(_STEPS):
+    def _measure(self, model: CompiledDecoder, position: int) -> tuple[Timing, dict[str, Any]]:
+        """Return the time of a step, which gives a token for each row, and what else is seen."""
+        gpu, rows = self.device.type == "cuda", self.batch_size
+        tokens = torch.randint(0, model.config.vocab_size, (rows,), device=self.device)
+        room = _BEFORE + self.runs * _STEPS
+        if self.prefill is None:
+            state = made_up_state(model.model, rows, position, room)
+        else:
+            state = _read(model, rows, position, room, self.prefill)
+        moved = bytes_moved(model.model, state, position)
+        decoding = Decoding.from_state(model, state, tokens)
+        for _ in range(_BEFORE):
             decoding.next()
+        if gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
-    timing = timer(run)
-    seconds = timing.median / _STEPS
-    return DecodeMeasurement(
-        mixer=mixer,
-        position=position,
-        batch_size=rows,
-        seconds=seconds,
-        fast_seconds=timing.fast / _STEPS,
-        slow_seconds=timing.slow / _STEPS,
-        tokens_per_second=rows / seconds,
-        copy_share=moved / seconds / ceilings.copy,
-        state_bytes=state_bytes(state),
-        peak_bytes=torch.cuda.max_memory_allocated() if gpu else None,
-        recorded=decoding.recorded,
-    )
+        def run() -> None:
+            for _ in range(_STEPS):
+                decoding.next()
+
+        timing = Timing(*(seconds / _STEPS for seconds in self.timer(run)))
+        return timing, {
+            "tokens_per_second": rows / timing.median,
+            "copy_share": moved / timing.median / self.ceilings.copy,  # `bytes_moved`, beside a copy
+            "state_bytes": state_bytes(state),  # of all rows
+            "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+            "recorded": decoding.recorded,  # whether steps are replayed from a CUDA graph
+        }
+
+    def report(self, rows: Sequence[Row], console: Console) -> None:
+        """Print a line for each row, who is absent and why, and what distance costs."""
+        heads = "mixer,position,batch,ms a\nstep,tokens\n/s,x first,% of\ncopy,state\nGiB,peak\nGiB"
+        print_lines(heads.split(","), rows, _cells, console)
+        for row in rows:
+            replayed = row["recorded"] or row["peak_bytes"] is None
+            note = row.absent or ("" if replayed else "not replayed from a CUDA graph")
+            if note:
+                console.print(f"{row.name} at {row.tokens:,}: {note}", highlight=False, markup=False)
+        for mixer in dict.fromkeys(row.name for row in rows):
+            times = {row.tokens: row.seconds for row in rows if row.name == mixer and row.seconds is not None}
+            if len(times) > 1:
+                near, far = min(times), max(times)
+                change = f"{times[far] / times[near]:.2f} x that at {near:,}"
+                console.print(f"{mixer}: a step at {far:,} takes {change}", highlight=False)
+
+
+def _cells(row: Row, first: Row) -> list[str]:
+    place = [row.name, f"{row.tokens:,}", str(row["batch_size"])]
+    if row.seconds is None:
+        return [*place, "memory" if row.absent == OUT_OF_MEMORY else "failed", *["-"] * 5]
+    rate = row["tokens_per_second"]
+    return [
+        *place, milliseconds(row.seconds), f"{rate:,.0f}", known(rate, ".2f", first["tokens_per_second"]),
+        known(row["copy_share"], ".1f", 0.01), known(row["state_bytes"], ".3f", 2**30),
+        known(row["peak_bytes"], ".2f", 2**30),
+    ]  # fmt: skip
 
 
 @torch.no_grad()

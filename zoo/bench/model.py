@@ -1,56 +1,69 @@
-"""Measure training steps of one model with several mixers, over context lengths at about the same number of tokens."""
+"""`zoo bench model`: training steps of one model with several mixers, over lengths, of about equally many tokens."""
 
-import gc
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from rich.console import Console
 
-from zoo.bench.entrant import OUT_OF_MEMORY, reason_of
-from zoo.bench.timing import Ceilings, Timer
-from zoo.bench.training_step import TrainingStep
-from zoo.builder import configure
-from zoo.errors import InputError, nearest
-from zoo.mixers import mixers
+from zoo.bench.cold_start import measure_cold_start
+from zoo.bench.engine import (
+    OUT_OF_MEMORY,
+    Benchmark,
+    Row,
+    attempt,
+    describe_place,
+    print_lines,
+    release_memory,
+)
+from zoo.bench.models import QUADRATIC, TrainingStep, load_documents, make_batches, recipe_with, softmax_backend
+from zoo.bench.profile import print_profile, profile_step
+from zoo.bench.timing import Ceilings, Timer, Timing, wall_seconds
+from zoo.data import Corpus
 from zoo.recipe import Recipe
+from zoo.report.numbers import known, milliseconds, short_length
 from zoo.training.memory import advice
+from zoo.training.optimizer import autocast_dtype
 
-__all__ = [
-    "DEFAULT_MIXERS",
-    "QUADRATIC",
-    "ModelBenchmark",
-    "ModelMeasurement",
-    "check_mixers",
-    "measure_model",
-    "recipe_with",
-    "release_memory",
-    "softmax_backend",
-]
+__all__ = ["ModelBenchmark", "print_cold_starts"]
 
-_BACKENDS = {"softmax-cudnn": SDPBackend.CUDNN_ATTENTION, "softmax-flash": SDPBackend.FLASH_ATTENTION}
-QUADRATIC = ("softmax", *_BACKENDS)
-"""Mixers whose time is quadratic in the length."""
-DEFAULT_MIXERS = ("softmax-cudnn", "linear", "gated-power")
+_MARKS = {"none": "", "selective": " *", "full": " **"}
+_NOTES = {"selective": "* keeps inputs of layers and outputs of mixing ops", "full": "** keeps inputs of layers"}
 
 
 @dataclass(frozen=True)
-class ModelBenchmark:
-    """What is measured. Mixers are those of recipes, and softmax with one of PyTorch's backends by name."""
+class ModelBenchmark(Benchmark):
+    """What is measured, how, and beside what ceilings. Mixers are those of recipes, and softmax by backend."""
 
     recipe: Recipe
     mixers: tuple[str, ...]
     lengths: tuple[int, ...]
+    timer: Timer
+    ceilings: Ceilings
+    device: torch.device
     step_tokens: int = 65536  # of a step, if the length is not longer
     modes: tuple[bool, ...] = (True,)  # compiled or not
+    documents: str = "packed"  # as training sees the recipe's data, or one: no document divides a sequence
     optimize: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quadratic_limit: int = 131072  # the longest sequence for softmax attention
     checkpoint_above: int = 131072  # steps of more tokens keep only the outputs of mixing ops
+    profile: bool = False
+
+    name_column = "mixer"
+    columns = (
+        "recipe", "optimize", "mixer", "tokens", "batch_size", "documents", "compiled", "checkpointing",
+        "seconds", "fast_seconds", "slow_seconds", "tokens_per_second", "model_flops_share", "first_seconds",
+        "peak_bytes", "reserved_bytes", "absent",
+    )  # fmt: skip
+    shown = (
+        ("thousand tokens/s", "tokens_per_second", 1e3), ("% of a matrix product", "model_flops_share", 0.01),
+        ("peak GiB", "peak_bytes", 2**30),
+    )  # fmt: skip
+
+    def constants(self) -> Mapping[str, Any]:
+        return {"recipe": self.recipe.name, "optimize": self.optimize}
 
     def at(self, mixer: str, tokens: int) -> Recipe:
         """Return the recipe of one measurement: its mixer, length, batch and checkpointing."""
@@ -60,127 +73,116 @@ class ModelBenchmark:
             changes.append("checkpointing=selective")
         return recipe_with(self.recipe, mixer).override([f"training.{change}" for change in changes])
 
+    def title(self) -> str:
+        recipe, dtype = self.recipe, autocast_dtype(self.recipe.training, self.device)
+        precision = "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} autocast"
+        passes = "forward, backward and optimiser" if self.optimize else "forward and backward"
+        text = f"packed documents of {recipe.data.source}" if self.documents == "packed" else "undivided random tokens"
+        return (
+            f"{describe_place(str(self.device))}\n"
+            f"{recipe.name}: {recipe.model.layers} layers, width {recipe.model.width}, {precision}; training steps of "
+            f"about {self.step_tokens:,} tokens, {passes}; {text}\n"
+            f"ceiling in this run: {self.ceilings.dtype} product {self.ceilings.matmul / 1e12:.3g} TFLOP/s"
+        )
 
-@dataclass(frozen=True)
-class ModelMeasurement:
-    """One mixer, length and mode; without seconds it was not run, and `absent` says why unless it is too long."""
+    def rows(self, say: Callable[[str], None]) -> Iterator[Row]:
+        """Yield rows as they are measured, at each length all mixers in turn.
 
-    mixer: str
-    tokens: int
-    batch_size: int
-    compiled: bool
-    checkpointing: str
-    seconds: float | None = None  # of a step, the median
-    fast_seconds: float | None = None  # quantile at 20%
-    slow_seconds: float | None = None  # quantile at 80%
-    tokens_per_second: float | None = None
-    model_flops_share: float | None = None  # the model's FLOPs, none twice, of what a matrix product reaches
-    first_seconds: float | None = None  # the first step, compilation included
-    peak_bytes: int | None = None  # allocated at most, parameters included, on a GPU
-    reserved_bytes: int | None = None  # taken from the GPU at most
-    absent: str = ""
+        What has no memory left, or cannot run, is yielded without a time, and the others go on.
+        """
+        corpus = load_documents(self.recipe) if self.documents == "packed" else None
+        for tokens in self.lengths:
+            for mixer in self.mixers:
+                training = self.at(mixer, tokens).training
+                for compiled in self.modes:
+                    more = {
+                        "batch_size": training.batch_size, "documents": self.documents, "compiled": compiled,
+                        "checkpointing": training.checkpointing,
+                    }  # fmt: skip
+                    if mixer in QUADRATIC and tokens > self.quadratic_limit:
+                        yield Row(mixer, tokens, more=more)
+                        continue
+                    found, reason = attempt(partial(self._measure, mixer, tokens, compiled, corpus), self.device)
+                    timing, measured = found or (None, {})
+                    absent = f"{OUT_OF_MEMORY} at {advice(training)}" if reason == OUT_OF_MEMORY else reason
+                    release_memory(self.device)
+                    yield Row(mixer, tokens, timing, absent, {**more, **measured})
 
+    def _measure(self, mixer: str, tokens: int, compiled: bool, corpus: Corpus | None) -> tuple[Timing, dict[str, Any]]:
+        """Return the time of a step, and the columns that one has to make a step for."""
+        gpu, recipe = self.device.type == "cuda", self.at(mixer, tokens)
+        with softmax_backend(mixer):
+            batches = make_batches(recipe, corpus, self.device)
+            step = TrainingStep(recipe, batches, self.device, compiled=compiled, optimize=self.optimize)
+            first = wall_seconds(step, self.device)
+            if gpu:
+                torch.cuda.empty_cache()  # what compiling took
+                torch.cuda.reset_peak_memory_stats()
+            timing = self.timer(step)
+            flops = 3 * step.model.flops(tokens) * recipe.training.batch_size
+            return timing, {
+                "tokens_per_second": recipe.training.tokens_per_step / timing.median,
+                "model_flops_share": flops / timing.median / self.ceilings.matmul,  # the model's, none twice
+                "first_seconds": first,  # compilation included
+                "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,  # parameters included
+                "reserved_bytes": torch.cuda.max_memory_reserved() if gpu else None,
+                "documents": "one" if batches[0][2] is None else "packed",
+                "profile": profile_step(step, compiled=compiled) if self.profile else None,
+            }
 
-def check_mixers(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of mixers, each once.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    known = [*_BACKENDS, *mixers]
-    for name in names:
-        if name not in known:
-            raise InputError(f"mixers: expected some of {', '.join(known)}, was {name!r}{nearest(name, known)}")
-    return tuple(dict.fromkeys(names))
-
-
-def softmax_backend(mixer: str) -> AbstractContextManager[Any]:
-    """Hold softmax attention to the backend that a mixer's name says."""
-    return sdpa_kernel(_BACKENDS[mixer]) if mixer in _BACKENDS else nullcontext()
-
-
-def recipe_with(recipe: Recipe, mixer: str) -> Recipe:
-    """Return a recipe with another mixer; its own keeps the options it has."""
-    name = "softmax" if mixer in _BACKENDS else mixer
-    return recipe if recipe.mixer.name == name else configure(recipe, mixer=name)
-
-
-def measure_model(
-    benchmark: ModelBenchmark, timer: Timer, ceilings: Ceilings, look: Callable[[str, bool, TrainingStep], None]
-) -> Iterator[ModelMeasurement]:
-    """Yield measurements as they are made, at each length all mixers in turn.
-
-    What has no memory left, or cannot run, is yielded without seconds, and the others go on.
-
-    Args:
-        benchmark: what to measure.
-        timer: how.
-        ceilings: what shares are of.
-        look: is shown each step that could be timed, with its mixer and mode, while it is still in memory.
-    """
-    for tokens in benchmark.lengths:
-        for mixer in benchmark.mixers:
-            training = benchmark.at(mixer, tokens).training
-            for compiled in benchmark.modes:
-                row = ModelMeasurement(mixer, tokens, training.batch_size, compiled, training.checkpointing)
-                if mixer not in QUADRATIC or tokens <= benchmark.quadratic_limit:
-                    row = replace(row, **_measure(benchmark, mixer, tokens, compiled, timer, ceilings, look))
-                    release_memory(benchmark.device)
-                yield row
-
-
-def release_memory(device: torch.device) -> None:
-    """Drop compiled graphs and cached memory, so that what comes next starts as if it were alone."""
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    def report(self, rows: Sequence[Row], console: Console) -> None:
+        """Print a line for each row, at each length beside the first mixer there, and what follows from them."""
+        for row in rows:
+            if row["profile"] is not None:
+                mode = "compiled" if row["compiled"] else "eager"
+                print_profile(row["profile"], f"{row.name}, T = {short_length(row.tokens)}, {mode}", console)
+        heads = "mixer,tokens,batch,ms,tokens\n/s,us/\ntoken,x first,% of\nmatmul,peak\nGiB"
+        print_lines(heads.split(","), rows, _cells, console)
+        for mode in dict.fromkeys(row["checkpointing"] for row in rows):
+            if mode in _NOTES:
+                console.print(f"{_NOTES[mode]}, and computes the rest again", highlight=False)
+        for line in _findings(rows):
+            console.print(line, highlight=False, markup=False)
 
 
-def _measure(
-    benchmark: ModelBenchmark,
-    mixer: str,
-    tokens: int,
-    compiled: bool,
-    timer: Timer,
-    ceilings: Ceilings,
-    look: Callable[[str, bool, TrainingStep], None],
-) -> dict[str, Any]:
-    """Return the fields of a `ModelMeasurement` that one has to run a step for."""
-    gpu, recipe = benchmark.device.type == "cuda", benchmark.at(mixer, tokens)
-    training = recipe.training
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with softmax_backend(mixer):
-                step = TrainingStep(recipe, benchmark.device, compiled=compiled, optimize=benchmark.optimize)
-                first = _seconds(step, gpu)
-                if gpu:
-                    torch.cuda.empty_cache()  # what compiling took
-                    torch.cuda.reset_peak_memory_stats()
-                timing = timer(step)
-                peak = torch.cuda.max_memory_allocated() if gpu else None
-                reserved = torch.cuda.max_memory_reserved() if gpu else None
-                flops = 3 * step.model.flops(tokens) * training.batch_size
-                look(mixer, compiled, step)
-        except Exception as error:
-            reason = reason_of(error, [str(warning.message) for warning in caught])
-            return {"absent": f"{OUT_OF_MEMORY} at {advice(training)}" if reason == OUT_OF_MEMORY else reason}
-    return {
-        "seconds": timing.median,
-        "fast_seconds": timing.fast,
-        "slow_seconds": timing.slow,
-        "tokens_per_second": training.tokens_per_step / timing.median,
-        "model_flops_share": flops / timing.median / ceilings.matmul,
-        "first_seconds": first,
-        "peak_bytes": peak,
-        "reserved_bytes": reserved,
-    }
+def _cells(row: Row, first: Row) -> list[str]:
+    name = f"{row.name}{'' if row['compiled'] else ' eager'}{_MARKS[row['checkpointing']]}"
+    place, rate = [name, short_length(row.tokens), str(row["batch_size"])], row["tokens_per_second"]
+    if row.seconds is None:
+        reason = "-" if not row.absent else "memory" if row.absent.startswith(OUT_OF_MEMORY) else "failed"
+        return [*place, reason, *["-"] * 5]
+    return [
+        *place, milliseconds(row.seconds), f"{rate:,.0f}", f"{1e6 / rate:.3f}",
+        known(rate, ".2f", first["tokens_per_second"]), known(row["model_flops_share"], ".1f", 0.01),
+        known(row["peak_bytes"], ".1f", 2**30),
+    ]  # fmt: skip
 
 
-def _seconds(step: TrainingStep, gpu: bool) -> float:
-    start = time.perf_counter()
-    step()
-    if gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _findings(rows: Sequence[Row]) -> Iterator[str]:
+    """Say who is absent and why, what compiling brings, and how the time of a token changes with the length."""
+    for row in rows:
+        if row.absent:
+            name = f"{row.name}{'' if row['compiled'] else ' eager'}{_MARKS[row['checkpointing']]}"
+            yield f"{name} at T = {row.tokens:,}: {row.absent}"
+    times = {(row.name, row.tokens, row["compiled"]): row.seconds for row in rows if row.seconds is not None}
+    for (mixer, tokens, compiled), seconds in times.items():
+        eager = times.get((mixer, tokens, False))
+        if compiled and eager is not None:
+            yield f"{mixer} at T = {tokens:,}: compiled is {eager / seconds:.2f} x eager"
+    for mixer in dict.fromkeys(row.name for row in rows):
+        timed = [row for row in rows if row.name == mixer and row["compiled"] and row.seconds is not None]
+        rates = {row.tokens: row["tokens_per_second"] for row in timed}
+        if len(rates) > 1:
+            short, long = min(rates), max(rates)
+            change = f"{rates[short] / rates[long]:.2f} x that at {short_length(short)}"
+            yield f"{mixer}: a token at T = {short_length(long)} takes {change}"
+
+
+def print_cold_starts(benchmark: ModelBenchmark, console: Console) -> None:
+    """Print, for each mixer at the first length, the time from the start of a process to its first training step."""
+    tokens = benchmark.lengths[0]
+    for mixer in benchmark.mixers:
+        recipe = benchmark.at(mixer, tokens)
+        imported, built, stepped = measure_cold_start(recipe, mixer, str(benchmark.device), benchmark.documents)
+        stages = f"import {imported:.1f}, data and model {built - imported:.1f}, first step {stepped - built:.1f}"
+        console.print(f"cold start, {mixer}, T = {tokens:,}: {stepped:.1f} s ({stages})", highlight=False)

@@ -1,125 +1,123 @@
-"""Measure power attention beside its peers, forward and backward, over lengths, widths and powers, in one run."""
+"""`zoo bench op`: power attention beside its peers, over lengths, widths and powers, in one run."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
+from rich.console import Console
 
-from zoo.bench.attention import AttentionCase
-from zoo.bench.contestants import Contestant
-from zoo.bench.entrant import BOTH, FORWARD, Entrant, Outcome
+from zoo.bench.compare import groups, print_comparison, times
+from zoo.bench.engine import Benchmark, Row, describe_place
+from zoo.bench.subjects import BOTH, CONTESTANTS, FORWARD, Case, Subject, select
 from zoo.bench.timing import Ceilings, Timer
 from zoo.kernels.power import Heads, forward_flops
 from zoo.kernels.power.flops import backward_flops
 
-__all__ = ["OpBenchmark", "OpMeasurement", "measure_op"]
+if TYPE_CHECKING:
+    from zoo.report.plots import Panel
+
+__all__ = ["OpBenchmark"]
 
 _TUNING_LENGTH = 65536  # block sizes that are searched for should suit long sequences
 
 
 @dataclass(frozen=True)
-class OpBenchmark:
-    """What is measured; head widths are K = V."""
+class OpBenchmark(Benchmark):
+    """What is measured, how, and beside what ceilings: a case at each of several head widths, K = V, and powers."""
 
+    case: Case
     lengths: tuple[int, ...]
     head_widths: tuple[int, ...]
     powers: tuple[int, ...]
-    contestants: tuple[Contestant, ...]
-    batch_size: int = 1
-    heads: int = 8
-    gated: bool = True
-    dtype: torch.dtype = torch.bfloat16
-    device: str = "cuda"
+    contestants: tuple[str, ...]
+    timer: Timer
+    ceilings: Ceilings
     quadratic_limit: int = 262144  # the longest sequence for softmax attention
+    graph: bool = False  # whether the timer replays CUDA graphs
+    memory: bool = True  # whether peak memory is measured on a CPU too, of our op
 
-    def case(self, head_width: int, p: int) -> AttentionCase:
-        return AttentionCase(self.batch_size, self.heads, head_width, p, self.gated, self.device, self.dtype)
+    name_column = "contestant"
+    columns = (
+        "contestant", "head_width", "p", "tokens", "passes", "seconds", "fast_seconds", "slow_seconds", "peak_bytes",
+        "flops_per_second", "matmul_share", "copy_share", "absent", "batch_size", "heads", "gated", "dtype",
+    )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Refuse contestants that there are not."""
+        select("contestants", self.contestants, CONTESTANTS)
 
-@dataclass(frozen=True)
-class OpMeasurement:
-    """One contestant, length and pass; without seconds it was not run, and `absent` says why unless it is too long."""
+    def constants(self) -> Mapping[str, Any]:
+        B, H, _, _, gated, _, dtype = self.case
+        return {"batch_size": B, "heads": H, "gated": gated, "dtype": str(dtype).removeprefix("torch.")}
 
-    contestant: str
-    head_width: int
-    p: int
-    tokens: int
-    passes: str  # FORWARD or BOTH
-    seconds: float | None  # the median
-    fast_seconds: float | None  # quantile at 20%
-    slow_seconds: float | None  # quantile at 80%
-    peak_bytes: int | None  # most memory at a time beyond the inputs, forward and backward, on a GPU
-    flops_per_second: float | None  # of our op, counted at the packed size of the state
-    matmul_share: float | None  # of what a matrix product reaches
-    copy_share: float | None  # bytes of inputs, outputs and gradients, each once, beside what a copy moves
-    absent: str
+    def title(self) -> str:
+        B, H, gated, dtype = self.constants().values()
+        how = "CUDA-graph replays" if self.graph else "launches included"
+        return (
+            f"{describe_place(self.case.device)}\n"
+            f"B = {B}, H = {H}, {'gated' if gated else 'ungated'}, {dtype}, {how}, medians in ms\n"
+            f"ceilings in this run: {self.ceilings.dtype} product {self.ceilings.matmul / 1e12:.3g} TFLOP/s, copy "
+            f"{self.ceilings.copy / 1e12:.3g} TB/s"
+        )
 
+    def rows(self, say: Callable[[str], None]) -> Iterator[Row]:
+        """Yield rows by head width, at each length all contestants in turn; softmax attention runs once for all powers.
 
-def measure_op(
-    benchmark: OpBenchmark, head_width: int, timer: Timer, ceilings: Ceilings, say: Callable[[str], None]
-) -> Iterator[OpMeasurement]:
-    """Yield measurements at one head width as they are made, at each length all contestants in turn.
+        A contestant that cannot run, or has no memory left, is yielded without a time, and the others go on.
+        """
+        cases = len(self.head_widths) * len(self.powers)
+        for head_width in self.head_widths:
+            with torch._dynamo.config.patch(recompile_limit=8 + 2 * cases * len(self.lengths)):
+                yield from self._rows(head_width, say)
 
-    A contestant that cannot run, or has no memory left, is yielded without seconds, and the others go on. Softmax
-    attention runs once for all powers.
-
-    Args:
-        benchmark: what to measure.
-        head_width: one of the benchmark's.
-        timer: how.
-        ceilings: what shares are of.
-        say: is told what takes long.
-    """
-    lengths = benchmark.lengths
-    cases = len(benchmark.head_widths) * len(benchmark.powers)
-    long = max((length for length in lengths if length <= _TUNING_LENGTH), default=min(lengths))
-    with torch._dynamo.config.patch(recompile_limit=8 + 2 * cases * len(lengths)):
-        entrants = [
-            (Entrant(contestant, benchmark.case(head_width, powers[0])), powers)
-            for contestant in benchmark.contestants
-            for powers in ([benchmark.powers] if contestant.softmax else [(p,) for p in benchmark.powers])
+    def _rows(self, head_width: int, say: Callable[[str], None]) -> Iterator[Row]:
+        subjects = [
+            (
+                Subject(CONTESTANTS[name], self.case._replace(head_width=head_width, p=powers[0]), memory=self.memory),
+                powers,
+            )
+            for name in dict.fromkeys(self.contestants)
+            for powers in ([self.powers] if CONTESTANTS[name].softmax else [(p,) for p in self.powers])
         ]
-        for entrant, _ in entrants:
-            entrant.tune(long, say)
-        for tokens in lengths:
-            for entrant, powers in entrants:
-                too_long = entrant.contestant.softmax and tokens > benchmark.quadratic_limit
+        long = max((length for length in self.lengths if length <= _TUNING_LENGTH), default=min(self.lengths))
+        for subject, _ in subjects:
+            subject.tune(long, say)
+        for tokens in self.lengths:
+            for subject, powers in subjects:
+                too_long = subject.contestant.softmax and tokens > self.quadratic_limit
                 for passes in (FORWARD, BOTH):
-                    outcome = Outcome() if too_long else entrant.measure(tokens, passes, timer)
-                    for p in powers:
-                        yield _measurement(entrant, p, tokens, passes, outcome, ceilings)
+                    row = Row(subject.contestant.name, tokens, more={"passes": passes})
+                    row = row if too_long else subject.measure(tokens, passes, self.timer)
+                    more = {**row.more, **self._rates(subject, row), "head_width": head_width}
+                    yield from (replace(row, more={**more, "p": p}) for p in powers)
 
+    def _rates(self, subject: Subject, row: Row) -> dict[str, float]:
+        """Of our op: FLOP/s at the packed size of the state, and shares of the ceilings, all tensors moved once."""
+        if not subject.contestant.ours or row.seconds is None:
+            return {}
+        B, H, K, p, gated, _, dtype = subject.case
+        sizes = (B, row.tokens, Heads(H, H, H), K, K, p)
+        flops = forward_flops(*sizes)
+        moved = 4 * B * row.tokens * H * K * dtype.itemsize + (4 * B * row.tokens * H if gated else 0)
+        if row["passes"] == BOTH:
+            flops, moved = flops + backward_flops(*sizes), 2 * moved  # with gradients of inputs and outputs
+        rate = flops / row.seconds
+        return {
+            "flops_per_second": rate,
+            "matmul_share": rate / self.ceilings.matmul,
+            "copy_share": moved / row.seconds / self.ceilings.copy,
+        }
 
-def _measurement(
-    entrant: Entrant, p: int, tokens: int, passes: str, outcome: Outcome, ceilings: Ceilings
-) -> OpMeasurement:
-    seconds, fast, slow = outcome.timing or (None, None, None)
-    flops = moved = None
-    if entrant.contestant.ours and seconds is not None:
-        flops, moved = (amount / seconds for amount in _work(entrant.case, tokens, passes))
-    return OpMeasurement(
-        contestant=entrant.contestant.name,
-        head_width=entrant.case.head_width,
-        p=p,
-        tokens=tokens,
-        passes=passes,
-        seconds=seconds,
-        fast_seconds=fast,
-        slow_seconds=slow,
-        peak_bytes=outcome.peak_bytes,
-        flops_per_second=flops,
-        matmul_share=None if flops is None else flops / ceilings.matmul,
-        copy_share=None if moved is None else moved / ceilings.copy,
-        absent=outcome.absent,
-    )
+    def report(self, rows: Sequence[Row], console: Console) -> None:
+        print_comparison(rows, console)
 
+    def panels(self, rows: Sequence[Row]) -> "list[list[Panel]]":
+        from zoo.report.plots import Panel
 
-def _work(case: AttentionCase, tokens: int, passes: str) -> tuple[int, int]:
-    """FLOPs, and bytes of inputs, outputs and, with a backward pass, their gradients."""
-    B, H, K = case.batch_size, case.heads, case.head_width
-    sizes = (B, tokens, Heads(H, H, H), K, K, case.p)
-    tensors = 4 * B * tokens * H * K * case.dtype.itemsize + (4 * B * tokens * H if case.gated else 0)
-    if passes == FORWARD:
-        return forward_flops(*sizes), tensors
-    return forward_flops(*sizes) + backward_flops(*sizes), 2 * tensors
+        found = [
+            Panel(f"K = {head_width}, p = {p}, {passes}", times(group), "milliseconds", logarithmic=True)
+            for (head_width, p, passes), group in groups(rows)
+        ]
+        return [found[start : start + 2] for start in range(0, len(found), 2)]

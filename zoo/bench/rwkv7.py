@@ -1,55 +1,75 @@
-"""RWKV-7's time mixing, forward and backward, by each of its implementations and by fla-core called directly."""
+"""`zoo bench rwkv7`: RWKV-7's time mixing by each of its implementations, and by fla-core called directly."""
 
-import csv
-import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
-from zoo.bench.contestants import Refusal
-from zoo.bench.entrant import BOTH, FORWARD, OUT_OF_MEMORY, peak_bytes, reason_of
-from zoo.bench.timing import Run, Timer
-from zoo.errors import InputError, nearest
+from zoo.bench.engine import Benchmark, Row, describe_place
+from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, select
+from zoo.bench.timing import Timer
 from zoo.kernels.rwkv7 import fla, rwkv7
+from zoo.report.numbers import known, milliseconds
+from zoo.report.tables import plain_table
 
-__all__ = ["ENTRANTS", "Rwkv7Case", "Rwkv7Measurement", "make_inputs", "measure_rwkv7", "write_rwkv7_csv"]
+__all__ = ["ENTRANTS", "FLOOR", "Rwkv7Benchmark", "make_rwkv7_inputs"]
 
 FLOOR = -0.607  # of RWKV-7's log decays
 
-Mix = Callable[[list[Tensor]], Tensor]
-
 
 @dataclass(frozen=True)
-class Rwkv7Case:
-    """What is measured: batch, heads of so many channels, dtype and device."""
+class Rwkv7Benchmark(Benchmark):
+    """What is measured, and how."""
 
-    batch_size: int = 1
-    heads: int = 12
-    head_width: int = 64
-    dtype: torch.dtype = torch.bfloat16
-    device: str = "cuda"
+    case: Case  # of heads of `head_width` channels
+    lengths: tuple[int, ...]
+    timer: Timer
+    entrants: tuple[str, ...] = ()  # of `ENTRANTS`; none: all
+
+    name_column = "entrant"
+    columns = ("entrant", "tokens", "passes", "seconds", "fast_seconds", "slow_seconds", "peak_bytes", "absent")
+
+    def __post_init__(self) -> None:
+        """Refuse entrants that there are not."""
+        select("entrants", self.entrants, ENTRANTS)
+
+    def title(self) -> str:
+        B, H, N, *_, dtype = self.case
+        name = str(dtype).removeprefix("torch.")
+        return f"{describe_place(self.case.device)}\nB = {B}, H = {H}, N = {N}, {name}, medians in ms"
+
+    def rows(self, say: Callable[[str], None]) -> Iterator[Row]:
+        """Yield rows as they are measured, at each length all entrants in turn, forward and forward + backward."""
+        subjects = [Subject(ENTRANTS[name], self.case) for name in self.entrants or ENTRANTS]
+        for tokens in self.lengths:
+            for subject in subjects:
+                for passes in (FORWARD, BOTH):
+                    yield subject.measure(tokens, passes, self.timer)
+
+    def report(self, rows: Sequence[Row], console: Console) -> None:
+        """Print, for each pass, times and how they and the memory compare with fla-core's own, and who is absent."""
+        for passes in (FORWARD, BOTH):
+            found = [row for row in rows if row["passes"] == passes and row.timing is not None]
+            times = {(row.name, row.tokens): row.seconds for row in found}
+            table = plain_table("tokens", "entrant", "ms", "20%", "80%", "/ direct", "/ ready", "peak MiB", words=2)
+            for row in found:
+                beside = (times.get((name, row.tokens)) for name in ("direct", "arguments-ready"))
+                table.add_row(
+                    f"{row.tokens:,}", row.name, *map(milliseconds, row.timing or ()),
+                    *(known(row.seconds, ".3f", other) for other in beside),
+                    known(row["peak_bytes"], ",.0f", 2**20),
+                )  # fmt: skip
+            console.print(f"\n{passes}", style="bold", highlight=False)
+            console.print(table)
+        for name, absent in dict.fromkeys((row.name, row.absent) for row in rows if row.absent):
+            console.print(f"{name}: {absent}", highlight=False, markup=False)
 
 
-@dataclass(frozen=True)
-class Rwkv7Measurement:
-    """One entrant, length and pass; without seconds it could not run, and `absent` says why."""
-
-    entrant: str
-    tokens: int
-    passes: str  # FORWARD or BOTH
-    seconds: float | None = None  # the median
-    fast_seconds: float | None = None  # quantile at 20%
-    slow_seconds: float | None = None  # quantile at 80%
-    peak_bytes: int | None = None  # most memory at a time beyond the inputs, on a GPU
-    absent: str = ""
-
-
-def make_inputs(case: Rwkv7Case, tokens: int) -> list[Tensor]:
+def make_rwkv7_inputs(case: Case, tokens: int, _contestant: Contestant) -> list[Tensor | None]:
     """Random r, log_w (float32), k, v, kappa and a `[B, T, H, N]`, as RWKV-7 makes them, requiring gradients."""
     generator = torch.Generator(case.device).manual_seed(tokens)
 
@@ -62,117 +82,53 @@ def make_inputs(case: Rwkv7Case, tokens: int) -> list[Tensor]:
     return [x.requires_grad_() for x in (r, -0.6065 * normal().sigmoid(), k, v, kappa, a)]
 
 
-def _ours(case: Rwkv7Case) -> Mix:
-    """Our op by fla-core's kernels, compiled."""
-    return _compiled(case, "fla")
+@torch.no_grad()
+def _ready_inputs(case: Case, tokens: int, contestant: Contestant) -> list[Tensor | None]:
+    """The same, with what fla-core takes in the place of the last two: -kappa and kappa * a."""
+    *others, kappa, a = make_rwkv7_inputs(case, tokens, contestant)
+    assert kappa is not None
+    assert a is not None
+    return [*others, kappa.neg_(), a.mul_(-kappa)]
 
 
-def _chunked(case: Rwkv7Case) -> Mix:
-    """Our op in PyTorch, compiled."""
-    return _compiled(case, "chunked")
+def _compiled(impl: str, case: Case) -> Mix:
+    """Our op, compiled: by fla-core's kernels, or in PyTorch."""
+    if impl == "fla":
+        _check_fla(case)
 
-
-def _compiled(case: Rwkv7Case, impl: str) -> Mix:
-    def mix(inputs: list[Tensor]) -> Tensor:
+    def mix(*inputs: Tensor) -> Tensor:
         return rwkv7(*inputs, log_w_floor=FLOOR, impl=impl).o  # type: ignore[arg-type]
 
-    misfit = fla.misfit(make_inputs(case, 1)[0], FLOOR, None)
-    if impl == "fla" and misfit:
-        raise Refusal(misfit)
     return torch.compile(mix, fullgraph=True)
 
 
-def _direct(case: Rwkv7Case) -> Mix:
+def _direct(case: Case) -> Mix:
     """fla-core's function under its own autograd, given what our op is given."""
     call = _fla_core(case)
-
-    def mix(inputs: list[Tensor]) -> Tensor:
-        r, log_w, k, v, kappa, a = inputs
-        return call([r, log_w, k, v, -kappa, kappa * a])
-
-    return mix
+    return lambda r, log_w, k, v, kappa, a: call(r, log_w, k, v, -kappa, kappa * a)
 
 
-def _fla_core(case: Rwkv7Case) -> Mix:
+def _fla_core(case: Case) -> Mix:
     """fla-core's function on its own arguments: the last two inputs stand for -kappa and kappa * a."""
-    misfit = fla.misfit(make_inputs(case, 1)[0], FLOOR, None)
-    if misfit:
-        raise Refusal(misfit)
+    _check_fla(case)
     from fla.ops.rwkv7 import chunk_rwkv7
 
-    return lambda inputs: chunk_rwkv7(*inputs, lower_bound=FLOOR)[0]
+    return lambda *inputs: chunk_rwkv7(*inputs, lower_bound=FLOOR)[0]
 
 
-ENTRANTS: dict[str, Callable[[Rwkv7Case], Mix]] = {
-    "ours": _ours,
-    "direct": _direct,
-    "arguments-ready": _fla_core,
-    "chunked": _chunked,
+def _check_fla(case: Case) -> None:
+    r = torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype)
+    misfit = fla.misfit(r, FLOOR, None)
+    if misfit:
+        raise Refusal(misfit)
+
+
+ENTRANTS = {
+    name: Contestant(name, build, inputs=inputs)
+    for name, build, inputs in (
+        ("ours", partial(_compiled, "fla"), make_rwkv7_inputs),
+        ("direct", _direct, make_rwkv7_inputs),
+        ("arguments-ready", _fla_core, _ready_inputs),
+        ("chunked", partial(_compiled, "chunked"), make_rwkv7_inputs),
+    )
 }
-
-
-def measure_rwkv7(
-    case: Rwkv7Case, lengths: Sequence[int], timer: Timer, names: Sequence[str] | None = None
-) -> Iterator[Rwkv7Measurement]:
-    """Yield measurements as they are made, at each length all entrants in turn, forward and forward + backward.
-
-    Args:
-        case: sizes, dtype and device.
-        lengths: numbers of tokens.
-        timer: how.
-        names: who takes part, of `ENTRANTS`; None: all. What cannot run is yielded without seconds.
-
-    Raises:
-        InputError: there is no entrant of that name.
-    """
-    for name in names or ():
-        if name not in ENTRANTS:
-            raise InputError(f"entrants: expected some of {', '.join(ENTRANTS)}, was {name!r}{nearest(name, ENTRANTS)}")
-    built: dict[str, Mix | str] = {}
-    for name in names or ENTRANTS:
-        try:
-            built[name] = ENTRANTS[name](case)
-        except Refusal as refusal:
-            built[name] = str(refusal)
-    for tokens in lengths:
-        for name, mix in built.items():
-            for passes in (FORWARD, BOTH):
-                if isinstance(mix, str):
-                    yield Rwkv7Measurement(name, tokens, passes, absent=mix)
-                else:
-                    yield _measure(name, mix, case, tokens, passes, timer)
-
-
-def _measure(name: str, mix: Mix, case: Rwkv7Case, tokens: int, passes: str, timer: Timer) -> Rwkv7Measurement:
-    inputs = make_inputs(case, tokens)
-    if name == "arguments-ready":
-        with torch.no_grad():
-            inputs[5].mul_(inputs[4])
-            inputs[4].neg_()
-    for x in inputs:
-        torch._dynamo.maybe_mark_dynamic(x, 1)  # one compilation for all lengths
-    do = torch.randn_like(inputs[3])
-
-    def both() -> object:
-        return torch.autograd.grad(mix(inputs), inputs, do)
-
-    call: Run = both if passes == BOTH else torch.no_grad()(lambda: mix(inputs))
-    try:
-        timing, peak = timer(call), peak_bytes(call, case.device)
-    except Exception as error:
-        reason = reason_of(error, [])
-    else:
-        return Rwkv7Measurement(name, tokens, passes, *timing, peak_bytes=peak)
-    # Only here, without the error, are its frames gone, which hold tensors.
-    gc.collect()
-    if reason == OUT_OF_MEMORY and case.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return Rwkv7Measurement(name, tokens, passes, absent=reason)
-
-
-def write_rwkv7_csv(measurements: Sequence[Rwkv7Measurement], path: Path) -> None:
-    """Write one line a measurement, with the field names of `Rwkv7Measurement` as header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Rwkv7Measurement)])
-        writer.writeheader()
-        writer.writerows(asdict(measurement) for measurement in measurements)

@@ -1,49 +1,32 @@
-"""How exact a state stays: an op stepped token by token beside its recurrence in float64."""
+"""`zoo bench state`: how exact a state stays, of an op stepped token by token, beside its recurrence in float64."""
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from zoo.bench.engine import Benchmark, Row
+from zoo.bench.subjects import Case, select
 from zoo.errors import InputError
 from zoo.kernels.power import PowerState, init_power_state, power_attention_step
 from zoo.kernels.power import reference as power_reference
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7_step
 from zoo.kernels.rwkv7 import reference as rwkv7_reference
+from zoo.report.tables import plain_table
 
-__all__ = ["Recurrence", "StateCase", "StateError", "measure_state_error", "select_recurrences", "write_state_csv"]
+__all__ = ["Recurrence", "StateBenchmark", "measure_state_error", "select_recurrences"]
 
 _PIECE = 100  # tokens at a time: inputs are drawn, and the recurrences of reference read, in such pieces
 
 
-class StateCase(NamedTuple):
-    """Sizes, and what the inputs are; states are float32."""
-
-    batch_size: int = 2
-    heads: int = 4
-    head_width: int = 16
-    dtype: torch.dtype = torch.bfloat16
-    device: str = "cpu"
-
-
-class StateError(NamedTuple):
-    """Relative errors `|x - exact| / |exact|` (norms over rows and heads) of one recurrence after `position` tokens.
-
-    `output` and `state` are the op's; `plain_output`, rounded as the op's is, and `plain_state` are those of a plain
-    float32 recurrence. Of a state's parts the worst counts.
-    """
-
-    name: str
-    position: int
-    output: float
-    plain_output: float
-    state: float
-    plain_state: float
-
+ERRORS = ("output", "plain_output", "state", "plain_state")
+"""Relative errors `|x - exact| / |exact|`, norms over rows and heads: of the op's output and state, and of those of a
+plain float32 recurrence, whose output is rounded as the op's is. Of a state's parts the worst counts."""
 
 Tokens = tuple[Any, ...]  # tensors `[B, T, ...]`, or None where there are no gates
 State = tuple[Tensor, ...]
@@ -63,7 +46,7 @@ class Recurrence(NamedTuple):
     read: Callable[[Tokens, State], tuple[Tensor, State]]
 
 
-def select_recurrences(case: StateCase, names: Sequence[str] | None = None) -> list[Recurrence]:
+def select_recurrences(case: Case, names: Sequence[str] | None = None) -> list[Recurrence]:
     """The ops that can be measured: power attention with p = 1 and 2, gated and not, and RWKV-7's; None: all of them.
 
     Raises:
@@ -71,15 +54,45 @@ def select_recurrences(case: StateCase, names: Sequence[str] | None = None) -> l
     """
     found = [_power(case, p, gated) for p in (1, 2) for gated in (False, True)]
     known = {recurrence.name: recurrence for recurrence in (*found, _rwkv7(case))}
-    for name in names or ():
-        if name not in known:
-            raise InputError(f"ops: expected some of {', '.join(known)}, was {name!r}")
-    return list(known.values()) if names is None else [known[name] for name in names]
+    return [known[name] for name in select("ops", known if names is None else names, known)]
+
+
+@dataclass(frozen=True)
+class StateBenchmark(Benchmark):
+    """What is stepped, and after how many tokens it is compared; states are float32."""
+
+    case: Case
+    recurrences: Sequence[Recurrence]
+    positions: tuple[int, ...]
+    seed: int = 0
+
+    name_column = "name"
+    tokens_column = "position"
+    columns = ("name", "position", *ERRORS)
+
+    def title(self) -> str:
+        B, H, K, *_, device, dtype = self.case
+        name = str(dtype).removeprefix("torch.")
+        return (
+            f"torch {torch.__version__}, {device}; B={B}, H={H}, K=V={K}, {name} inputs, float32 states; relative "
+            "errors to float64"
+        )
+
+    def rows(self, say: Callable[[str], None]) -> Iterator[Row]:
+        for recurrence in self.recurrences:
+            yield from measure_state_error(recurrence, self.positions, seed=self.seed)
+
+    def report(self, rows: Sequence[Row], console: Console) -> None:
+        table = plain_table("op", "token", "output", "plain", "state", "plain")
+        for row in rows:
+            table.add_row(row.name, f"{row.tokens:,}", *(f"{row[error]:.1e}" for error in ERRORS))
+        console.print(table)
+        console.print("plain: the recurrence in float32, its output rounded like the op's")
 
 
 @torch.no_grad()
-def measure_state_error(recurrence: Recurrence, positions: Sequence[int], *, seed: int = 0) -> list[StateError]:
-    """Step an op through random tokens, and compare it with float64 at each of `positions`, counted from 1.
+def measure_state_error(recurrence: Recurrence, positions: Sequence[int], *, seed: int = 0) -> list[Row]:
+    """Step an op through random tokens, and return its `ERRORS` beside float64 at each of `positions`, counted from 1.
 
     All see the same inputs, rounded to the case's dtype. The state that float64 has is never taken over by the others,
     so that errors add up as they do in decoding.
@@ -92,7 +105,7 @@ def measure_state_error(recurrence: Recurrence, positions: Sequence[int], *, see
     generator = torch.Generator().manual_seed(seed)
     stepped, plain = recurrence.init(), recurrence.init()
     exact = tuple(part.double() for part in recurrence.init())
-    errors, total = [], max(positions)
+    found, total = [], max(positions)
     # A piece ends wherever a comparison is due, so that the states are there to be compared.
     ends = sorted({*positions, *range(_PIECE, total, _PIECE)})
     for first, end in pairwise((0, *ends)):
@@ -104,23 +117,14 @@ def measure_state_error(recurrence: Recurrence, positions: Sequence[int], *, see
         if end in positions:
             last = exact_output[:, -1]
             rounded = plain_output[:, -1].to(output.dtype)  # as the op's own
-            output_errors = _error((output,), (last,)), _error((rounded,), (last,))
-            errors.append(
-                StateError(recurrence.name, end, *output_errors, _error(stepped, exact), _error(plain, exact))
-            )
-    return errors
+            pairs = ((output,), (last,)), ((rounded,), (last,)), (stepped, exact), (plain, exact)
+            more = {name: _error(*pair) for name, pair in zip(ERRORS, pairs, strict=True)}
+            found.append(Row(recurrence.name, end, more=more))
+    return found
 
 
-def write_state_csv(errors: Sequence[StateError], path: Path) -> None:
-    """Write one line an error, with a header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(StateError._fields)
-        writer.writerows(errors)
-
-
-def _power(case: StateCase, p: int, gated: bool) -> Recurrence:
-    B, H, K, dtype, device = case
+def _power(case: Case, p: int, gated: bool) -> Recurrence:
+    B, H, K, *_, device, dtype = case
     normalize = p % 2 == 0
     # From 0.9 to 0.9999 of the past a token, spread over the heads, as gates start.
     retention = 1 - torch.logspace(-1, -4, H)
@@ -134,7 +138,7 @@ def _power(case: StateCase, p: int, gated: bool) -> Recurrence:
         return power_attention_step(*tokens, state=PowerState(*state), p=p, normalize=normalize)
 
     def read(tokens: Tokens, state: State) -> tuple[Tensor, State]:
-        return power_reference.recurrent(*tokens, *state, p=p, scale=K**-0.5, normalize=normalize)
+        return power_reference.recurrent(Inputs(*tokens, *state), p=p, scale=K**-0.5, normalize=normalize)
 
     def init() -> State:
         return init_power_state(B, H, K, K, p, device=device)
@@ -142,8 +146,8 @@ def _power(case: StateCase, p: int, gated: bool) -> Recurrence:
     return Recurrence(f"gated-p{p}" if gated else f"p{p}", draw, init, step, read)
 
 
-def _rwkv7(case: StateCase) -> Recurrence:
-    B, H, N, dtype, device = case
+def _rwkv7(case: Case) -> Recurrence:
+    B, H, N, *_, device, dtype = case
 
     def draw(generator: torch.Generator, T: int) -> Tokens:
         r, k, v, kappa, a, w = torch.randn(6, B, T, H, N, generator=generator)

@@ -1,5 +1,6 @@
 """Timers, and what a machine can do at best: a large matrix product and a large copy."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Ceilings", "Timer", "Timing", "ceilings_on", "gpu_timer", "measure_ceilings", "step_timer", "wall_timer"]
+__all__ = [
+    "Ceilings", "Run", "Timer", "Timing", "ceilings_on", "gpu_timer", "measure_ceilings", "op_timer",
+    "step_timer", "wall_seconds", "wall_timer",
+]  # fmt: skip
 
 # In milliseconds: timed runs that would take longer are fewer, though at least so many; what clearing the cache takes.
 _LONGEST, _FEWEST, _CLEARING = 1000.0, 3, 0.1
@@ -27,10 +31,16 @@ Timer = Callable[[Run], Timing]
 
 
 class Ceilings(NamedTuple):
-    """What the device reached on random numbers, in the same run."""
+    """What the device reached on random numbers, in the same run; shares of what is not known are 0."""
 
-    matmul: float  # FLOP/s of a bfloat16 product
-    copy: float  # bytes/s, read and written
+    matmul: float = math.inf  # FLOP/s of a product
+    copy: float = math.inf  # bytes/s, read and written
+    dtype: str = "bfloat16"  # of the product
+
+
+def op_timer(repeats: int, device: torch.device, *, graph: bool = False) -> Timer:
+    """Time calls of an op: with `gpu_timer`, or on a CPU with `wall_timer`."""
+    return gpu_timer(repeats, graph=graph) if device.type == "cuda" else wall_timer(repeats)
 
 
 def wall_timer(repeats: int) -> Timer:
@@ -38,7 +48,7 @@ def wall_timer(repeats: int) -> Timer:
 
     def measure(run: Run) -> Timing:
         run()
-        return _summary([_wall_seconds(run) for _ in range(repeats)])
+        return _summary([wall_seconds(run) for _ in range(repeats)])
 
     return measure
 
@@ -50,22 +60,19 @@ def step_timer(repeats: int, device: torch.device) -> Timer:
     """
 
     def measure(run: Run) -> Timing:
-        def step() -> None:
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        step()
-        first = _wall_seconds(step)
+        _, first = wall_seconds(run, device), wall_seconds(run, device)
         more = min(repeats, max(1, int(_LONGEST_STEPS / first))) - 1
-        return _summary([first, *(_wall_seconds(step) for _ in range(more))])
+        return _summary([first, *(wall_seconds(run, device) for _ in range(more))])
 
     return measure
 
 
-def _wall_seconds(run: Run) -> float:
+def wall_seconds(run: Run, device: torch.device | None = None) -> float:
+    """Run once; if that is on a GPU, until it is idle."""
     start = time.perf_counter()
     run()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -116,31 +123,34 @@ def _replay(run: Run) -> Run:
     return graph.replay
 
 
-def measure_ceilings(timer: Timer, device: str, *, width: int = 8192, elements: int = 2**31) -> Ceilings:
-    """Time a product of two bfloat16 matrices and a copy of bfloat16 numbers, all random.
+def measure_ceilings(
+    timer: Timer, device: str, *, width: int = 8192, elements: int = 2**31, dtype: torch.dtype = torch.bfloat16
+) -> Ceilings:
+    """Time a product of two matrices and a copy of bfloat16 numbers, all random.
 
     Args:
         timer: what times them.
         device: where.
         width: rows and columns of the matrices.
         elements: how many numbers are copied; on a GPU at most an eighth of the memory that is free.
+        dtype: of the matrices.
     """
-    matmul = 2 * width**3 / _time_matmul(timer, device, width)
+    matmul = 2 * width**3 / _time_matmul(timer, device, width, dtype)
     if device.startswith("cuda"):
         elements = min(elements, torch.cuda.mem_get_info()[0] // 8 // 2)
     source = torch.randn(elements, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / timer(lambda: target.copy_(source)).median
-    return Ceilings(matmul, copy)
+    return Ceilings(matmul, copy, str(dtype).removeprefix("torch."))
 
 
 def ceilings_on(device: torch.device) -> Ceilings:
-    """Measure what a device can do at best, on a CPU with smaller matrices and copies."""
+    """Measure what a device can do at best, on a CPU in float32 with smaller matrices and copies."""
     if device.type == "cuda":
         return measure_ceilings(gpu_timer(30), str(device))
-    return measure_ceilings(wall_timer(3), str(device), width=1024, elements=2**24)
+    return measure_ceilings(wall_timer(3), str(device), width=1024, elements=2**24, dtype=torch.float32)
 
 
-def _time_matmul(timer: Timer, device: str, width: int) -> float:
-    a, b, product = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(3))
+def _time_matmul(timer: Timer, device: str, width: int, dtype: torch.dtype) -> float:
+    a, b, product = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(3))
     return timer(lambda: torch.mm(a, b, out=product)).median

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_part, check_sequence, check_state
+from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput, ValueSharingMixer, mix, mix_step
+from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import RMSNorm
-from zoo.blocks.positions import advance
 from zoo.blocks.token_shift import lerp_start, shift
+from zoo.blocks.window import Token, Window
 
 __all__ = ["Around", "AroundName", "AroundState", "ConvolvedMixer", "ShiftedMixer", "put_around"]
 
@@ -23,14 +24,13 @@ _CONVOLUTION = 4  # tokens, as in Mamba-2
 
 
 class AroundState(NamedTuple):
-    """`tail`, the last inputs `[B, W - 1, M]` or the last one `[B, M]`; the mixer's own state; `position [B]` int64."""
+    """`tail`, the last inputs `[B, W - 1, M]` or the last one `[B, M]`, and the mixer's own state."""
 
     tail: Tensor
     mixer: Any
-    position: Tensor
 
 
-class Around(ValueSharingMixer):
+class Around(Mixer):
     """A mixer between two layers that see the tokens before: what stands before it, and a gate behind it."""
 
     def __init__(self, mixer: Mixer, context: LayerContext) -> None:
@@ -39,13 +39,11 @@ class Around(ValueSharingMixer):
         self.width = context.width
 
     @abstractmethod
-    def before(
-        self, x: Tensor, tail: Tensor | None, lengths: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def before(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
         """The mixer's input `[B, T, M]`, and the tail after it."""
 
     @abstractmethod
-    def step_before(self, x: Tensor, tail: Tensor) -> Tensor:
+    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
         """The same for one token `[B, M]`, with the tail written in place."""
 
     @abstractmethod
@@ -53,50 +51,30 @@ class Around(ValueSharingMixer):
         """The output, from this layer's input x and the mixer's output y."""
 
     @abstractmethod
-    def init_tail(self, batch_size: int, **options: Any) -> Tensor:
+    def empty_tail(self, room: Room) -> Tensor:
         """The tail before the first token."""
 
     @abstractmethod
     def check_tail(self, tail: Tensor, x: Tensor) -> None:
         """Raise an InputError for a tail of other sizes, or on another device than x."""
 
-    def mix(
-        self,
-        x: Tensor,
-        first_values: Tensor | None,
-        state: AroundState | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[MixerOutput, Tensor | None]:
-        check_sequence(x, lengths, resets)
-        tail, past, position = (None, None, None) if state is None else self._split(state, x)
-        u, tail = self.before(x, tail, lengths, resets)
-        (y, past), first_values = mix(self.mixer, u, first_values, past, return_state, lengths, resets)
-        after = AroundState(tail, past, advance(position, x, lengths)) if return_state else None
-        return MixerOutput(self.behind(x, y), after), first_values
+    def mix(self, x: Tensor, state: AroundState | None, window: Window) -> tuple[Tensor, AroundState]:
+        tail, past = (None, None) if state is None else state
+        u, tail = self.before(x, tail, window)
+        y, past = self.mixer(u, past, window=window)
+        return self.behind(x, y), AroundState(tail, past)
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> AroundState:
-        past = self.mixer.init_state(batch_size, max_len=max_len, device=device, dtype=dtype)
-        weight = next(self.parameters())
-        device, dtype = device or weight.device, dtype or weight.dtype
-        tail = self.init_tail(batch_size, device=device, dtype=dtype)
-        return AroundState(tail, past, torch.zeros(batch_size, device=device, dtype=torch.int64))
+    def mix_token(self, x: Tensor, state: AroundState, token: Token) -> Tensor:
+        y, _ = self.mixer(self.before_token(x, state.tail), state.mixer, window=token)
+        return self.behind(x, y)
 
-    @torch.no_grad()
-    def mix_step(self, x: Tensor, first_values: Tensor | None, state: AroundState) -> tuple[Tensor, Tensor | None]:
-        tail, past, position = self._split(state, x)
-        y, first_values = mix_step(self.mixer, self.step_before(x, tail), first_values, past)
-        position.add_(1)
-        return self.behind(x, y), first_values
+    def empty_state(self, room: Room) -> AroundState:
+        return AroundState(self.empty_tail(room), self.mixer.empty_state(room))
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, AroundState, x)
+        self.check_tail(state.tail, x)
+        self.mixer.check_state(state.mixer, x)
 
     @property
     def head_counts(self) -> tuple[int, int] | None:
@@ -104,15 +82,6 @@ class Around(ValueSharingMixer):
 
     def flops(self, tokens: int) -> int:
         return self.mixer.flops(tokens)
-
-    def check_state(self, state: Any, x: Tensor) -> None:
-        check_state(state, AroundState, x)
-        self.check_tail(state.tail, x)
-        self.mixer.check_state(state.mixer, x)
-
-    def _split(self, state: AroundState, x: Tensor) -> AroundState:
-        self.check_state(state, x)
-        return state
 
 
 class ConvolvedMixer(Around):
@@ -125,20 +94,18 @@ class ConvolvedMixer(Around):
         self.norm = RMSNorm(context.width, context.norm_eps)
         self.output = ResidualLinear(context.width, context.width, context.bias)
 
-    def before(
-        self, x: Tensor, tail: Tensor | None, lengths: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        y, tail = self.convolution(x, tail, lengths=lengths, resets=resets)
+    def before(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
+        y, tail = self.convolution(x, tail, window)
         return F.silu(y), tail
 
-    def step_before(self, x: Tensor, tail: Tensor) -> Tensor:
+    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
         return F.silu(self.convolution.step(x, tail))
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
         return self.output(self.norm(y * F.silu(self.gate(x))))
 
-    def init_tail(self, batch_size: int, **options: Any) -> Tensor:
-        return torch.zeros(batch_size, _CONVOLUTION - 1, self.width, **options)
+    def empty_tail(self, room: Room) -> Tensor:
+        return room.zeros(self.output.weight, _CONVOLUTION - 1, self.width)
 
     def check_tail(self, tail: Tensor, x: Tensor) -> None:
         self.convolution.check_tail("tail", tail, x)
@@ -168,13 +135,11 @@ class ShiftedMixer(Around):
         assert self.gate.expand.bias is not None
         nn.init.ones_(self.gate.expand.bias)
 
-    def before(
-        self, x: Tensor, tail: Tensor | None, lengths: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        earlier, tail = shift(x, tail, lengths=lengths, resets=resets)
+    def before(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
+        earlier, tail = shift(x, tail, window)
         return torch.lerp(x, earlier, self.mu.to(x.dtype)), tail
 
-    def step_before(self, x: Tensor, tail: Tensor) -> Tensor:
+    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
         u = torch.lerp(x, tail.to(x.dtype), self.mu.to(x.dtype))
         tail.copy_(x)
         return u
@@ -182,22 +147,15 @@ class ShiftedMixer(Around):
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
         return y * self.gate(x)
 
-    def init_tail(self, batch_size: int, **options: Any) -> Tensor:
-        return torch.zeros(batch_size, self.width, **options)
+    def empty_tail(self, room: Room) -> Tensor:
+        return room.zeros(self.mu, self.width)
 
     def check_tail(self, tail: Tensor, x: Tensor) -> None:
         check_part("tail", tail, (x.shape[0], self.width), None, x.device)
 
 
-def put_around(name: AroundName, own: bool, mixer: Mixer, context: LayerContext) -> Mixer:
-    """The mixer as it stands in an architecture's block; its own mixer has all this inside.
-
-    Args:
-        name: the architecture.
-        own: whether the mixer is that architecture's own.
-        mixer: what stands inside.
-        context: what the model says.
-    """
-    if name == "none" or own:
+def put_around(name: AroundName, mixer: Mixer, context: LayerContext) -> Mixer:
+    """Return the mixer as it stands in an architecture's block; the architecture's own has all this inside."""
+    if name in ("none", mixer.architecture):
         return mixer
     return ConvolvedMixer(mixer, context) if name == "mamba2" else ShiftedMixer(mixer, context)

@@ -7,20 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_part, check_sequence, check_state
+from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
-from zoo.blocks.positions import advance
+from zoo.blocks.mixer import Mixer
 from zoo.blocks.token_shift import lerp_start, shift
+from zoo.blocks.window import Token, Window
 
 __all__ = ["ChannelMix", "ChannelMixState"]
 
 
 class ChannelMixState(NamedTuple):
-    """`last [B, M]`, the last input, and `position [B]` int64, the tokens seen."""
+    """`last [B, M]`, the last input."""
 
     last: Tensor
-    position: Tensor
 
 
 class ChannelMix(Mixer):
@@ -46,51 +46,24 @@ class ChannelMix(Mixer):
         nn.init.uniform_(self.key.weight, -bound, bound)
         nn.init.zeros_(self.value.weight)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: ChannelMixState | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> MixerOutput:
-        check_sequence(x, lengths, resets)
-        last, position = (None, None) if state is None else self._split(state, x)
-        before, last = shift(x, last, lengths=lengths, resets=resets)
-        after = ChannelMixState(last, advance(position, x, lengths)) if return_state else None
-        return MixerOutput(self._mix(x, before), after)
+    def mix(self, x: Tensor, state: ChannelMixState | None, window: Window) -> tuple[Tensor, ChannelMixState]:
+        before, last = shift(x, None if state is None else state.last, window)
+        return self._square(x, before), ChannelMixState(last)
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> ChannelMixState:
-        device, dtype = device or self.mu.device, dtype or self.mu.dtype
-        last = torch.zeros(batch_size, self.context.width, device=device, dtype=dtype)
-        return ChannelMixState(last, torch.zeros(batch_size, device=device, dtype=torch.int64))
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: ChannelMixState) -> Tensor:
-        last, position = self._split(state, x)
-        y = self._mix(x, last.to(x.dtype))
-        last.copy_(x)
-        position.add_(1)
+    def mix_token(self, x: Tensor, state: ChannelMixState, token: Token) -> Tensor:
+        y = self._square(x, state.last.to(x.dtype))
+        state.last.copy_(x)
         return y
 
-    def flops(self, tokens: int) -> int:
-        return 0  # but for the projections
-
-    def _mix(self, x: Tensor, before: Tensor) -> Tensor:
-        return self.value(F.relu(self.key(torch.lerp(x, before, self.mu.to(x.dtype)))).square())
+    def empty_state(self, room: Room) -> ChannelMixState:
+        return ChannelMixState(room.zeros(self.mu, self.context.width))
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, ChannelMixState, x)
         check_part("last", state.last, (x.shape[0], self.context.width), None, x.device)
 
-    def _split(self, state: ChannelMixState, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_state(state, x)
-        return state.last, state.position
+    def flops(self, tokens: int) -> int:
+        return 0  # but for the projections
+
+    def _square(self, x: Tensor, before: Tensor) -> Tensor:
+        return self.value(F.relu(self.key(torch.lerp(x, before, self.mu.to(x.dtype)))).square())

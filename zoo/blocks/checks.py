@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 
-__all__ = ["check_part", "check_sequence", "check_state", "describe", "values_at_hand"]
+__all__ = ["check_part", "check_progress", "check_sequence", "check_state", "describe", "values_at_hand"]
 
 
 def values_at_hand(x: Tensor) -> bool:
     """Whether `x` can be looked at without stalling a device or breaking a graph: real data on the CPU, in eager."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):  # of torch.func.vmap
+        return False
+    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
 
 def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:
@@ -31,18 +33,36 @@ def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> 
         raise InputError(f"resets: expected bool [{B}, {T}], was {describe(resets)}")
 
 
-def check_state(state: Any, kind: type, x: Tensor) -> None:
-    """Check that `state` is a `kind` for the rows of `x [B, ...]`, on its device.
+def check_progress(state: Any, kind: type, x: Tensor) -> None:
+    """Check that `state` is a `kind` that says how far the rows of `x [B, ...]` are, on its device.
 
     Raises:
-        InputError: it is of another kind of model or mixer, of another batch size, or on another device.
+        InputError: it is another kind of state, of another batch size, or on another device.
     """
+    _check_kind(state, kind)
+    for name in ("position", "start"):
+        _check_rows(getattr(state, name), x)
+        check_part(name, getattr(state, name), (x.shape[0],), torch.int64, x.device)
+
+
+def check_state(state: Any, kind: type, x: Tensor) -> None:
+    """Check that `state` is a `kind` for the rows of `x [B, ...]`; its first part is a tensor.
+
+    Raises:
+        InputError: it is another layer's, or of another batch size.
+    """
+    _check_kind(state, kind)
+    _check_rows(state[0], x)
+
+
+def _check_kind(state: Any, kind: type) -> None:
     if not isinstance(state, kind):
         raise InputError(f"state: expected {kind.__name__} as init_state returns it, was {type(state).__name__}")
-    position: Tensor = state.position  # type: ignore[attr-defined]
-    if position.shape != x.shape[:1]:
-        raise InputError(f"state: expected a batch of {x.shape[0]} as in the input, was {position.shape[0]}")
-    check_part("position", position, (x.shape[0],), torch.int64, x.device)
+
+
+def _check_rows(part: Tensor, x: Tensor) -> None:
+    if part.shape[:1] != x.shape[:1]:
+        raise InputError(f"state: expected a batch of {x.shape[0]} as in the input, was {part.shape[0]}")
 
 
 def check_part(

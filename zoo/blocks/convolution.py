@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part
+from zoo.blocks.window import Window
 
 __all__ = ["CausalConvolution"]
 
@@ -34,22 +35,19 @@ class CausalConvolution(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(
-        self, x: Tensor, tail: Tensor | None, *, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
         """Return the outputs `[B, T, channels]` of x, and the tail after it.
 
-        Args:
-            lengths: `[B]` integers: tokens of each row that are real; the others do not enter the tail.
-            resets: `[B, T]` bool: a token marked True sees nothing before it.
+        Padding does not enter the tail, and a token that is reset sees nothing before it.
         """
         B, T, channels = x.shape
         before = self.width - 1
         tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
         seen = torch.cat((tail, x), 1)
         document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
-        if resets is not None:
-            document = torch.cat((resets.new_zeros(B, before, dtype=torch.int64), resets.long().cumsum(1)), 1)
+        if window.resets is not None:
+            document = window.resets.long().cumsum(1)
+            document = torch.cat((document.new_zeros(B, before), document), 1)
         y = self.bias.to(x.dtype).expand_as(x)
         for j in range(self.width):
             shifted = seen[:, j : j + T]
@@ -57,7 +55,7 @@ class CausalConvolution(nn.Module):
                 same = document[:, j : j + T] == document[:, before:]
                 shifted = torch.where(same[..., None], shifted, 0)
             y = y + self.weight[:, j].to(x.dtype) * shifted
-        return y, self._tail(seen, document, lengths)
+        return y, self._tail(seen, document, window.lengths)
 
     def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
         """Check the tail in a state, whose part `name` it is, for the rows of `x [B, ...]`.

@@ -5,14 +5,17 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.blocks.channel_mix import ChannelMix
+from zoo.blocks.layer import Layer, LayerContext
 from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.window import Token, Window
 
 __all__ = ["FeedForwardName", "GeluFeedForward", "SwiGLUFeedForward", "hidden_width", "make_feed_forward"]
 
 FeedForwardName = Literal["gelu", "swiglu", "rwkv7", "none"]
 
 
-class GeluFeedForward(nn.Module):
+class GeluFeedForward(Layer):
     """`W_2 gelu(W_1 x)` with the tanh approximation, as in GPT-2."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
@@ -20,11 +23,11 @@ class GeluFeedForward(nn.Module):
         self.expand = nn.Linear(width, hidden, bias)
         self.contract = ResidualLinear(hidden, width, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+    def forward(self, x: Tensor, state: tuple[()], *, window: Window | Token) -> tuple[Tensor, tuple[()]]:
+        return self.contract(F.gelu(self.expand(x), approximate="tanh")), ()
 
 
-class SwiGLUFeedForward(nn.Module):
+class SwiGLUFeedForward(Layer):
     """`W_3 (silu(W_1 x) * W_2 x)`, as in Llama (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
@@ -33,8 +36,8 @@ class SwiGLUFeedForward(nn.Module):
         self.expand = nn.Linear(width, hidden, bias)
         self.contract = ResidualLinear(hidden, width, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.silu(self.gate(x)) * self.expand(x))
+    def forward(self, x: Tensor, state: tuple[()], *, window: Window | Token) -> tuple[Tensor, tuple[()]]:
+        return self.contract(F.silu(self.gate(x)) * self.expand(x)), ()
 
 
 def hidden_width(name: FeedForwardName, width: int) -> int:
@@ -48,10 +51,12 @@ def hidden_width(name: FeedForwardName, width: int) -> int:
     return -(-8 * width // (3 * 64)) * 64 if name == "swiglu" else 4 * width
 
 
-def make_feed_forward(name: Literal["gelu", "swiglu", "none"], width: int, hidden: int, bias: bool) -> nn.Module | None:
-    """Return the layer called `name`; None for `none`."""
+def make_feed_forward(name: FeedForwardName, hidden: int, context: LayerContext) -> Layer | None:
+    """Return the layer called `name` of this hidden width; None for `none`."""
     if name == "none":
         return None
+    if name == "rwkv7":
+        return ChannelMix(context, hidden)
     if name == "gelu":
-        return GeluFeedForward(width, hidden, bias)
-    return SwiGLUFeedForward(width, hidden, bias)
+        return GeluFeedForward(context.width, hidden, context.bias)
+    return SwiGLUFeedForward(context.width, hidden, context.bias)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.linear import ResidualLinear
-from zoo.blocks.mixer import LayerContext
 from zoo.blocks.norms import HeadNorm
 from zoo.blocks.rotary import RotaryTable, fused_rotary_table, rotary_table, rotate
 from zoo.config import Config

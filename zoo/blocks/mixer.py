@@ -1,29 +1,27 @@
-"""What a mixer is: the interface, the surroundings it is built in, and what it returns."""
+"""What a mixer is: a layer that mixes along time, in a model or by itself."""
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["LayerContext", "Mixer", "MixerOutput", "ValueSharingMixer", "mix", "mix_step"]
+from zoo.blocks.checks import check_progress, check_sequence
+from zoo.blocks.layer import Layer, Room
+from zoo.blocks.window import Token, Window, open_token, open_window
+
+__all__ = ["Mixer", "MixerOutput", "MixerState"]
 
 
-@dataclass(frozen=True)
-class LayerContext:
-    """What the model tells each of its mixers; a mixer's config may override the heads and the rotary embedding."""
+class MixerState(NamedTuple):
+    """The state of a mixer by itself: what it keeps, and how far it is, which a model counts once for all layers.
 
-    width: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    bias: bool = False
-    rotary: bool = True
-    rotary_base: float = 10_000.0
-    norm_eps: float = 1e-5
-    layer: int = 0
-    layers: int = 1
+    `position [B]` int64 counts the tokens seen; before `start [B]` int64 of them stands nothing of this document.
+    """
+
+    layer: Any
+    position: Tensor
+    start: Tensor
 
 
 class MixerOutput(NamedTuple):
@@ -33,12 +31,15 @@ class MixerOutput(NamedTuple):
     state: Any
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(Layer):
     """A layer that mixes along time and carries a state, under one law: splitting a sequence anywhere changes nothing.
 
-    `mixer(x[:, :t], s0)` followed by `mixer(x[:, t:], s1)` equals `mixer(x, s0)`. A state is a NamedTuple of tensors
-    with the batch first, among them `position [B]` int64, the tokens seen so far.
+    `mixer(x[:, :t], s0)` followed by `mixer(x[:, t:], s1)` equals `mixer(x, s0)`. A mixer's file says how it mixes a
+    sequence (`mix`) and one token (`mix_token`), and what it keeps (`empty_state`, `check_state`).
     """
+
+    architecture: ClassVar[str | None] = None
+    """Whose own mixer it is: what that architecture puts around others, it has inside."""
 
     keep_states: bool = True
     """Whether the states inside of a sequence, where there are any, are kept for the backward pass: time for memory."""
@@ -49,6 +50,20 @@ class Mixer(nn.Module, ABC):
         return None
 
     @abstractmethod
+    def mix(self, x: Tensor, state: Any, window: Window) -> tuple[Tensor, Any]:
+        """Mix `x [B, T, M]` into `y [B, T, M]`, and return the state after it if `window.return_state`.
+
+        Changes no argument. What padding gives is undefined, and it never enters the state; a token marked in
+        `window.resets` forgets everything before it.
+        """
+
+    @abstractmethod
+    def mix_token(self, x: Tensor, state: Any, token: Token) -> Tensor:
+        """Mix one token `x [B, M]` into `[B, M]`, writing the state's tensors in place; runs without gradients."""
+
+    @abstractmethod
+    def flops(self, tokens: int) -> int: ...
+
     def forward(
         self,
         x: Tensor,
@@ -57,6 +72,7 @@ class Mixer(nn.Module, ABC):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        window: Window | Token | None = None,
     ) -> MixerOutput:
         """Mix `x [B, T, M]`; changes no argument.
 
@@ -66,9 +82,23 @@ class Mixer(nn.Module, ABC):
             lengths: `[B]` integers: only the first `lengths[b]` tokens of row `b` are real. What the padding on the
                 right gives is undefined, and it never enters the state.
             resets: `[B, T]` bool: a token marked True forgets everything before it.
-        """
+            window: given by a model, which says all this there, and keeps positions itself: see `Layer`.
 
-    @abstractmethod
+        Raises:
+            InputError: names the argument, what it was and what it must be.
+        """
+        if isinstance(window, Token):
+            return MixerOutput(self.mix_token(x, state, window), state)
+        if window is not None:
+            y, after = self.mix(x, state, window)
+            return MixerOutput(y, after if window.return_state else None)
+        check_sequence(x, lengths, resets)
+        if state is not None:
+            self._check(state, x)
+        window = open_window(x, state, lengths=lengths, resets=resets, return_state=return_state)
+        y, after = self.mix(x, None if state is None else state.layer, window)
+        return MixerOutput(y, MixerState(after, window.after, window.starts[:, -1]) if return_state else None)
+
     def init_state(
         self,
         batch_size: int,
@@ -76,7 +106,7 @@ class Mixer(nn.Module, ABC):
         max_len: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Any:
+    ) -> MixerState:
         """Return an empty state, all zeros, for `batch_size` rows, on the parameters' device unless told otherwise.
 
         Args:
@@ -84,80 +114,17 @@ class Mixer(nn.Module, ABC):
             dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
                 float64 model) whatever this says.
         """
+        room, parameter = Room(batch_size, max_len, device, dtype), next(self.parameters())
+        return MixerState(self.empty_state(room), room.no_tokens(parameter), room.no_tokens(parameter))
 
-    def check_state(self, state: Any, x: Tensor) -> None:
-        """Check that a state is this mixer's, for the rows of `x [B, ...]` and on its device.
+    @torch.no_grad()
+    def step(self, x: Tensor, state: MixerState) -> Tensor:
+        """Mix one token `x [B, M]` into `[B, M]`, writing the state's tensors in place; runs without gradients."""
+        self._check(state, x)
+        y, _ = self(x, state.layer, window=open_token(state))
+        state.position.add_(1)
+        return y
 
-        A model asks all its mixers before it computes anything.
-
-        Raises:
-            InputError: names the part of the state, what it was and what it must be.
-        """
-
-    @abstractmethod
-    def step(self, x: Tensor, state: Any) -> Tensor:
-        """Mix one token `x [B, M]` into `[B, M]`, writing the state's buffers in place; runs without gradients."""
-
-    @abstractmethod
-    def flops(self, tokens: int) -> int:
-        """Forward FLOPs (a multiply-add is 2) of mixing one sequence of `tokens`, without the linear projections."""
-
-
-class ValueSharingMixer(Mixer):
-    """A mixer that also takes part in what the first such layer of a model hands on to the others: its values.
-
-    Alone, or first in its model, it takes its own.
-    """
-
-    @abstractmethod
-    def mix(
-        self,
-        x: Tensor,
-        first_values: Tensor | None,
-        state: Any = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[MixerOutput, Tensor | None]:
-        """As `forward`, with the first layer's values `[B, T, M]`, or None in the first layer; returns them too."""
-
-    @abstractmethod
-    def mix_step(self, x: Tensor, first_values: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None]:
-        """As `step`, with the first layer's values `[B, M]`, or None in the first layer; returns them too."""
-
-    def forward(
-        self,
-        x: Tensor,
-        state: Any = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> MixerOutput:
-        return self.mix(x, None, state, return_state, lengths=lengths, resets=resets)[0]
-
-    def step(self, x: Tensor, state: Any) -> Tensor:
-        return self.mix_step(x, None, state)[0]
-
-
-def mix(
-    mixer: Mixer,
-    x: Tensor,
-    first_values: Tensor | None,
-    state: Any,
-    return_state: bool,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[MixerOutput, Tensor | None]:
-    """Run any mixer; values that are handed on pass by one that does not share them."""
-    if isinstance(mixer, ValueSharingMixer):
-        return mixer.mix(x, first_values, state, return_state, lengths=lengths, resets=resets)
-    return mixer(x, state, return_state, lengths=lengths, resets=resets), first_values
-
-
-def mix_step(mixer: Mixer, x: Tensor, first_values: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None]:
-    """The same for one token `[B, M]`, with the state written in place."""
-    if isinstance(mixer, ValueSharingMixer):
-        return mixer.mix_step(x, first_values, state)
-    return mixer.step(x, state), first_values
+    def _check(self, state: Any, x: Tensor) -> None:
+        check_progress(state, MixerState, x)
+        self.check_state(state.layer, x)

@@ -1,16 +1,17 @@
 """The layer around power attention, which linear, power and their gated kinds are settings of."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from zoo.blocks.checks import check_part, check_sequence, check_state
+from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.gate import RetentionGate, with_resets
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
-from zoo.blocks.positions import advance, token_positions
+from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.mixer import Mixer
+from zoo.blocks.window import Token, Window
 from zoo.kernels.power import (
     Heads,
     PowerState,
@@ -22,7 +23,7 @@ from zoo.kernels.power import (
 )
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["PowerHeadConfig", "PowerLayer", "PowerLayerState", "check_power_state"]
+__all__ = ["PowerHeadConfig", "PowerLayer", "check_power_state"]
 
 
 class PowerHeadConfig(HeadConfig):
@@ -41,14 +42,6 @@ class PowerHeadConfig(HeadConfig):
         if self.normalize and self.p % 2:
             raise ValueError(f"normalize must be false for odd p={self.p}, whose weights can be negative")
         return self
-
-
-class PowerLayerState(NamedTuple):
-    """`S [B, Hk, D, V]` and `z [B, Hk, D]` as in `zoo.PowerState`, and `position [B]` int64, the tokens seen."""
-
-    S: Tensor
-    z: Tensor
-    position: Tensor
 
 
 class PowerLayer(Mixer):
@@ -81,49 +74,33 @@ class PowerLayer(Mixer):
         norm = not self.normalize if config.output_norm is None else config.output_norm
         self.output = HeadOutput(context, self.heads, norm)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: PowerLayerState | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> MixerOutput:
-        check_sequence(x, lengths, resets)
-        position, past = (None, None) if state is None else self._split(state, x)
-        q, k, v = self.input(x, token_positions(position, x.shape[1], x.device))
+    def mix(self, x: Tensor, state: PowerState | None, window: Window) -> tuple[Tensor, PowerState | None]:
+        q, k, v = self.input(x, window.positions)
         log_g = None if self.gate is None else self.gate(x)
-        log_g = with_resets(log_g, resets, self.heads.key_value)
-        o, past = power_attention(
-            q, k, v, log_g, p=self.p, normalize=self.normalize, state=past, return_state=return_state, lengths=lengths,
-            save_states=self.keep_states,
+        log_g = with_resets(log_g, window.resets, self.heads.key_value)
+        o, state = power_attention(
+            q, k, v, log_g, p=self.p, normalize=self.normalize, state=state, return_state=window.return_state,
+            lengths=window.lengths, save_states=self.keep_states,
         )  # fmt: skip
-        after = None if past is None else PowerLayerState(*past, advance(position, x, lengths))
-        return MixerOutput(self.output(o), after)
+        return self.output(o), state
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> PowerLayerState:
-        weight = self.input.projection.weight
-        device, dtype = device or weight.device, accumulation_dtype(weight.dtype)
-        _, heads, width = self.heads
-        past = init_power_state(batch_size, heads, width, width, self.p, device=device, dtype=dtype)
-        return PowerLayerState(*past, torch.zeros(batch_size, device=device, dtype=torch.int64))
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: PowerLayerState) -> Tensor:
-        position, past = self._split(state, x)
-        q, k, v = self.input.token(x, position)
+    def mix_token(self, x: Tensor, state: PowerState, token: Token) -> Tensor:
+        q, k, v = self.input.token(x, token.position)
         log_g = None if self.gate is None else self.gate.token(x)
-        o = power_attention_step(q, k, v, log_g, state=past, p=self.p, normalize=self.normalize)
-        position.add_(1)
-        return self.output(o)
+        return self.output(power_attention_step(q, k, v, log_g, state=state, p=self.p, normalize=self.normalize))
+
+    def empty_state(self, room: Room) -> PowerState:
+        weight, (_, heads, width) = self.input.projection.weight, self.heads
+        return init_power_state(
+            room.batch_size, heads, width, width, self.p,
+            device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
+        )  # fmt: skip
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, PowerState, x)
+        _, heads, width = self.heads
+        dtype = accumulation_dtype(self.input.projection.weight.dtype)
+        check_power_state(state, x, heads, width, width, self.p, dtype)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -132,17 +109,6 @@ class PowerLayer(Mixer):
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads
         return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p)
-
-    def check_state(self, state: Any, x: Tensor) -> None:
-        check_state(state, PowerLayerState, x)
-        _, heads, width = self.heads
-        dtype = accumulation_dtype(self.input.projection.weight.dtype)
-        check_power_state(PowerState(state.S, state.z), x, heads, width, width, self.p, dtype)
-
-    def _split(self, state: PowerLayerState, x: Tensor) -> tuple[Tensor, PowerState]:
-        """Return the position and the op's own state."""
-        self.check_state(state, x)
-        return state.position, PowerState(state.S, state.z)
 
 
 def check_power_state(

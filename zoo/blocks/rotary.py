@@ -1,5 +1,6 @@
 """Rotary position embedding (Su et al., arXiv 2104.09864): pairs of channels turn with the position."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ class RotaryTable(NamedTuple):
 def rotary_table(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> RotaryTable:
     """Return the rotation of `positions [B or 1, T]` for heads of even `width`.
 
-    Pair `i` turns by `base^(-2i/width)` a token. The angles are float32 at least, whatever `dtype` the heads have:
-    bfloat16 cannot count past 256.
+    Pair `i` turns by `base^(-2i/width)` a token. The table is right to float32 at least, at any position and whatever
+    `dtype` the heads have: bfloat16 cannot count past 256.
     """
     return RotaryTable(*_table(positions, width, base, torch.promote_types(dtype, torch.float32)))
 
@@ -33,8 +34,10 @@ def fused_rotary_table(positions: Tensor, width: int, base: float, dtype: torch.
 
 
 def _angles(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    pairs = torch.arange(width // 2, device=positions.device, dtype=dtype)
-    angles = positions[..., None, None].to(dtype) * base ** (-2 * pairs / width)
+    # In float64 up to the last turn: in float32 a frequency and an angle at position 131,072 err by 1/100 each.
+    pairs = torch.arange(width // 2, device=positions.device, dtype=torch.float64)
+    turns = positions[..., None, None].double() * (base ** (-2 * pairs / width) / (2 * math.pi))
+    angles = (2 * math.pi * (turns - turns.round())).to(dtype)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 

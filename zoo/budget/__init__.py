@@ -3,7 +3,8 @@
 from zoo.budget.counts import Budget, budgets, measure, weight_flops
 from zoo.budget.paper import paper_table
 from zoo.budget.plan import Choice, Plan, make_plan, parse_parameters
-from zoo.budget.wsfr import Ratio, RatioTable, Row, exact_table, ratio_text
+from zoo.budget.wsfr import Ratio, RatioTable, Row, exact_table
+from zoo.report.numbers import ratio_text
 
 __all__ = [
     "Budget",

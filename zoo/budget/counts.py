@@ -31,7 +31,7 @@ __all__ = ["Budget", "budgets", "check_contexts", "measure", "weight_flops"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model costs at one context."""
+    """The cost of a model at one context."""
 
     context: int
     """Tokens of one sequence."""

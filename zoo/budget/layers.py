@@ -1,4 +1,4 @@
-"""What a model costs as a function of its number of layers, from models of one and of two layers.
+"""The cost of a model as a function of its number of layers, from models of one and of two layers.
 
 The first layer may differ from the others, as it does in models whose layers look back at it; the others are alike.
 """

@@ -16,17 +16,18 @@ from zoo.accounting import layer_mixers
 from zoo.blocks.around import Around
 from zoo.blocks.cache import KeyValueState
 from zoo.blocks.mixer import Mixer
-from zoo.blocks.power_layer import PowerLayerState
 from zoo.budget.counts import check_contexts
-from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, ratio_text, variants
+from zoo.budget.wsfr import Ratio, RatioTable, Row, mixer_label, variants
 from zoo.builder import build
 from zoo.errors import InputError
+from zoo.kernels.power import PowerState
 from zoo.mixers import MixerConfig
 from zoo.mixers.linear import LinearConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.recipe import Recipe
 from zoo.recipe.model import DecoderConfig
+from zoo.report.numbers import ratio_text
 from zoo.states import any_state
 
 __all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "paper_table"]
@@ -97,10 +98,10 @@ def _row(recipe: Recipe, contexts: Sequence[int]) -> Row:
 
 def _state_tokens(mixer: Mixer, context: int, recipe: Recipe) -> int:
     """Return what one layer's work on its state for one token comes to, in tokens attended to."""
-    state = any_state(mixer, context)
+    state = any_state(mixer, context).layer
     if isinstance(state, KeyValueState):
         return min(context, state.keys.shape[1])
-    if isinstance(state, PowerLayerState):
+    if isinstance(state, PowerState):
         return 2 * state.S.shape[2] + CHUNK
     raise InputError(
         f"accounting: paper has terms for caches of keys and for power attention, not for {mixer_label(recipe)} in "

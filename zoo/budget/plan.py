@@ -45,7 +45,7 @@ class Choice:
     layers: int
     width: int
     overrides: tuple[str, ...]
-    """What makes the base recipe this model, trained at the plan's context."""
+    """Overrides that make the base recipe this model, trained at the plan's context."""
     parameters: int
     budget: Budget
     """At the plan's context, with parameters and caches in bfloat16 and running sums in float32."""
@@ -57,7 +57,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for, and the models that come nearest to it, the nearest first."""
+    """The size and context asked for, and the models that come nearest to it, the nearest first."""
 
     base: str
     recipe: Recipe

@@ -1,12 +1,12 @@
 """A plan as text for a terminal: what it assumes, a table, and a line for each model that `zoo show` takes."""
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from zoo.budget.plan import HEAD_WIDTHS, MULTIPLE, SHAPES, TOLERANCE, Plan
-from zoo.study.numbers import count, counted, size
+from zoo.report.numbers import count, counted, size
+from zoo.report.tables import plain_table
 
 __all__ = ["assumptions", "print_plan"]
 
@@ -56,9 +56,9 @@ def print_plan(plan: Plan, batch_size: int, console: Console) -> None:
 
 
 def _table(plan: Plan, batch_size: int) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in ("mixer", "p", "head", "layers\nx width", "parameters", "ratio", "state", "train\nFLOPs", "memory"):
-        table.add_column(heading, justify="left" if heading == "mixer" else "right", vertical="bottom", no_wrap=True)
+    table = plain_table(
+        "mixer", "p", "head", "layers\nx width", "parameters", "ratio", "state", "train\nFLOPs", "memory"
+    )
     for choice in plan.choices:
         table.add_row(
             choice.mixer,

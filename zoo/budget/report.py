@@ -1,7 +1,5 @@
 """A table of ratios as text for a terminal, as CSV and as JSON."""
 
-import csv
-import io
 import json
 from typing import Any
 
@@ -11,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.budget.wsfr import Ratio, RatioTable, source_text
+from zoo.report.tables import csv_text
 
-__all__ = ["csv_text", "json_text", "print_table"]
+__all__ = ["print_table", "ratio_csv", "ratio_json"]
 
 _COLUMNS = 5
 """Contexts side by side, which with a mixer's name and a source make eighty columns."""
@@ -43,7 +42,7 @@ def _part(table: RatioTable, columns: slice) -> Table:
     return part
 
 
-def csv_text(table: RatioTable) -> str:
+def ratio_csv(table: RatioTable) -> str:
     """Write a line for each mixer and context; fields without a value are empty."""
     lines = [
         {"recipe": table.recipe, "accounting": table.accounting, "mixer": row.label, "source": ratio.source}
@@ -51,14 +50,10 @@ def csv_text(table: RatioTable) -> str:
         for row in table.rows
         for ratio in row.ratios
     ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(list(lines[0]), lines)
 
 
-def json_text(table: RatioTable) -> str:
+def ratio_json(table: RatioTable) -> str:
     """Write the whole table, formula and notes included; fields without a value are null."""
     values = {
         "recipe": table.recipe,

@@ -8,7 +8,7 @@ from zoo.budget.counts import Budget, budgets
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import MixerConfig, mixers
 from zoo.recipe import Recipe
-from zoo.study.numbers import counted
+from zoo.report.numbers import counted, ratio_text
 
 __all__ = [
     "EXACT_FORMULA",
@@ -18,7 +18,6 @@ __all__ = [
     "Row",
     "exact_table",
     "mixer_label",
-    "ratio_text",
     "source_text",
     "variants",
 ]
@@ -41,7 +40,7 @@ class Ratio:
     budget: Budget | None = None
     """The counts behind it, where there are any."""
     published: str | None = None
-    """What the published table says of this model, mixer and context."""
+    """The published table's number for this model, mixer and context."""
     source: str = "counted"
     """Where the number comes from, in a few words."""
 
@@ -73,7 +72,7 @@ class RatioTable:
     formula: str
     """In words, for people."""
     notes: tuple[str, ...]
-    """What to know before the numbers are used, a sentence each."""
+    """Warnings before the numbers are used, a sentence each."""
     contexts: tuple[int, ...]
     rows: tuple[Row, ...]
 
@@ -130,13 +129,6 @@ def mixer_label(recipe: Recipe) -> str:
     """Return a recipe's mixers with their power and what else is not at its default: `power (p=2)`."""
     (name, _), *others = counts = Counter(map(_with_options, recipe.layer_mixers)).most_common()
     return ", ".join(f"{name} in {counted(layers, 'layer')}" for name, layers in counts) if others else name
-
-
-def ratio_text(value: float) -> str:
-    """Write a ratio as 30:1 or 1:8: the larger side in whole numbers from 5 on, with one decimal below, never `.0`."""
-    larger = max(value, 1 / value)
-    text = f"{larger:,.0f}" if larger >= 5 else f"{larger:.1f}".removesuffix(".0")
-    return f"{text}:1" if value >= 1 else f"1:{text}"
 
 
 def source_text(ratios: Sequence[Ratio]) -> str:

@@ -2,8 +2,8 @@
 
 import click
 
-from zoo import __version__
 from zoo.cli.group import LazyGroup
+from zoo.version import __version__
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ __all__ = ["main"]
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
-        "bench": ("zoo.bench.cli:bench", "Measure speed and memory."),
+        "bench": ("zoo.cli.bench:bench", "Measure speed and memory."),
         "tune": ("zoo.cli.tune:tune", "Measure block sizes of the kernels for this GPU."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

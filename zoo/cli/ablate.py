@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.options import Folder
+from zoo.cli.options import Folder, Names, names
 
 __all__ = ["ablate"]
 
@@ -12,11 +12,19 @@ __all__ = ["ablate"]
 @click.command()
 @click.argument("study_or_recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--mixers", help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]")
+@click.option(
+    "--mixers",
+    callback=names,
+    help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]",
+)
 @click.option("--folder", type=Folder(), help="Where the study goes.  [default: runs/NAME]")
 @click.option("--device", help="For example cpu or cuda:1.  [default: a GPU if there is one]")
 def ablate(
-    study_or_recipe: str, overrides: tuple[str, ...], mixers: str | None, folder: Path | None, device: str | None
+    study_or_recipe: str,
+    overrides: Names,
+    mixers: Names | None,
+    folder: Path | None,
+    device: str | None,
 ) -> None:
     """Train one recipe with several mixers, on the same data with the same seed and budget, and compare them.
 
@@ -33,8 +41,7 @@ def ablate(
     from zoo.study.run import run_study
     from zoo.study.table import print_summary
 
-    chosen = None if mixers is None else [mixer.strip() for mixer in mixers.split(",")]
-    study = load_study(study_or_recipe, chosen, overrides)
+    study = load_study(study_or_recipe, mixers, overrides)
     folder = Path("runs", study.name) if folder is None else folder
     summary = run_study(study, folder, device=device)
     print_summary(summary, folder / "index.html")

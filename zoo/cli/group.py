@@ -13,7 +13,7 @@ __all__ = ["LazyGroup"]
 
 
 class _Refused(click.ClickException):
-    """What the user can put right."""
+    """An error that the user can put right."""
 
     exit_code = 2
 

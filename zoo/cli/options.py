@@ -1,13 +1,27 @@
-"""What several commands read from their options."""
+"""Options that several commands share."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["Folder", "token_count", "token_counts", "whole_numbers"]
+__all__ = [
+    "Folder",
+    "Names",
+    "Numbers",
+    "csv_option",
+    "names",
+    "output_option",
+    "plot_option",
+    "token_count",
+    "token_counts",
+    "whole_numbers",
+]
 
+Names = tuple[str, ...]
+Numbers = tuple[int, ...]
 _TOKENS = {"": 1, "K": 2**10, "M": 2**20}
 
 
@@ -23,15 +37,32 @@ class Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+def output_option(name: str, help: str) -> Callable[[Any], Any]:
+    """Return an option that names a file to be written, `-` for standard output."""
+    kind = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+    return click.option(f"--{name}", f"{name}_path", type=kind, help=f"{help}, or - for standard output.")
+
+
+csv_option = output_option("csv", "Also write this CSV file")
+plot_option = output_option("plot", "Also draw this PNG or SVG")
+
+
+def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Numbers | None:
     """Read whole numbers with commas, from 1 on, each once: a callback of options."""
+    if value is None:
+        return None
     try:
         numbers = [int(part) for part in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected whole numbers with commas, such as 1024,4096, was {value!r}") from None
     if min(numbers) < 1:
         raise click.BadParameter(f"expected at least 1, was {min(numbers)}")
-    return list(dict.fromkeys(numbers))
+    return tuple(dict.fromkeys(numbers))
+
+
+def names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Names | None:
+    """Read names with commas: a callback of options."""
+    return None if value is None else tuple(name.strip() for name in value.split(","))
 
 
 def token_count(_context: click.Context, _parameter: click.Parameter, value: str) -> int:

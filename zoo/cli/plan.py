@@ -2,7 +2,7 @@
 
 import click
 
-from zoo.cli.options import token_count
+from zoo.cli.options import Names, names, token_count
 
 __all__ = ["plan"]
 
@@ -15,7 +15,7 @@ __all__ = ["plan"]
     "--context", required=True, callback=token_count,
     help="Tokens of a sequence, for example 65536 or 64K; K is 1,024 here, and M is 1,024 K.",
 )  # fmt: skip
-@click.option("--mixers", help="What to choose from, with commas.  [default: all]")
+@click.option("--mixers", callback=names, help="What to choose from, with commas.  [default: all]")
 @click.option("--recipe", default="gpt2-124m-rotary", show_default=True, help="Gives everything else.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Sequences that are decoded.")
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="Models to print.")
@@ -24,7 +24,13 @@ __all__ = ["plan"]
     help="GiB that the state of one sequence may take.",
 )  # fmt: skip
 def plan(
-    params: str, context: int, mixers: str | None, recipe: str, batch_size: int, limit: int, state_limit: float
+    params: str,
+    context: int,
+    mixers: Names | None,
+    recipe: str,
+    batch_size: int,
+    limit: int,
+    state_limit: float,
 ) -> None:
     """Find models of a size whose work divides evenly between weights and state at a context.
 
@@ -45,8 +51,7 @@ def plan(
 
     if isnan(state_limit):
         raise click.BadParameter("nan is not a number of GiB.", param_hint="'--state-limit'")
-    names = None if mixers is None else [name.strip() for name in mixers.split(",")]
     found = make_plan(
-        parse_parameters(params), context, names, base=recipe, state_limit=round(state_limit * 2**30), limit=limit
+        parse_parameters(params), context, mixers, base=recipe, state_limit=round(state_limit * 2**30), limit=limit
     )
     print_plan(found, batch_size, Console())

@@ -78,7 +78,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
 
 
 def _facts(recipe: Recipe, costs: Accounting) -> Table:
-    from zoo.study.numbers import counted
+    from zoo.report.numbers import counted
 
     model = recipe.model
     heads = " or ".join(_head_text(*counts) for counts in costs.heads)  # the mixers' own: some make them by themselves
@@ -98,14 +98,14 @@ def _facts(recipe: Recipe, costs: Accounting) -> Table:
 
 
 def _head_text(heads: int, key_value_heads: int) -> str:
-    from zoo.study.numbers import counted
+    from zoo.report.numbers import counted
 
     text = counted(heads, "head")
     return text if heads == key_value_heads else f"{text} in {counted(key_value_heads, 'group')}"
 
 
 def _mixer_text(recipe: Recipe) -> str:
-    from zoo.study.numbers import counted
+    from zoo.report.numbers import counted
 
     counts = Counter(map(_with_options, recipe.layer_mixers))
     if len(counts) == 1:
@@ -148,7 +148,7 @@ def _parameter_table(costs: Accounting) -> Table:
 
 
 def _context_table(costs: Accounting) -> Table:
-    from zoo.study.numbers import count, size
+    from zoo.report.numbers import count, size
 
     table = Table("context", box=SIMPLE_HEAD)
     for heading in ("state", "bytes", "forward FLOPs", "training FLOPs"):

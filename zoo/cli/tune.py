@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.options import whole_numbers
+from zoo.cli.options import Numbers, whole_numbers
 
 __all__ = ["tune"]
 
@@ -22,7 +22,7 @@ __all__ = ["tune"]
     "--table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The CSV file that gets the rows.  [default: the one that the kernels read]",
 )  # fmt: skip
-def tune(widths: list[int], powers: list[int], dtypes: str, tokens: int, heads: int, table: Path | None) -> None:
+def tune(widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int, table: Path | None) -> None:
     """Measure block sizes of power attention's kernels on this GPU.
 
     Writes a row a case into the table that every call looks its sizes up in; what has no row takes the nearest. A case
@@ -33,7 +33,8 @@ def tune(widths: list[int], powers: list[int], dtypes: str, tokens: int, heads: 
     import torch
     from rich.console import Console
 
-    from zoo.kernels.power.triton_support import DTYPES, POWERS, TRITON, WIDTHS
+    from zoo.kernels.power.supported import POWERS, WIDTHS
+    from zoo.kernels.triton_support import DTYPES, TRITON
 
     names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     wanted = dtypes.split(",")
@@ -46,8 +47,8 @@ def tune(widths: list[int], powers: list[int], dtypes: str, tokens: int, heads: 
     if not TRITON or not torch.cuda.is_available():
         raise click.ClickException("zoo tune needs a GPU and the package triton")
 
-    from zoo.bench.tuning import tune_case
     from zoo.kernels.power.triton.configs import TABLE
+    from zoo.tuning import tune_case
 
     console = Console()
     for dtype, width, p in product(wanted, widths, powers):

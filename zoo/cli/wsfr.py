@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli.options import token_counts
+from zoo.cli.options import Names, csv_option, names, output_option, plot_option, token_counts
 
 __all__ = ["wsfr"]
 
@@ -15,7 +15,7 @@ _RECIPE = "gpt2-124m-rotary"
 @click.argument("recipe", default=_RECIPE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--mixers", default="recipe,softmax,linear,power", show_default=True,
+    "--mixers", default="recipe,softmax,linear,power", show_default=True, callback=names,
     help="With commas; power:p=3 sets an option, and recipe is what the recipe has.",
 )  # fmt: skip
 @click.option(
@@ -26,13 +26,13 @@ _RECIPE = "gpt2-124m-rotary"
     "--accounting", type=click.Choice(["exact", "paper"]), default="exact", show_default=True,
     help="exact counts what runs; paper is a fit to the published table.",
 )  # fmt: skip
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this CSV file.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write this JSON file.")
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Also draw this PNG or SVG.")
+@csv_option
+@output_option("json", "Also write this JSON file")
+@plot_option
 def wsfr(
     recipe: str,
-    overrides: tuple[str, ...],
-    mixers: str,
+    overrides: Names,
+    mixers: Names,
     contexts: list[int],
     accounting: str,
     csv_path: Path | None,
@@ -53,28 +53,25 @@ def wsfr(
       zoo wsfr hybrid-124m --mixers recipe,softmax,power:p=2,power:p=3 --plot wsfr.png
       zoo wsfr gpt2-124m --accounting paper
     """
-    from rich.console import Console
-
-    from zoo.bench.op_run import check_files
     from zoo.budget.paper import paper_table
-    from zoo.budget.report import csv_text, json_text, print_table
+    from zoo.budget.report import print_table, ratio_csv, ratio_json
     from zoo.budget.wsfr import exact_table
     from zoo.recipe import load_recipe
-    from zoo.training.files import replace_file
+    from zoo.report.files import check_outputs, replace_file
+    from zoo.report.tables import console_beside
 
     if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
         recipe, overrides = _RECIPE, (recipe, *overrides)
-    for path in (csv_path, json_path):
-        check_files(path, None)
-    check_files(None, plot_path)
+    check_outputs(csv=csv_path, json=json_path, plot=plot_path)
     make_table = exact_table if accounting == "exact" else paper_table
-    table = make_table(load_recipe(recipe, overrides), [name.strip() for name in mixers.split(",")], contexts)
-    print_table(table, Console())
+    table = make_table(load_recipe(recipe, overrides), mixers, contexts)
+    print_table(table, console_beside(csv_path, json_path, plot_path))
     if csv_path is not None:
-        replace_file(csv_path, csv_text(table).encode())
+        replace_file(csv_path, ratio_csv(table).encode())
     if json_path is not None:
-        replace_file(json_path, json_text(table).encode())
+        replace_file(json_path, ratio_json(table).encode())
     if plot_path is not None:
         from zoo.budget.plot import draw_ratios
+        from zoo.report.plots import write_plot
 
-        replace_file(plot_path, draw_ratios(table, "svg" if plot_path.suffix == ".svg" else "png"))
+        write_plot(plot_path, lambda: draw_ratios(table))

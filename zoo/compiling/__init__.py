@@ -1,4 +1,4 @@
-"""What torch.compile makes of a model: graphs, breaks, recompiles and seconds."""
+"""Reports on torch.compile: graphs, graph breaks, recompiles and seconds."""
 
 from zoo.compiling.check import check_compilation
 from zoo.compiling.report import CompileReport, CompileWatch

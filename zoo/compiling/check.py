@@ -1,4 +1,4 @@
-"""What the compiler makes of a recipe's model: trained, read from a state, and decoded, over several lengths."""
+"""A recipe's model compiled each way that it runs: trained, read from a state, and decoded, over several lengths."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

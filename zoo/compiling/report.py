@@ -1,4 +1,4 @@
-"""What torch.compile did for one model: graphs, graph breaks, recompiles, seconds."""
+"""Graphs, graph breaks, recompiles and seconds of torch.compile for one model."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.files import write_atomically
-from zoo.data.tokenizer import Ids, id_array
+from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
+from zoo.reading import read_regular
+from zoo.report.files import replace_file
 
 try:
     import tokenizers
@@ -70,7 +71,7 @@ class BytePairTokenizer:
             ConfigError: the file is no tokenizer.json, or the class refuses it.
         """
         try:
-            backend = tokenizers.Tokenizer.from_file(os.fspath(path))
+            backend = tokenizers.Tokenizer.from_buffer(read_regular(Path(path)))
         except Exception as error:  # the library raises bare Exceptions
             raise ConfigError(f"data.tokenizer: {os.fspath(path)!r} is no tokenizer.json: {error}") from error
         return cls(backend, separator)
@@ -113,7 +114,7 @@ class BytePairTokenizer:
         Raises:
             CorpusError: the file cannot be written.
         """
-        write_atomically(Path(path), self._backend.to_str().encode())
+        replace_file(Path(path), self._backend.to_str().encode(), CorpusError)
 
     def encode(self, text: str | bytes) -> NDArray[np.int64]:
         """Return the ids of `text`, `[n]` int64, without a separator; bytes that are not UTF-8 become U+FFFD."""

@@ -1,19 +1,24 @@
 """A corpus: text or shards, split by document into training and validation tokens."""
 
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from zoo.data.packing import Text, pack_documents
 from zoo.data.shards import hash_tokens, open_shard, split_shards
 from zoo.data.sources import find_files, read_documents
 from zoo.data.stream import TokenStream
-from zoo.data.tokenizer import RawTokens, Tokenizer, load_tokenizer, pack_documents
+from zoo.data.tokenizer import RawTokens, Tokenizer, load_tokenizer
 from zoo.errors import CorpusError
 from zoo.recipe.data import DataConfig
 
 __all__ = ["Corpus", "load_corpus", "read_text", "split_documents"]
+
+_logger = logging.getLogger(__name__)
 
 # Enough for a fair share of a single file on either side, few enough to leave long stretches whole.
 _BLOCKS = 64
@@ -30,6 +35,8 @@ class Corpus:
     vocab_size: int
     """Every id is below it; a model's vocabulary is at least as large."""
     tokenizer: Tokenizer
+    copies: int = 0
+    """Documents that are copies of an earlier one; they fall on its side of the split. Not counted in shards."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -47,20 +54,21 @@ def load_corpus(config: DataConfig) -> Corpus:
         return _load_shards(paths, config)
     if config.tokenizer == "none":
         raise CorpusError(f"data.tokenizer: 'none' is for *.bin token shards, but {config.source!r} is text")
-    documents = _read_documents(paths, config.source)
-    training, validation = split_documents(documents, config.validation_fraction)
     tokenizer = load_tokenizer(config.tokenizer, config.document_token)
+    documents = _read_documents(paths, config.source, config.encoding)
+    training, validation = _split(documents, config.validation_fraction)
     return Corpus(
         train=TokenStream([pack_documents(training, tokenizer)], tokenizer.separator, name="training data"),
         validation=TokenStream([pack_documents(validation, tokenizer)], tokenizer.separator, name="validation data"),
         hash=_hash_documents(documents),
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
+        copies=len(documents) - len(set(documents)),
     )
 
 
-def read_text(source: str) -> list[bytes]:
-    """Return the documents of `source`, which is what a recipe's `data.source` is, but for token shards.
+def read_text(source: str, encoding: str = "utf-8") -> list[bytes]:
+    """Return the documents of `source`, which is what a recipe's `data.source` is, but for token shards, as UTF-8.
 
     Raises:
         CorpusError: the source is missing, unreadable or holds no text.
@@ -68,16 +76,16 @@ def read_text(source: str) -> list[bytes]:
     paths = find_files(source)
     if _are_shards(paths, source):
         raise CorpusError(f"data.source: expected text, but {source!r} is token shards (*.bin)")
-    return _read_documents(paths, source)
+    return _read_documents(paths, source, encoding)
 
 
 def split_documents(documents: Sequence[bytes], fraction: float) -> tuple[list[bytes], list[bytes]]:
     """Return (training, validation) documents, each in the order given.
 
     Which side a document falls on depends on the contents alone: in the order of their sha256, documents are held back
-    as long as they fit into `fraction` of all bytes; if not one fits, the smallest is. A lone document is first cut at
-    line ends (between characters if it is one line) into about 64 blocks, and neighbours that fall on the same side are
-    joined again.
+    as long as they fit into `fraction` of all bytes; if not one fits, the smallest is. Copies of one document fall on
+    one side together. A lone document is first cut at line ends (between characters if it is one line) into about 64
+    blocks, and neighbours that fall on the same side are joined again.
 
     Args:
         documents: none of them empty.
@@ -86,41 +94,72 @@ def split_documents(documents: Sequence[bytes], fraction: float) -> tuple[list[b
     Raises:
         CorpusError: there are no documents, or nothing but a single character.
     """
+    training, validation = _split(documents, fraction)
+    return [bytes(document) for document in training], [bytes(document) for document in validation]
+
+
+def _split(documents: Sequence[bytes], fraction: float) -> tuple[list[Text], list[Text]]:
+    """`split_documents`, of which parts of a lone document are views: a copy of them would double a large text."""
+    sides: tuple[list[Text], list[Text]] = ([], [])
     if len(documents) != 1:
-        held_back = _held_back(documents, fraction)
-        training = [document for index, document in enumerate(documents) if index not in held_back]
-        return training, [document for index, document in enumerate(documents) if index in held_back]
-    blocks = _cut_blocks(documents[0])
-    held_back = _held_back(blocks, fraction)
-    sides: tuple[list[bytes], list[bytes]] = ([], [])
-    for is_held_back, indices in groupby(range(len(blocks)), key=held_back.__contains__):
-        sides[is_held_back].append(b"".join(blocks[index] for index in indices))
+        copies = _copies(documents)
+        # Nothing but copies of one document has to do with it on both sides.
+        held_back = _held_back(documents, copies if len(copies) > 1 else _apart(copies), fraction)
+        for index, document in enumerate(documents):
+            sides[index in held_back].append(document)
+        return sides
+    text, ends = memoryview(documents[0]), _block_ends(documents[0])
+    starts = [0, *ends[:-1]]
+    blocks = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    held_back = _held_back(blocks, _apart(_copies(blocks)), fraction)
+    for is_held_back, group in groupby(range(len(blocks)), key=held_back.__contains__):
+        indices = list(group)
+        sides[is_held_back].append(text[starts[indices[0]] : ends[indices[-1]]])
     return sides
 
 
-def _held_back(documents: Sequence[bytes], fraction: float) -> set[int]:
-    if len(documents) < 2:
+def _copies(documents: Sequence[Text]) -> list[list[int]]:
+    """The indices of each content, in the order of its sha256."""
+    groups: defaultdict[bytes, list[int]] = defaultdict(list)
+    for index, document in enumerate(documents):
+        groups[hashlib.sha256(document).digest()].append(index)
+    return [groups[digest] for digest in sorted(groups)]
+
+
+def _apart(groups: Sequence[list[int]]) -> list[list[int]]:
+    return [[index] for group in groups for index in group]
+
+
+def _held_back(documents: Sequence[Text], groups: Sequence[list[int]], fraction: float) -> set[int]:
+    """The documents to hold back, of each group all or none."""
+    if len(groups) < 2:
         raise CorpusError(f"data.source: {sum(map(len, documents))} bytes of text are too few to hold some back")
-    budget = fraction * sum(map(len, documents))
-    chosen = set()
-    for index in sorted(range(len(documents)), key=lambda index: (hashlib.sha256(documents[index]).digest(), index)):
-        if len(documents[index]) <= budget:
-            chosen.add(index)
-            budget -= len(documents[index])
-    return chosen or {min(range(len(documents)), key=lambda index: (len(documents[index]), documents[index]))}
+    sizes = [len(group) * len(documents[group[0]]) for group in groups]
+    budget = fraction * sum(sizes)
+    chosen: set[int] = set()
+    for group, size in zip(groups, sizes, strict=True):
+        if size <= budget:
+            chosen.update(group)
+            budget -= size
+    smallest = min(groups, key=lambda group: (len(group) * len(documents[group[0]]), bytes(documents[group[0]])))
+    return chosen or set(smallest)
 
 
-def _cut_blocks(text: bytes) -> list[bytes]:
+def _block_ends(text: bytes) -> list[int]:
+    """Where to cut a lone document: at line ends, or, if it is one line, between characters."""
     size = max(1, len(text) // _BLOCKS)
-    blocks, start = [], 0
-    while start < len(text):
-        end = text.find(b"\n", start + size - 1) + 1 or len(text)
-        blocks.append(text[start:end])
-        start = end
-    if len(blocks) > 1:
-        return blocks
-    characters = text.decode()  # one line, which a cut may not leave as invalid UTF-8
-    return [characters[start : start + size].encode() for start in range(0, len(characters), size)]
+    ends = [0]
+    while ends[-1] < len(text):
+        ends.append(text.find(b"\n", ends[-1] + size - 1) + 1 or len(text))
+    if len(ends) > 2:
+        return ends[1:]
+    ends = [0]
+    while ends[-1] < len(text):
+        end = ends[-1] + size
+        while end < len(text) and text[end] & 0xC0 == 0x80:  # inside a character of UTF-8
+            end += 1
+        ends.append(min(end, len(text)))
+    return ends[1:]
 
 
 def _are_shards(paths: Sequence[Path], source: str) -> bool:
@@ -132,10 +171,15 @@ def _are_shards(paths: Sequence[Path], source: str) -> bool:
     return shards > 0
 
 
-def _read_documents(paths: Sequence[Path], source: str) -> list[bytes]:
-    documents = read_documents(paths)
+def _read_documents(paths: Sequence[Path], source: str, encoding: str) -> list[bytes]:
+    documents, left_out = read_documents(paths, encoding)
     if not documents:
-        raise CorpusError(f"data.source: {source!r} holds no UTF-8 text")
+        raise CorpusError(f"data.source: {source!r} holds no {encoding.upper()} text (data.encoding)")
+    if left_out:
+        _logger.warning(
+            "data.source: left out %d of %d files that are no %s text (data.encoding names another encoding)",
+            left_out, left_out + len(documents), encoding.upper(),
+        )  # fmt: skip
     return documents
 
 

@@ -1,5 +1,6 @@
 """Where text comes from: the standard library's own source, or files, folders and globs."""
 
+import codecs
 import glob
 import os
 import sysconfig
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from zoo.errors import CorpusError, nearest
+from zoo.reading import read_regular
 
 __all__ = ["find_files", "read_documents", "stdlib_files"]
 
+_PIECE = 2**20
 # Tests repeat themselves and hold odd encodings; site-packages differ from machine to machine.
 _STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
 
@@ -68,31 +71,42 @@ def _find_named(source: str) -> list[Path]:
     raise CorpusError(f"data.source: the glob {source!r} matches no files")
 
 
-def read_documents(paths: Iterable[Path]) -> list[bytes]:
-    """Return the contents of the text files among `paths`, one document a file, in the same order.
+def read_documents(paths: Iterable[Path], encoding: str = "utf-8") -> tuple[list[bytes], int]:
+    """Return the contents of the text files among `paths` as UTF-8, one document a file, in the same order.
 
-    Text is what decodes as UTF-8 and holds no NUL; other files, and empty ones, are skipped.
+    Text is what decodes and holds no NUL. Other files are left out, and counted beside; empty ones are left out too.
 
     Raises:
         CorpusError: a file cannot be read.
     """
-    contents = (_read(path) for path in paths)
-    return [content for content in contents if content and _is_text(content)]
+    contents = [content for content in map(_read, paths) if content]
+    texts = [text for content in contents if (text := _as_utf8(content, encoding)) is not None]
+    return texts, len(contents) - len(texts)
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         _refuse(error)
 
 
-def _is_text(content: bytes) -> bool:
+def _as_utf8(content: bytes, encoding: str) -> bytes | None:
+    """Return `content` as UTF-8 without a NUL, or None if it is no text in `encoding`."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    parts = []
     try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in content
+        for start in range(0, len(content), _PIECE):  # all of it would take up to four times its size
+            end = start + _PIECE
+            text = decoder.decode(content[start:end], final=end >= len(content))
+            if "\0" in text:
+                return None
+            if not is_utf8:
+                parts.append(text.encode())
+    except UnicodeError:
+        return None
+    return content if is_utf8 else b"".join(parts)
 
 
 def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:

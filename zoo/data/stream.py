@@ -1,15 +1,19 @@
-"""A long sequence of tokens, in memory or memory-mapped, read by position."""
+"""Token ids as arrays: a long sequence of them, in memory or memory-mapped, read by position, or a few to decode."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from zoo.errors import InputError
 
-__all__ = ["TokenStream"]
+__all__ = ["Ids", "TokenStream", "id_array", "token_array"]
+
+Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
 
 
 class TokenStream:
@@ -84,3 +88,22 @@ def token_array(tokens: ArrayLike) -> NDArray[np.uint16]:
     if low < 0 or high >= 2**16:
         raise InputError(f"tokens: expected ids from 0 to 65535, got {low if low < 0 else high}")
     return array.astype(np.uint16)
+
+
+def id_array(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
+    """Return `ids` as an int64 array `[n]`.
+
+    Raises:
+        InputError: `ids` is not one-dimensional, not of integers, or holds an id outside 0..vocab_size - 1.
+    """
+    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.ndim != 1:
+        raise InputError(f"ids: expected one dimension, got shape {list(array.shape)}")
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"ids: expected integers, got {array.dtype}")
+    for extreme in (array.min(), array.max()):
+        if not 0 <= extreme < vocab_size:
+            raise InputError(f"ids: expected 0 to {vocab_size - 1}, got {extreme}")
+    return array.astype(np.int64)

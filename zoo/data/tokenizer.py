@@ -1,31 +1,25 @@
 """Text as token ids: the interface, bytes as tokens, and bare ids for shards whose tokenizer is not at hand."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, InputError, nearest
 from zoo.recipe.data import SEPARATOR
 
 __all__ = [
     "ByteTokenizer",
-    "Ids",
     "RawTokens",
     "Tokenizer",
-    "id_array",
     "load_tokenizer",
-    "pack_documents",
 ]
-
-Ids: TypeAlias = Sequence[int] | NDArray[np.integer] | Tensor
 
 
 class Tokenizer(Protocol):
-    """What data, training and generation ask of a tokenizer. It never adds a separator by itself."""
+    """The tokenizer that data, training and generation work with. It never adds a separator by itself."""
 
     @property
     def vocab_size(self) -> int:
@@ -115,34 +109,6 @@ class RawTokens:
             InputError: an id is not below `vocab_size`, or `ids` is not one-dimensional.
         """
         return " ".join(str(token) for token in id_array(ids, self.vocab_size) if token != self.separator)
-
-
-def id_array(ids: Ids, vocab_size: int) -> NDArray[np.int64]:
-    """Return `ids` as an int64 array `[n]`.
-
-    Raises:
-        InputError: `ids` is not one-dimensional, not of integers, or holds an id outside 0..vocab_size - 1.
-    """
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if array.ndim != 1:
-        raise InputError(f"ids: expected one dimension, got shape {list(array.shape)}")
-    if array.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"ids: expected integers, got {array.dtype}")
-    for extreme in (array.min(), array.max()):
-        if not 0 <= extreme < vocab_size:
-            raise InputError(f"ids: expected 0 to {vocab_size - 1}, got {extreme}")
-    return array.astype(np.int64)
-
-
-def pack_documents(documents: Iterable[bytes], tokenizer: Tokenizer) -> NDArray[np.uint16]:
-    """Return the tokens of `documents` one after the other, each started by the tokenizer's separator, `[n]` uint16."""
-    start = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
-    parts = [start[:0]]
-    for document in documents:
-        parts += [start, tokenizer.encode(document).astype(np.uint16)]
-    return np.concatenate(parts)
 
 
 def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:

@@ -10,8 +10,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree
 
 from zoo.errors import InputError
-from zoo.generation.prefill import check_prompts, read_prompts
-from zoo.generation.sampling import Sampling
+from zoo.generation.prefill import Prefill, check_prompts, read_prompts
+from zoo.generation.sampling import Sampling, check_whole
 from zoo.generation.stepper import Stepper
 from zoo.models import Decoder, DecoderState
 from zoo.states import map_state
@@ -32,7 +32,7 @@ class CompiledDecoder:
     def __init__(self, model: Decoder, **options: Any) -> None:
         self.model = model
         self.config = model.config
-        self.init_state = model.init_state
+        self.init_state, self.check_state = model.init_state, model.check_state
         self._prefill = torch.compile(model.prefill, fullgraph=True, **options)
         self._step = torch.compile(model.step, fullgraph=True, **options)
         self._kept: _Kept | None = None
@@ -62,23 +62,27 @@ class CompiledDecoder:
         The options, and the errors, are those of `zoo.generation.generate`.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        return start_decoding(self, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
+        return start_decoding(
+            self, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
+        )
 
     def release(self) -> None:
         """Let go of the state and the recording that are kept for the next batch."""
         self._kept = None
 
-    def _stepper(self, batch_size: int, max_len: int, sampling: Sampling) -> Stepper:
-        """Return a stepper over an empty state, the one that is kept if it fits and nobody uses it."""
+    def begin(self, batch_size: int, max_len: int, sampling: Sampling, max_new_tokens: int) -> "Decoding":
+        """Return a decoding over an empty state, the one that is kept if it fits and nobody uses it."""
         max_len += -max_len % _CACHE_STEP
         key = self._key(self.init_state(batch_size, max_len=max_len, device="meta"), sampling)
         if self._kept is not None and self._kept.key == key and self._kept.free:
             map_state(Tensor.zero_, self._kept.stepper.state)
-            return self._kept.stepper
-        self._kept = None  # before there is another state
-        stepper = _make_stepper(self, self.init_state(batch_size, max_len=max_len), None, sampling)
-        self._kept = _Kept(key, stepper)
-        return stepper
+        else:
+            self._kept = None  # before there is another state
+            state = self.init_state(batch_size, max_len=max_len)
+            self._kept = _Kept(key, _make_stepper(self, state, torch.zeros_like(state.position), sampling))
+        decoding = Decoding(self._kept.stepper, chosen=True, max_new_tokens=max_new_tokens)
+        self._kept.user = weakref.ref(decoding)
+        return decoding
 
     def _key(self, state: DecoderState, sampling: Sampling) -> tuple[object, ...]:
         """What must be as it was for a recording to hold: sizes, options, and where the weights are."""
@@ -154,10 +158,19 @@ class Decoding:
             InputError: an option out of its range, or a state of another batch size, dtype, device or model.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        _plain(model).check_state(state, tokens)
-        stepper = _make_stepper(model, state, tokens, sampling)
-        _seed(stepper, seed)
+        if max_new_tokens is not None:
+            check_whole("max_new_tokens", max_new_tokens, 0)
+        model.check_state(state, tokens)
+        stepper = _make_stepper(model, state, tokens.to(torch.int64, copy=True), sampling)
+        stepper.seed(seed)
         return cls(stepper, chosen=False, max_new_tokens=max_new_tokens)
+
+    def read(self, prefill: Prefill, tokens: Tensor, lengths: Tensor, *, seed: int | None, piece: int | None) -> None:
+        """Read prompts into an empty state and choose the first tokens; see `read_prompts` and `Stepper.seed`."""
+        self._stepper.seed(seed)
+        if self._left:
+            device = self._stepper.tokens.device
+            self._stepper.choose(read_prompts(prefill, tokens.to(device), lengths.to(device), self.state, piece))
 
     @property
     def state(self) -> DecoderState:
@@ -172,7 +185,7 @@ class Decoding:
     def next(self) -> Tensor:
         """Return the next token of every row, `[B]` int64, on the device and without waiting for it.
 
-        It is the same tensor each time, which the next call overwrites.
+        It is the same tensor each time, which the next call overwrites; -1 where the logits were NaN.
 
         Raises:
             InputError: all `max_new_tokens` were given.
@@ -197,30 +210,32 @@ def start_decoding(
     model: Decoder | CompiledDecoder,
     tokens: Tensor,
     lengths: Tensor | None,
-    max_new_tokens: int,
     sampling: Sampling,
-    seed: int | None,
-    prefill_chunk: int | None,
+    *,
+    max_new_tokens: int,
+    seed: int | None = None,
+    prefill_chunk: int | None = None,
 ) -> Decoding:
     """Read prompts into a state and choose the first tokens; see `CompiledDecoder.decoding`."""
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise InputError(f"prefill_chunk: expected at least 1, was {prefill_chunk}")
+    if prefill_chunk is not None:
+        check_whole("prefill_chunk", prefill_chunk, 1)
     if lengths is None:
         lengths = torch.full(tokens.shape[:1], tokens.shape[-1])
     needed = check_prompts(tokens, lengths, max_new_tokens, model.config)
     if isinstance(model, CompiledDecoder):
-        stepper = model._stepper(tokens.shape[0], needed, sampling)
+        decoding = model.begin(tokens.shape[0], needed, sampling, max_new_tokens)
     else:
-        stepper = _make_stepper(model, model.init_state(tokens.shape[0], max_len=needed), None, sampling)
-    decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
-    if isinstance(model, CompiledDecoder) and model._kept is not None:
-        model._kept.user = weakref.ref(decoding)
-    _seed(stepper, seed)
-    if max_new_tokens > 0:
-        device = stepper.tokens.device
-        logits = read_prompts(model.prefill, tokens.to(device), lengths.to(device), stepper.state, prefill_chunk)
-        stepper.choose(logits)
+        state = model.init_state(tokens.shape[0], max_len=needed)
+        stepper = _make_stepper(model, state, torch.zeros_like(state.position), sampling)
+        decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
+    decoding.read(model.prefill, tokens, lengths, seed=seed, piece=prefill_chunk)
     return decoding
+
+
+def _make_stepper(model: Decoder | CompiledDecoder, state: DecoderState, tokens: Tensor, sampling: Sampling) -> Stepper:
+    """Return a stepper over `state` and `tokens [B]`, both of which are its own from now on."""
+    # Without the compiler a step may do what no graph can hold, such as looking at values.
+    return Stepper(model.step, state, tokens, sampling, record=isinstance(model, CompiledDecoder) and tokens.is_cuda)
 
 
 class _Kept:
@@ -233,20 +248,3 @@ class _Kept:
     @property
     def free(self) -> bool:
         return self.user is None or self.user() is None
-
-
-def _make_stepper(
-    model: Decoder | CompiledDecoder, state: DecoderState, tokens: Tensor | None, sampling: Sampling
-) -> Stepper:
-    tokens = torch.zeros_like(state.position) if tokens is None else tokens.to(torch.int64, copy=True)
-    # Without the compiler a step may do what no graph can hold, such as looking at values.
-    return Stepper(model.step, state, tokens, sampling, record=isinstance(model, CompiledDecoder) and tokens.is_cuda)
-
-
-def _seed(stepper: Stepper, seed: int | None) -> None:
-    """Begin a sequence of random numbers: that of `seed`, or one that torch's default generator chooses."""
-    stepper.generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
-
-
-def _plain(model: Decoder | CompiledDecoder) -> Decoder:
-    return model.model if isinstance(model, CompiledDecoder) else model

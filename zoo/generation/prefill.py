@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.generation.sampling import check_whole
 from zoo.models import DecoderConfig, DecoderState
 from zoo.states import overwrite_state
 
@@ -32,8 +33,7 @@ def check_prompts(tokens: Tensor, lengths: Tensor, max_new_tokens: int, config: 
     B, T = tokens.shape
     if lengths.shape != (B,) or lengths.is_floating_point() or not bool(((lengths >= 1) & (lengths <= T)).all()):
         raise InputError(f"lengths: expected a number from 1 to {T} for each of {B} prompts, was {lengths.tolist()}")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens: expected 0 or more, was {max_new_tokens}")
+    check_whole("max_new_tokens", max_new_tokens, 0)
     longest = int(lengths.amax()) if B else 0
     needed = longest + max(0, max_new_tokens - 1)
     if config.positions == "learned" and needed > config.max_positions:

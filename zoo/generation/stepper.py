@@ -45,6 +45,10 @@ class Stepper:
         """Whether steps are replayed from a CUDA graph by now."""
         return self._graph is not None
 
+    def seed(self, seed: int | None) -> None:
+        """Begin a sequence of random numbers: that of `seed`, or one that torch's default generator chooses."""
+        self.generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+
     def choose(self, logits: Tensor) -> None:
         """Choose `tokens` from logits `[B, vocab]`."""
         self.tokens.copy_(self.sampling.choose(logits, self.generator))
@@ -63,7 +67,8 @@ class Stepper:
         self._runs += 1
 
     def _run(self) -> None:
-        self.choose(self._step(self.tokens, self.state))
+        # Where nothing was chosen, any token does: whoever asks for the tokens finds that out.
+        self.choose(self._step(self.tokens.clamp(min=0), self.state))
 
     def _run_beside(self) -> None:
         """Run on another stream, as recording will, so that what is allocated for good on first use is there."""

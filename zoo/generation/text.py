@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo.data.tokenizer import ByteTokenizer, Tokenizer
 from zoo.errors import InputError
 from zoo.generation.decoding import CompiledDecoder, Decoding, start_decoding
-from zoo.generation.sampling import Sampling
+from zoo.generation.sampling import NOTHING, Sampling
 from zoo.models import Decoder
 
 __all__ = ["generate", "generate_tokens"]
@@ -49,28 +49,34 @@ def generate(
             changes nothing else; None: at once.
 
     Raises:
-        InputError: an option out of its range, a model without a tokenizer, a prompt without a token, or more tokens
-            than the model has positions.
+        InputError: an option out of its range, a model without a tokenizer, a prompt without a token, more tokens
+            than the model has positions, or logits that are NaN.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     stops = [stop] if isinstance(stop, str) else list(stop)
-    sampling = Sampling(temperature, top_k, top_p)
     tokenizer = _tokenizer_for(model, tokenizer)
+    sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
     if not prompts:
         return prompt
     tokens, lengths = _encode(prompts, tokenizer)
 
+    # A stop may be spread over several tokens, of which the newest is one; at most four make a character.
+    reach: int = 4 * max(map(len, stops), default=0) + 1
+
     def ended(tokens: list[int]) -> bool:
         if tokens[-1] == tokenizer.separator:
             return True
-        # A stop may be spread over several tokens, so it is looked for in the text of them all.
-        return bool(stops) and any(text in tokenizer.decode(tokens) for text in stops)
+        return bool(stops) and any(stop in tokenizer.decode(tokens[-reach:]) for stop in stops)
 
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
-    decoding = start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk)
+    decoding = start_decoding(
+        model, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
+    )
     for chosen in _on_host(decoding):
         for row in sorted(running):
+            if chosen[row] == NOTHING:
+                raise _not_a_number(row, int(lengths[row]) + len(rows[row]))
             rows[row].append(chosen[row])
             if ended(rows[row]):
                 running.remove(row)
@@ -97,8 +103,19 @@ def generate_tokens(
     The other options, and the errors, are those of `generate`.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    chosen = list(start_decoding(model, tokens, lengths, max_new_tokens, sampling, seed, prefill_chunk))
-    return torch.stack(chosen, dim=1) if chosen else tokens.new_empty(tokens.shape[0], 0)
+    decoding = start_decoding(
+        model, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
+    )
+    chosen = list(decoding)
+    new = torch.stack(chosen, dim=1) if chosen else tokens.new_empty(tokens.shape[0], 0)
+    if (new == NOTHING).any():
+        row, place = (new == NOTHING).nonzero()[0].tolist()
+        raise _not_a_number(row, place + (tokens.shape[1] if lengths is None else int(lengths[row])))
+    return new
+
+
+def _not_a_number(row: int, position: int) -> InputError:
+    return InputError(f"model: its logits are NaN after {position} tokens of row {row}")
 
 
 def _on_host(decoding: Decoding) -> Iterator[list[int]]:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
+from zoo.blocks.layer import LayerContext
+from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig

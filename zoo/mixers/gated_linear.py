@@ -4,7 +4,7 @@ from typing import Literal
 
 from zoo.blocks.gate import Retention
 from zoo.blocks.heads import HeadConfig
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerLayer
 
 __all__ = ["GatedLinear", "GatedLinearConfig"]

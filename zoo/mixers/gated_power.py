@@ -3,7 +3,7 @@
 from typing import Literal
 
 from zoo.blocks.gate import Retention
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerHeadConfig, PowerLayer
 
 __all__ = ["GatedPower", "GatedPowerConfig"]

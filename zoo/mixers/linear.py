@@ -3,7 +3,7 @@
 from typing import Literal
 
 from zoo.blocks.heads import HeadConfig
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerLayer
 
 __all__ = ["Linear", "LinearConfig"]

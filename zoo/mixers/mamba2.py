@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_sequence, check_state
+from zoo.blocks.checks import check_state
 from zoo.blocks.convolution import CausalConvolution
 from zoo.blocks.gate import with_resets
+from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
+from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import GroupedRMSNorm
-from zoo.blocks.positions import advance
 from zoo.blocks.power_layer import check_power_state
+from zoo.blocks.window import Token, Window
 from zoo.config import Config, Pair
 from zoo.errors import ConfigError, InputError
 from zoo.kernels.power import (
@@ -26,10 +27,10 @@ from zoo.kernels.power import (
     init_power_state,
     power_attention,
     power_attention_step,
-    state_limit,
     state_size,
 )
 from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.state_limit import largest_state
 from zoo.limits import MOST, WIDEST_HEAD
 
 __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
@@ -92,13 +93,12 @@ class Mamba2State(NamedTuple):
     """What the past left.
 
     `convolution [B, W - 1, d + 2 G N]`, the last inputs of the convolution; `S [B, H, D, P]` and `z [B, H, D]` as in
-    `zoo.PowerState`; `position [B]` int64, the tokens seen.
+    `zoo.PowerState`.
     """
 
     convolution: Tensor
     S: Tensor
     z: Tensor
-    position: Tensor
 
 
 class Mamba2(Mixer):
@@ -113,6 +113,8 @@ class Mamba2(Mixer):
     Raises:
         ConfigError: head_width does not divide the inner width, or groups do not divide the heads.
     """
+
+    architecture = "mamba2"
 
     def __init__(self, config: Mamba2Config, context: LayerContext) -> None:
         super().__init__()
@@ -146,61 +148,44 @@ class Mamba2(Mixer):
             self.step_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
         nn.init.ones_(self.skip)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Mamba2State | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> MixerOutput:
-        check_sequence(x, lengths, resets)
-        tail, past, position = (None, None, None) if state is None else self._split(state, x)
+    def mix(self, x: Tensor, state: Mamba2State | None, window: Window) -> tuple[Tensor, Mamba2State | None]:
+        tail, past = (None, None) if state is None else (state.convolution, PowerState(state.S, state.z))
         z, mixed, steps = self._project(x)
-        mixed, tail = self.convolution(mixed, tail, lengths=lengths, resets=resets)
+        mixed, tail = self.convolution(mixed, tail, window)
         values, k, q = self._heads(mixed)
         steps, log_g = self._gates(steps)
         o, past = power_attention(
-            q, k, values * steps[..., None].to(values.dtype), with_resets(log_g, resets, self.heads),
-            p=self.config.p, scale=1.0, normalize=False, state=past, return_state=return_state, lengths=lengths,
-            save_states=self.keep_states,
+            q, k, values * steps[..., None].to(values.dtype), with_resets(log_g, window.resets, self.heads),
+            p=self.config.p, scale=1.0, normalize=False, state=past, return_state=window.return_state,
+            lengths=window.lengths, save_states=self.keep_states,
         )  # fmt: skip
-        after = None if past is None else Mamba2State(tail, *past, advance(position, x, lengths))
-        return MixerOutput(self._output(o, values, z), after)
+        return self._output(o, values, z), None if past is None else Mamba2State(tail, *past)
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Mamba2State:
-        _check_state_width(self.config, self.width)
-        weight = self.input.weight
-        device, cached = device or weight.device, dtype or weight.dtype
-        tail = torch.zeros(
-            batch_size, self.config.convolution - 1, self.inner + 2 * self.shared, device=device, dtype=cached
-        )
-        past = init_power_state(
-            batch_size, self.heads, self.config.state_width, self.width, self.config.p,
-            device=device, dtype=accumulation_dtype(weight.dtype),
-        )  # fmt: skip
-        return Mamba2State(tail, *past, torch.zeros(batch_size, device=device, dtype=torch.int64))
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: Mamba2State) -> Tensor:
-        tail, past, position = self._split(state, x)
+    def mix_token(self, x: Tensor, state: Mamba2State, token: Token) -> Tensor:
         z, mixed, steps = self._project(x)
-        values, k, q = self._heads(self.convolution.step(mixed, tail))
+        values, k, q = self._heads(self.convolution.step(mixed, state.convolution))
         steps, log_g = self._gates(steps)
         o = power_attention_step(
-            q, k, values * steps[..., None].to(values.dtype), log_g, state=past, p=self.config.p, scale=1.0,
-            normalize=False,
+            q, k, values * steps[..., None].to(values.dtype), log_g, state=PowerState(state.S, state.z),
+            p=self.config.p, scale=1.0, normalize=False,
         )  # fmt: skip
-        position.add_(1)
         return self._output(o, values, z)
+
+    def empty_state(self, room: Room) -> Mamba2State:
+        _check_state_width(self.config, self.width)
+        weight = self.input.weight
+        tail = room.zeros(weight, self.config.convolution - 1, self.inner + 2 * self.shared)
+        past = init_power_state(
+            room.batch_size, self.heads, self.config.state_width, self.width, self.config.p,
+            device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
+        )  # fmt: skip
+        return Mamba2State(tail, *past)
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, Mamba2State, x)
+        self.convolution.check_tail("convolution", state.convolution, x)
+        keys, dtype = self.config.state_width, accumulation_dtype(self.input.weight.dtype)
+        check_power_state(PowerState(state.S, state.z), x, self.heads, keys, self.width, self.config.p, dtype)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -212,17 +197,6 @@ class Mamba2(Mixer):
             1, tokens, Heads(groups, groups, self.heads), self.config.state_width, self.width, self.config.p
         )
         return core + 2 * self.config.convolution * convolved * tokens
-
-    def check_state(self, state: Any, x: Tensor) -> None:
-        check_state(state, Mamba2State, x)
-        self.convolution.check_tail("convolution", state.convolution, x)
-        keys, dtype = self.config.state_width, accumulation_dtype(self.input.weight.dtype)
-        check_power_state(PowerState(state.S, state.z), x, self.heads, keys, self.width, self.config.p, dtype)
-
-    def _split(self, state: Mamba2State, x: Tensor) -> tuple[Tensor, PowerState, Tensor]:
-        """The convolution's tail, the op's own state, and the position."""
-        self.check_state(state, x)
-        return state.convolution, PowerState(state.S, state.z), state.position
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gate z `[..., d]`, the convolution's input `[..., d + 2 G N]`, step sizes before softplus `[..., H]`."""
@@ -258,13 +232,14 @@ def _head_width(inner: int) -> int:
 def _check_state_width(config: Mamba2Config, head_width: int) -> None:
     """Refuse a state over the op's limit by the option's own name, which the op does not know."""
     row = 4 * (head_width + 1)  # bytes, values and normaliser
-    rows = state_limit.current // row
+    limit = largest_state()
+    rows = limit // row
     needed = state_size(config.state_width, config.p)
     if needed <= rows:
         return
     fits = bisect_right(range(1, config.state_width), rows, key=lambda width: state_size(width, config.p))
     raise InputError(
         f"state_width: expected at most {fits} at p={config.p} in heads of {head_width} channels, for the limit of "
-        f"{state_limit.current / 2**20:,.0f} MiB a head, was {config.state_width}, which takes "
+        f"{limit / 2**20:,.0f} MiB a head, was {config.state_width}, which takes "
         f"{needed * row / 2**20:,.0f} MiB; zoo.state_limit raises the limit"
     )

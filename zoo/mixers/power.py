@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerHeadConfig, PowerLayer
 
 __all__ = ["Power", "PowerConfig"]

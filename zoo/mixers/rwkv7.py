@@ -8,20 +8,24 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_part, check_sequence, check_state
+from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
-from zoo.blocks.mixer import LayerContext, MixerOutput, ValueSharingMixer
+from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import HeadLayerNorm
-from zoo.blocks.positions import advance
 from zoo.blocks.token_shift import lerp_start, shift
+from zoo.blocks.window import Shared, Token, Window
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
 from zoo.limits import WIDEST, WIDEST_HEAD
 
-__all__ = ["Rwkv7", "Rwkv7Config", "Rwkv7State"]
+__all__ = ["FIRST_VALUES", "Rwkv7", "Rwkv7Config", "Rwkv7State"]
+
+FIRST_VALUES = "rwkv7.first_values"
+"""What the first such layer of a model shares with the others is called: its values, `[..., M]`."""
 
 _FASTEST_DECAY = math.exp(-0.5)  # -log w is below this
 _LOG_W_FLOOR = -0.607  # that, also after rounding; the least that fla-core's kernels may take
@@ -49,14 +53,13 @@ class Rwkv7Config(Config):
 
 
 class Rwkv7State(NamedTuple):
-    """`last [B, M]`, the last input; `S [B, H, N, N]`, float32; and `position [B]` int64, the tokens seen."""
+    """`last [B, M]`, the last input, and `S [B, H, N, N]`, float32."""
 
     last: Tensor
     S: Tensor
-    position: Tensor
 
 
-class _Token(NamedTuple):
+class _Projected(NamedTuple):
     """What the recurrence takes, `[..., H, N]`, and the gate `[..., M]`."""
 
     r: Tensor
@@ -68,7 +71,7 @@ class _Token(NamedTuple):
     gate: Tensor
 
 
-class Rwkv7(ValueSharingMixer):
+class Rwkv7(Mixer):
     """`S_t = diag(w_t) S_{t-1} - (kappa_t * a_t)(kappa_t^T S_{t-1}) + k_t v_t^T`, `o_t = S_t^T r_t` per head.
 
     Every input is a mixture of the token and the one before it; the output is normalised by head, joined by what the
@@ -79,6 +82,8 @@ class Rwkv7(ValueSharingMixer):
     Raises:
         ConfigError: the head width does not divide the model's width.
     """
+
+    architecture = "rwkv7"
 
     def __init__(self, config: Rwkv7Config, context: LayerContext) -> None:
         super().__init__()
@@ -129,54 +134,34 @@ class Rwkv7(ValueSharingMixer):
         nn.init.zeros_(self.output.weight)
         nn.init.constant_(self.norm.weight, ((1 + layer) / layers) ** 0.7)
 
-    def mix(
-        self,
-        x: Tensor,
-        first_values: Tensor | None,
-        state: Rwkv7State | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[MixerOutput, Tensor | None]:
-        check_sequence(x, lengths, resets)
-        last, S, position = (None, None, None) if state is None else self._split(state, x)
-        before, last = shift(x, last, lengths=lengths, resets=resets)
-        token, first_values = self._project(x, before, first_values)
+    def mix(self, x: Tensor, state: Rwkv7State | None, window: Window) -> tuple[Tensor, Rwkv7State | None]:
+        last, S = (None, None) if state is None else state
+        before, last = shift(x, last, window)
+        projected = self._project(x, before, window.shared)
         o, S = rwkv7(
-            *token[:6],
-            state=S,
-            return_state=return_state,
-            lengths=lengths,
-            resets=resets,
+            *projected[:6], state=S, return_state=window.return_state, lengths=window.lengths, resets=window.resets,
             log_w_floor=_LOG_W_FLOOR,
-        )
-        after = None if S is None else Rwkv7State(last, S, advance(position, x, lengths))
-        return MixerOutput(self._output(o, token), after), first_values
+        )  # fmt: skip
+        return self._output(o, projected), None if S is None else Rwkv7State(last, S)
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Rwkv7State:
+    def mix_token(self, x: Tensor, state: Rwkv7State, token: Token) -> Tensor:
+        projected = self._project(x, state.last.to(x.dtype), token.shared)
+        o = rwkv7_step(*projected[:6], state=state.S)
+        state.last.copy_(x)
+        return self._output(o, projected)
+
+    def empty_state(self, room: Room) -> Rwkv7State:
         weight = self.output.weight
-        device = device or weight.device
-        last = torch.zeros(batch_size, self.context.width, device=device, dtype=dtype or weight.dtype)
-        sums = accumulation_dtype(weight.dtype)
-        S = init_rwkv7_state(batch_size, self.heads, self.width, device, sums)
-        return Rwkv7State(last, S, torch.zeros(batch_size, device=device, dtype=torch.int64))
+        S = init_rwkv7_state(
+            room.batch_size, self.heads, self.width, room.device or weight.device, accumulation_dtype(weight.dtype)
+        )
+        return Rwkv7State(room.zeros(weight, self.context.width), S)
 
-    @torch.no_grad()
-    def mix_step(self, x: Tensor, first_values: Tensor | None, state: Rwkv7State) -> tuple[Tensor, Tensor | None]:
-        last, S, position = self._split(state, x)
-        token, first_values = self._project(x, last.to(x.dtype), first_values)
-        o = rwkv7_step(*token[:6], state=S)
-        last.copy_(x)
-        position.add_(1)
-        return self._output(o, token), first_values
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_state(state, Rwkv7State, x)
+        rows, sums = x.shape[0], accumulation_dtype(self.output.weight.dtype)
+        check_part("last", state.last, (rows, self.context.width), None, x.device)
+        check_part("S", state.S, (rows, self.heads, self.width, self.width), sums, x.device)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -185,12 +170,13 @@ class Rwkv7(ValueSharingMixer):
     def flops(self, tokens: int) -> int:
         return rwkv7_flops(1, tokens, self.heads, self.width)
 
-    def _project(self, x: Tensor, before: Tensor, first_values: Tensor | None) -> tuple[_Token, Tensor]:
-        """What the recurrence takes of tokens x and those before them, and the first layer's values."""
+    def _project(self, x: Tensor, before: Tensor, shared: Shared) -> _Projected:
+        """What the recurrence takes of tokens x and those before them, and of the model's first such layer."""
         r, w, k, v, a, gate = (torch.lerp(x, before, mu) for mu in self.mu.to(x.dtype))
         values = self.value(v)
+        first_values = shared.earlier.get(FIRST_VALUES)
         if first_values is None:
-            first_values = values
+            shared.left[FIRST_VALUES] = values
         elif self.first_share is not None:
             values = torch.lerp(values, first_values, torch.sigmoid(self.first_share(v)))
         # Decays keep their digits: over a long context they are powers of numbers near 1.
@@ -201,21 +187,11 @@ class Rwkv7(ValueSharingMixer):
         kappa = F.normalize(self._heads(k * self.removal.to(k.dtype)), dim=-1)
         k = k * (1 + (rate - 1) * self.replacement.to(k.dtype))
         r, log_w, k, v, rate = (self._heads(part) for part in (self.receptance(r), log_w, k, values, rate))
-        return _Token(r, log_w, k, v, kappa.to(k.dtype), rate, self.gate(gate)), first_values
+        return _Projected(r, log_w, k, v, kappa.to(k.dtype), rate, self.gate(gate))
 
-    def _output(self, o: Tensor, token: _Token) -> Tensor:
+    def _output(self, o: Tensor, token: _Projected) -> Tensor:
         own = (token.r * token.k * self.bonus.to(o.dtype)).sum(-1, keepdim=True) * token.v
         return self.output((self.norm(o) + own).flatten(-2) * token.gate)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.width))
-
-    def check_state(self, state: Any, x: Tensor) -> None:
-        check_state(state, Rwkv7State, x)
-        rows, sums = x.shape[0], accumulation_dtype(self.output.weight.dtype)
-        check_part("last", state.last, (rows, self.context.width), None, x.device)
-        check_part("S", state.S, (rows, self.heads, self.width, self.width), sums, x.device)
-
-    def _split(self, state: Rwkv7State, x: Tensor) -> Rwkv7State:
-        self.check_state(state, x)
-        return state

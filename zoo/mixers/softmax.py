@@ -2,16 +2,17 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, held_positions
-from zoo.blocks.checks import check_sequence, values_at_hand
+from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
+from zoo.blocks.checks import values_at_hand
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
-from zoo.blocks.mixer import LayerContext, Mixer, MixerOutput
-from zoo.blocks.positions import advance, document_starts, token_positions
-from zoo.blocks.softmax_attention import attention_flops, softmax_attention
+from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.mixer import Mixer
+from zoo.blocks.softmax_attention import attention_flops, causal_attention
+from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
+from zoo.kernels.interval_attention import interval_attention
 
 __all__ = ["Softmax", "SoftmaxConfig"]
 
@@ -37,57 +38,32 @@ class Softmax(Mixer):
         self.input = QueryKeyValue(config, context, self.heads)
         self.output = HeadOutput(context, self.heads, norm=bool(config.output_norm))
 
-    def forward(
-        self,
-        x: Tensor,
-        state: KeyValueState | None = None,
-        return_state: bool = False,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> MixerOutput:
-        check_sequence(x, lengths, resets)
-        if state is not None:
-            self._check_room(state, x, lengths)
-        positions = token_positions(None if state is None else state.position, x.shape[1], x.device)
-        q, k, v = self.input(x, positions)
+    def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
+        q, k, v = self.input(x, window.positions)
         if state is None:
-            start = torch.zeros(x.shape[0], device=x.device, dtype=torch.int64)
-            after = KeyValueState(k.contiguous(), v.contiguous(), advance(None, x, lengths), start)
-            held = positions
+            after = KeyValueState(k.contiguous(), v.contiguous())
         else:
-            after = append(state, k, v, lengths)
-            held = held_positions(after.position, after.keys.shape[1])
+            _check_room(state, window.after)
+            after = append(state, k, v, window)
+        if state is None and window.resets is None:
+            return self.output(causal_attention(q, k, v)), after
+        last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache
+        return self.output(interval_attention(q, *after, window.starts[:, 1:], last)), after
 
-        starts = document_starts(positions, after.start, resets, lengths)
-        if state is None and resets is None:
-            visible = None
-        else:
-            visible = (held[:, None] >= starts[:, 1:, None]) & (held[:, None] <= positions[..., None])
-        y = self.output(softmax_attention(q, after.keys, after.values, visible))
-        return MixerOutput(y, KeyValueState(*after[:3], starts[:, -1]) if return_state else None)
+    def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
+        _check_room(state, token.after)
+        q, k, v = self.input.token(x, token.position)
+        return self.output(attend_in_place(q, k, v, state, token))
 
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_len: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> KeyValueState:
-        if max_len is None or max_len < 1:
+    def empty_state(self, room: Room) -> KeyValueState:
+        if room.max_len is None or room.max_len < 1:
             raise InputError(
-                f"max_len: softmax attention needs the number of tokens its cache shall hold, was {max_len}"
+                f"max_len: softmax attention needs the number of tokens its cache shall hold, was {room.max_len}"
             )
-        weight = self.input.projection.weight
-        _, heads, width = self.heads
-        return empty_cache(batch_size, max_len, heads, width, device or weight.device, dtype or weight.dtype)
+        return empty_cache(room, self.input.projection.weight, room.max_len, self.heads.key_value, self.heads.width)
 
-    @torch.no_grad()
-    def step(self, x: Tensor, state: KeyValueState) -> Tensor:
-        self._check_room(state, x[:, None], None)
-        q, k, v = self.input.token(x, state.position)
-        return self.output(attend_in_place(q, k, v, state))
+    def check_state(self, state: Any, x: Tensor) -> None:
+        check_cache(state, x, None, self.heads.key_value, self.heads.width)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -96,16 +72,11 @@ class Softmax(Mixer):
     def flops(self, tokens: int) -> int:
         return attention_flops(tokens * (tokens + 1) // 2, self.heads.query, self.heads.width)
 
-    def check_state(self, state: Any, x: Tensor) -> None:
-        check_cache(state, x, None, self.heads.key_value, self.heads.width)
 
-    def _check_room(self, state: KeyValueState, x: Tensor, lengths: Tensor | None) -> None:
-        """Check the state, and that it has room for the tokens of `x`; unchecked, the oldest would be overwritten."""
-        self.check_state(state, x)
-        if not values_at_hand(state.position) or not x.shape[0]:
-            return
-        capacity, needed = state.keys.shape[1], int(advance(state.position, x, lengths).amax())
-        if needed > capacity:
-            raise InputError(
-                f"state: holds {capacity} tokens, {needed} needed; make it with init_state(max_len={needed})"
-            )
+def _check_room(state: KeyValueState, after: Tensor) -> None:
+    """Check that a cache has room for `after [B]` tokens in all; unchecked, the oldest would be overwritten."""
+    if not values_at_hand(after) or not after.shape[0]:
+        return
+    capacity, needed = state.keys.shape[1], int(after.amax())
+    if needed > capacity:
+        raise InputError(f"state: holds {capacity} tokens, {needed} needed; make it with init_state(max_len={needed})")

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_sequence, check_state, describe, values_at_hand
+from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
+from zoo.blocks.layer import Room
 from zoo.blocks.norms import make_norm
-from zoo.blocks.positions import advance, document_starts, token_positions
+from zoo.blocks.window import Shared, Token, Window, document_positions, open_token, open_window
 from zoo.errors import ConfigError, InputError
-from zoo.kernels.linear_cross_entropy import linear_cross_entropy
+from zoo.kernels.linear_cross_entropy import check_targets, linear_cross_entropy, plain_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.initialization import initialize, initialize_rwkv7
@@ -28,10 +29,14 @@ By the vocabulary, not by the number of logits, which would compile once more fo
 
 
 class DecoderState(NamedTuple):
-    """One mixer state a layer, and `position [B]` int64: the tokens seen of the current document."""
+    """The states of each block's layers, and how far all of them are.
+
+    `position [B]` int64 counts the tokens seen, and `start [B]` int64 those of them before the current document.
+    """
 
     layers: tuple[Any, ...]
     position: Tensor
+    start: Tensor
 
 
 class DecoderOutput(NamedTuple):
@@ -106,30 +111,37 @@ class Decoder(nn.Module):
             InputError: tokens of another dtype, shape or vocabulary, a document longer than learned positions reach, or
                 a state of another model or batch size.
         """
-        x, state = self._hidden(tokens, state, return_state, lengths, resets)
+        x, state = self._hidden(tokens, state, lengths=lengths, resets=resets, return_state=return_state)
         return DecoderOutput(self._logits(x), state)
 
-    def loss(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> Tensor:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` given `tokens`, both `[B, T]`.
 
         Logits of a large vocabulary are never all held at once, so that a long context does not need room for them.
 
+        Args:
+            targets: int64; those of -100 count for nothing, such as a prompt's. The mean over none is 0.
+            weights: `[B, T]` floating, at least 0: what each target counts for in the mean; by default 1.
+
         Raises:
-            InputError: as `forward`.
+            InputError: as `forward`; targets or weights of another shape or dtype, or out of range.
         """
-        x, _ = self._hidden(tokens, None, False, None, resets)
+        self._check_targets(tokens, targets, weights)
+        x, _ = self._hidden(tokens, resets=resets)
         x = self.norm(x).flatten(0, 1)
         weight = self._head_weight
-        if x.is_cuda or weight.shape[0] > MOST_CLASSES:
-            return linear_cross_entropy(x, weight, targets.flatten()).float()
-        return F.cross_entropy(F.linear(x, weight).float(), targets.flatten())
+        in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
+        cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
+        return cross_entropy(x, weight, targets.flatten(), None if weights is None else weights.flatten()).float()
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.
 
         There must be such a token: `lengths [B]` is from 1 to T.
         """
-        x, after = self._hidden(tokens, state, True, lengths, None)
+        x, after = self._hidden(tokens, state, lengths=lengths, return_state=True)
         assert after is not None
         row = torch.arange(x.shape[0], device=x.device)
         return self._next_logits(x[row, lengths - 1]), after
@@ -145,9 +157,7 @@ class Decoder(nn.Module):
         """
         self._check_tokens(tokens, "[B]")
         self.check_state(state, tokens)
-        x, first_values = self._embed(tokens, state.position), None
-        for block, layer_state in zip(self._blocks(), state.layers, strict=True):
-            x, first_values = block.step(x, first_values, layer_state)
+        x, _ = self._run(tokens, state.layers, open_token(state))
         state.position.add_(1)
         return self._next_logits(x)
 
@@ -171,11 +181,9 @@ class Decoder(nn.Module):
         """
         if max_len is None and self.position_embedding is not None:
             max_len = self.config.max_positions
-        layers = tuple(
-            block.init_state(batch_size, max_len=max_len, device=device, dtype=dtype) for block in self._blocks()
-        )
-        device = device or self.token_embedding.weight.device
-        return DecoderState(layers, torch.zeros(batch_size, device=device, dtype=torch.int64))
+        room, weight = Room(batch_size, max_len, device, dtype), self.token_embedding.weight
+        layers = tuple(block.empty_state(room) for block in self._blocks())
+        return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
 
     def check_state(self, state: DecoderState, tokens: Tensor) -> None:
         """Check that a state is this model's, for the rows of `tokens [B, ...]` and on their device.
@@ -185,7 +193,7 @@ class Decoder(nn.Module):
         Raises:
             InputError: in one line the part of the state, what it was and what it must be.
         """
-        check_state(state, DecoderState, tokens)
+        check_progress(state, DecoderState, tokens)
         if len(state.layers) != len(self.blocks):
             raise InputError(f"state: expected {len(self.blocks)} layers as in this model, was {len(state.layers)}")
         for block, layer in zip(self._blocks(), state.layers, strict=True):
@@ -200,44 +208,44 @@ class Decoder(nn.Module):
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
         if self.head is None:
             weights += self.token_embedding.weight.numel()
-        return 2 * weights * tokens + sum(block.mixer.flops(tokens) for block in self._blocks())
+        return 2 * weights * tokens + sum(block.flops(tokens) for block in self._blocks())
 
     def _hidden(
         self,
         tokens: Tensor,
-        state: DecoderState | None,
-        return_state: bool,
-        lengths: Tensor | None,
-        resets: Tensor | None,
+        state: DecoderState | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_state: bool = False,
     ) -> tuple[Tensor, DecoderState | None]:
         """Return the residual stream after all blocks, `[B, T, M]`, and the state if asked for."""
         self._check_tokens(tokens, "[B, T]")
         check_sequence(tokens, lengths, resets)
         if state is not None:
             self.check_state(state, tokens)
-        position = None if state is None else state.position
-        positions = token_positions(position, tokens.shape[1], tokens.device)
-        starts = document_starts(positions, tokens.new_zeros(tokens.shape[0]), resets, lengths)
+        window = open_window(tokens, state, lengths=lengths, resets=resets, return_state=return_state)
+        x, layers = self._run(tokens, (None,) * len(self.blocks) if state is None else state.layers, window)
+        return x, DecoderState(layers, window.after, window.starts[:, -1]) if return_state else None
 
-        x = self._embed(tokens, positions - starts[:, 1:], lengths)
-        layers, first_values = [], None
-        before = (None,) * len(self.blocks) if state is None else state.layers
-        for block, layer_state in zip(self.blocks, before, strict=True):
-            x, first_values, layer_state = block(x, first_values, layer_state, return_state, lengths, resets)
-            layers.append(layer_state)
-        after = (
-            DecoderState(tuple(layers), advance(position, tokens, lengths) - starts[:, -1]) if return_state else None
-        )
-        return x, after
+    def _run(self, tokens: Tensor, states: tuple[Any, ...], window: Window | Token) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return the residual stream after all blocks, `[..., M]`, and their states."""
+        x, after = self._embed(tokens, window), []
+        for block, state in zip(self.blocks, states, strict=True):
+            x, state, shared = block(x, state, window)
+            window = window._replace(shared=Shared(shared))
+            after.append(state)
+        return x, tuple(after)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return embeddings of tokens at `positions` in their documents, both `[B]` or both `[B, T]`."""
+    def _embed(self, tokens: Tensor, window: Window | Token) -> Tensor:
+        """Return the embeddings of tokens, `[..., M]`."""
         x = self.token_embedding(tokens)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.position_embedding is None:
             return x
-        self._check_positions(positions, lengths)
+        positions = document_positions(window)
+        self._check_positions(positions, None if isinstance(window, Token) else window.lengths)
         # The clamp keeps padding inside the table, and where positions go unchecked also a document that is too long.
         return x + self.position_embedding(positions.clamp(max=self.config.max_positions - 1))
 
@@ -267,6 +275,16 @@ class Decoder(nn.Module):
             raise InputError(f"tokens: expected at most {limit} at a time (max_positions), was {tokens.shape[1]}")
         if values_at_hand(tokens) and tokens.numel() and not (tokens.amin() >= 0 and tokens.amax() < vocab_size):
             raise InputError(f"tokens: expected 0 to {vocab_size - 1}, was {tokens.amin()} to {tokens.amax()}")
+
+    def _check_targets(self, tokens: Tensor, targets: Tensor, weights: Tensor | None) -> None:
+        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+            raise InputError(f"targets: expected int64 {list(tokens.shape)} as tokens, was {describe(targets)}")
+        if weights is not None and (weights.shape != tokens.shape or not weights.is_floating_point()):
+            raise InputError(f"weights: expected floating {list(tokens.shape)} as tokens, was {describe(weights)}")
+        if values_at_hand(targets):
+            check_targets(targets, self.config.vocab_size)
+        if weights is not None and values_at_hand(weights) and not (weights >= 0).all():
+            raise InputError(f"weights: expected 0 or more, was {weights.min():g}")
 
     def _check_positions(self, positions: Tensor, lengths: Tensor | None) -> None:
         """Check that the real ones among `positions` are in the table of learned positions."""

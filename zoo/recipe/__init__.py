@@ -1,4 +1,4 @@
-"""What a run is, as strict data: recipes with their sections, and studies that compare recipes."""
+"""Recipes with their sections, and studies that compare recipes, as strict data."""
 
 from zoo.recipe.data import DataConfig
 from zoo.recipe.model import DecoderConfig

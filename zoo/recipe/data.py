@@ -1,8 +1,8 @@
-"""What to train on: the `data` section of a recipe."""
+"""The `data` section of a recipe: text, tokenizer and the share that is held back."""
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from zoo.config import Config
 
@@ -23,6 +23,9 @@ class DataConfig(Config):
     """`stdlib` (the Python standard library's source), or a text file, a folder, a glob, or `*.bin` token shards.
     A file or folder that happens to be called stdlib is `./stdlib`."""
 
+    encoding: str = "utf-8"
+    """Of text files, such as `latin-1` or `utf-16`; files that are no text in it are left out."""
+
     tokenizer: str = Field("bytes", min_length=1)
     """`bytes`, the path of a byte-pair `tokenizer.json`, or `none` for shards whose tokenizer is not at hand."""
 
@@ -34,6 +37,15 @@ class DataConfig(Config):
 
     vocab_size: int | None = Field(None, ge=2, le=2**16)
     """Number of token ids; stated for `tokenizer: none` only, every other tokenizer knows its own."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)  # no more than a look-up, which refuses codecs that are not of text too
+        except (LookupError, ValueError):
+            raise ValueError(f"is no encoding of text that Python knows, got {encoding!r:.60}") from None
+        return encoding
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from zoo.blocks.around import AroundName
 from zoo.blocks.feed_forward import FeedForwardName, hidden_width
-from zoo.blocks.mixer import LayerContext
+from zoo.blocks.layer import LayerContext
 from zoo.blocks.norms import NormName
 from zoo.config import Config
 from zoo.limits import LARGEST_VOCABULARY, LONGEST, MOST, MOST_LAYERS, WIDEST, WIDEST_HEAD
@@ -47,8 +47,8 @@ class DecoderConfig(Config):
     """Hidden width; None: 4 x width for gelu and rwkv7, 8/3 x width rounded up to a multiple of 64 for swiglu."""
 
     around: AroundName = "none"
-    """What stays around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a gate
-    behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
+    """Layers that stay around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a
+    gate behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
 
     norm: NormName = "layernorm"
     """`layernorm` or `rmsnorm`, before every mixer and feed-forward layer and before the head."""

@@ -1,16 +1,16 @@
-"""What to compare: a study is a recipe and, by name, what each variant changes in it."""
+"""Studies: a recipe and, by name, the changes that each variant makes in it."""
 
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from zoo.config import Config, load_yaml, override_list, parse_yaml
+from zoo.config import Config, flatten, load_yaml, override_list, parse_yaml
 from zoo.errors import ConfigError, nearest
 from zoo.mixers import mixers as registered_mixers
 from zoo.recipe.recipe import available_recipes
@@ -18,7 +18,7 @@ from zoo.recipe.recipe import available_recipes
 __all__ = ["DEFAULT_MIXERS", "Study", "available_studies", "load_study", "study_command"]
 
 DEFAULT_MIXERS = ("softmax", "linear", "power", "gated-power")
-"""What `load_study` compares in a recipe when nothing is said."""
+"""Mixers that `load_study` compares in a recipe when none are named."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,63}")
 _RESERVED_ENDINGS = (".yaml", ".json", ".csv", ".png", ".html")
@@ -29,16 +29,8 @@ def _as_overrides(value: Any) -> Any:
     if value is None:
         return ()
     if isinstance(value, Mapping):
-        return tuple(_flatten(value, ""))
+        return tuple(f"{key}={_plain(option)}" for key, option in flatten(value))
     return tuple(value) if isinstance(value, list) else value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={_plain(value)}"
 
 
 def _plain(value: Any) -> str:
@@ -63,9 +55,9 @@ class Study(Config):
     recipe: str
     """The name or path of the recipe; a path is taken from where the command is run."""
     overrides: Overrides = ()
-    """What all variants change in the recipe, as `key=value`, or as a mapping."""
+    """Changes that all variants make in the recipe, as `key=value`, or as a mapping."""
     variants: dict[str, Overrides] = Field(min_length=1)
-    """What each variant changes further, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
+    """Further changes by variant, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
     is the one whose number of parameters the others are given."""
 
     @model_validator(mode="after")

@@ -73,8 +73,8 @@ class TrainingConfig(Config):
     """Train through `torch.compile(model, fullgraph=True)`; a model that does not compile whole is an error."""
 
     checkpointing: Checkpointing = "none"
-    """What layers keep for the backward pass: `none`, all that it wants; `selective`, their inputs and the outputs of
-    their mixing ops, the rest is computed again; `full`, their inputs alone. It changes memory and time only."""
+    """Activations that layers keep for the backward pass: `none`, all that it wants; `selective`, their inputs and the
+    outputs of their mixing ops, the rest is computed again; `full`, their inputs alone. It changes memory and time."""
 
     log_every: int = Field(default=10, ge=1, le=LONGEST)
     """Steps between two lines of training metrics."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-import zoo
 from zoo.config import load_yaml
 from zoo.errors import InputError
+from zoo.report.files import replace_file, writing
 from zoo.study.summary import Machine
-from zoo.training.files import replace_file, writing
+from zoo.version import __version__
 
 __all__ = ["describe_machine", "read_machine", "write_machine"]
 
@@ -29,7 +29,7 @@ def describe_machine(device: str | None = None) -> Machine:
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must be one that torch finds here, got {device!r}")
     return Machine(
-        zoo=zoo.__version__,
+        zoo=__version__,
         torch=str(torch.__version__),
         python=platform.python_version(),
         device=torch.cuda.get_device_name(place) if place.type == "cuda" else _processor_name(),

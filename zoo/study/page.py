@@ -7,8 +7,9 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from zoo.study.numbers import difference, size
-from zoo.study.plots import DARK, LIGHT, PLOTS, Plot, color_of, render
+from zoo.report.numbers import difference, size
+from zoo.report.plots import DARK, LIGHT
+from zoo.study.plots import PLOTS, Plot, color_of, render
 from zoo.study.summary import StudySummary, VariantSummary
 from zoo.study.table import Column, columns
 
@@ -89,7 +90,7 @@ def _results(summary: StudySummary) -> str:
         for each in chosen
     )
     rows = [_result_row(variant, chosen, summary) for variant in summary.variants]
-    baseline = "".join(f"<td>{'' if each.bigram is None else f'{each.bigram:.3f}'}</td>" for each in chosen)
+    baseline = "".join(f"<td>{each.baseline}</td>" for each in chosen)
     return (
         f'<table class="numbers"><thead><tr><th scope="col">variant</th>{head}</tr></thead><tbody>{"".join(rows)}'
         '<tr class="baseline"><th scope="row"><span class="swatch"></span>bigram model</th>'

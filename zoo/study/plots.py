@@ -1,63 +1,25 @@
 """The plots of a study: loss by tokens, by FLOPs and by seconds, and the size of the state by context.
 
-Needs matplotlib. Figures are drawn without pyplot, so that no window opens and a caller's own plots are left alone.
+Needs matplotlib.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from zoo.study.numbers import size
+from zoo.report.numbers import size
+from zoo.report.plots import Format, Theme, color_labels, encode, prepare_axes
 from zoo.study.summary import StudySummary, VariantSummary
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "PLOTS",
-    "Plot",
-    "Theme",
-    "color_labels",
-    "color_of",
-    "encode",
-    "prepare_axes",
-    "render",
-]
+__all__ = ["PLOTS", "Plot", "color_of", "render"]
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a figure; those of the variants can be told apart by colour-blind people."""
-
-    background: str
-    text: str
-    faint: str
-    grid: str
-    variants: tuple[str, ...]
-
-
-# The palette of Okabe and Ito; on dark, its blue and green are lightened.
-LIGHT = Theme(
-    background="#ffffff",
-    text="#1f2328",
-    faint="#59636e",
-    grid="#e4e8ec",
-    variants=("#0072b2", "#d55e00", "#009e73", "#cc5fa0", "#b57f00", "#3d9fd6", "#6b6b6b"),
-)
-DARK = Theme(
-    background="#161b22",
-    text="#e6edf3",
-    faint="#9aa4af",
-    grid="#2b323b",
-    variants=("#58a6e8", "#f0813a", "#2cc79b", "#e58fc0", "#e6b422", "#8fd0f5", "#b0b0b0"),
-)
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
 
@@ -78,40 +40,12 @@ def color_of(variant: VariantSummary, summary: StudySummary, theme: Theme) -> st
     return theme.variants[summary.planned.index(variant.name) % len(theme.variants)]
 
 
-def render(plot: Plot, summary: StudySummary, theme: Theme, format: Literal["png", "svg"]) -> bytes:
+def render(plot: Plot, summary: StudySummary, theme: Theme, format: Format) -> bytes:
     """Draw one plot of a study with at least one variant, the same bytes each time.
 
     A PNG is about 1,120 by 780 pixels; the text of an SVG is drawn, so that it looks the same everywhere.
     """
     return encode(partial(_draw, plot, summary, theme), format)
-
-
-def encode(draw: Callable[[], Figure], format: Literal["png", "svg"]) -> bytes:
-    """Return a figure as a file, the same bytes each time.
-
-    It is drawn within, where no style file of the user's own fights with the theme.
-    """
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
-    buffer = io.BytesIO()
-    with style.context(["default", {"svg.hashsalt": "zoo", "svg.fonttype": "path"}]):
-        draw().savefig(buffer, format=format, metadata=metadata)
-    return buffer.getvalue()
-
-
-def prepare_axes(axes: Axes, title: str, theme: Theme) -> None:
-    """Give axes a title and the theme's colours, before anything is plotted."""
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=theme.text, pad=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme.faint)
-    axes.tick_params(which="both", colors=theme.faint, labelsize=9)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def color_labels(axes: Axes, theme: Theme) -> None:
-    """Give the labels of both axes the theme's colour."""
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=theme.text, fontsize=9.5)
 
 
 def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:

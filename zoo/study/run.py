@@ -12,12 +12,12 @@ from rich.console import Console
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
 from zoo.errors import ConfigError, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
+from zoo.report.files import replace_file, writing
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
 from zoo.study.summary import StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
-from zoo.training.files import replace_file, writing
 from zoo.training.run.metrics import check_tensorboard
 
 __all__ = ["run_study"]
@@ -28,9 +28,9 @@ _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
 def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
     """Train the variants of a study that are not finished yet and write what all of them came to.
 
-    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, `summary.csv`, the plots as
-    PNG files and `index.html`. Everything is checked before anything is trained. If a variant fails, or at Ctrl-C, the
-    study ends with a report of what is finished; the same call goes on from there.
+    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, the table as `summary.csv`,
+    `.md` and `.tex`, the plots as PNG files and `index.html`. Everything is checked before anything is trained. If a
+    variant fails, or at Ctrl-C, the study ends with a report of what is finished; the same call goes on from there.
 
     Args:
         study: what to compare.

@@ -1,7 +1,5 @@
 """What a study found, as plain data: one object that the table, the plots and the page are made from."""
 
-import csv
-import io
 import json
 from typing import Self
 
@@ -9,6 +7,7 @@ from pydantic import Field, model_validator
 
 from zoo.config import Config
 from zoo.errors import ConfigError
+from zoo.report.tables import csv_text
 
 __all__ = ["CorpusSummary", "Curve", "Machine", "StudySummary", "VariantSummary"]
 
@@ -157,11 +156,7 @@ class StudySummary(Config):
             for variant in self.variants
         ]
         rows.append({"variant": "bigram", "final_bits": self.bigram_bits, "best_bits": self.bigram_bits})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*fields, f"state_bytes_at_{context}"], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_text([*fields, f"state_bytes_at_{context}"], rows)
 
 
 _CSV_FIELDS = set(VariantSummary.model_fields) - {

@@ -1,4 +1,4 @@
-"""The table of a study: its columns, once for terminal and page, and the terminal's table."""
+"""The table of a study: its columns, once for terminal, page and files, and the terminal's table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoo.study.numbers import count, difference, duration, size
+from zoo.report.numbers import count, difference, duration, size
 from zoo.study.summary import StudySummary, VariantSummary
 
-__all__ = ["Column", "columns", "print_summary", "short_columns"]
+__all__ = ["Column", "columns", "print_summary", "short_columns", "text_rows"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Column:
     """The bigram model's number, where it has one."""
     kind: str = ""
     """`words` or `loss`, where the page sets a column differently."""
+
+    @property
+    def baseline(self) -> str:
+        """The bigram model's number, empty where it has none."""
+        return "" if self.bigram is None else f"{self.bigram:.3f}"
 
     def is_best(self, variant: VariantSummary, variants: Sequence[VariantSummary]) -> bool:
         """Whether nothing among `variants` is better, and something is worse, as far as the written numbers show."""
@@ -134,6 +139,14 @@ def _parameters(summary: StudySummary, variant: VariantSummary) -> str:
     return f"{count(variant.parameters)} ({difference(variant.parameters, first.parameters)})"
 
 
+def text_rows(summary: StudySummary) -> tuple[list[str], list[list[str]]]:
+    """Return headings, and a row for each variant and the bigram model, with every column."""
+    chosen = columns(summary)
+    rows = [[variant.name, *(column.text(variant) for column in chosen)] for variant in summary.variants]
+    baseline = ["bigram model", *(column.baseline for column in chosen)]
+    return ["variant", *(column.heading for column in chosen)], [*rows, baseline]
+
+
 def print_summary(summary: StudySummary, page: Path, console: Console | None = None) -> None:
     """Print the table of a study and where its page is; numbers stay whole from 80 characters' width on."""
     console = console or Console()
@@ -154,9 +167,8 @@ def print_summary(summary: StudySummary, page: Path, console: Console | None = N
     for variant in summary.variants:
         cells = [_cell(column, variant, summary) for column in chosen]
         table.add_row(escape(variant.name), *cells)
-    baseline = ["" if column.bigram is None else f"{column.bigram:.3f}" for column in chosen]
     table.add_section()
-    table.add_row("bigram model", *baseline, style="dim")
+    table.add_row("bigram model", *(column.baseline for column in chosen), style="dim")
     console.print(table)
     for name in summary.unfinished:
         console.print(f"[yellow]{escape(name)} is not finished[/yellow]")

@@ -1,4 +1,4 @@
-"""What to change where a model does not fit into memory."""
+"""Advice where a model does not fit into memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

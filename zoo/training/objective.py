@@ -1,4 +1,4 @@
-"""What is minimised and what is reported: next-token cross-entropy in float32, and its value on validation text."""
+"""The objective, next-token cross-entropy in float32, and its value on validation text."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

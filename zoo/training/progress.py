@@ -7,11 +7,13 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from zoo.report.numbers import clock
+
 __all__ = ["LineProgress", "ProgressReporter", "SilentProgress", "TerminalProgress", "make_progress"]
 
 
 class ProgressReporter(Protocol):
-    """What the training loop tells; also the place to hook in other loggers."""
+    """Calls that the training loop makes; also the place to hook in other loggers."""
 
     def start(self, step: int, steps: int) -> None:
         """Training continues after `step` and ends with `steps`."""
@@ -121,8 +123,7 @@ class LineProgress:
         done = step - self._first_step
         if done == 0 or step == self._steps:
             return ""
-        seconds = round((now - self._started) / done * (self._steps - step))
-        return f"  {seconds // 60}:{seconds % 60:02d} left"
+        return f"  {clock((now - self._started) / done * (self._steps - step))} left"
 
 
 class _Latest:

@@ -17,14 +17,16 @@ import triton
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
-from zoo.kernels.power.triton_support import check_architecture
+from zoo.kernels.power.supported import check_architecture
 
-__all__ = ["TABLE", "Config", "Launch", "Row", "architecture", "config", "read_table", "using", "wanted"]
+__all__ = [
+    "TABLE", "BlockSizes", "LaunchSizes", "Row", "architecture", "block_sizes", "read_table", "using", "wanted",
+]  # fmt: skip
 
 TABLE = Path(__file__).with_name("blocks.csv")
 
 
-class Launch(NamedTuple):
+class LaunchSizes(NamedTuple):
     """Tokens of a program, tokens it meets at a time, warps, and stages of the pipeline."""
 
     block: int
@@ -33,21 +35,21 @@ class Launch(NamedTuple):
     stages: int
 
 
-class Config(NamedTuple):
+class BlockSizes(NamedTuple):
     """All that a call needs to know before it launches."""
 
     chunk: int  # C, tokens a chunk
     alone: int  # up to so many tokens one chunk takes all: the quadratic form
     outer: int  # outer monomials a program of the sums takes, 1, 2 or 4
-    sums: Launch
-    output: Launch
-    query_gradient: Launch
-    key_gradient: Launch
-    value_gradient: Launch
+    sums: LaunchSizes
+    output: LaunchSizes
+    query_gradient: LaunchSizes
+    key_gradient: LaunchSizes
+    value_gradient: LaunchSizes
     inner: int = 0  # channels of a tile; not tuned, as the layout of states depends on it
 
     @property
-    def launches(self) -> tuple[Launch, ...]:
+    def launches(self) -> tuple[LaunchSizes, ...]:
         return self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient
 
 
@@ -60,7 +62,7 @@ class Row(NamedTuple):
     K: int
     V: int
     p: int
-    config: Config
+    sizes: BlockSizes
 
 
 def architecture(x: Tensor) -> str:
@@ -96,8 +98,8 @@ def read_table(path: Path) -> tuple[Row, ...]:
 def _row(line: list[str], path: Path, number: int) -> Row:
     try:
         gpu, kernels, dtype, K, V, p, chunk, alone, outer, *launches = line
-        sums, output, query, key, value = (Launch(*map(int, launch.split("x"))) for launch in launches)
-        sizes = Config(int(chunk), int(alone), int(outer), sums, output, query, key, value)
+        sums, output, query, key, value = (LaunchSizes(*map(int, launch.split("x"))) for launch in launches)
+        sizes = BlockSizes(int(chunk), int(alone), int(outer), sums, output, query, key, value)
         return Row(gpu, kernels, dtype, int(K), int(V), int(p), sizes)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}, line {number}: expected a row of block sizes, was {','.join(line)!r}") from error
@@ -117,16 +119,16 @@ def _generation(gpu: str) -> int:
 
 
 @lru_cache
-def _look_up(gpu: str, kernels: str, dtype: str, K: int, V: int, p: int) -> Config:
+def _look_up(gpu: str, kernels: str, dtype: str, K: int, V: int, p: int) -> BlockSizes:
     rows = [row for row in read_table(TABLE) if (row.kernels, row.dtype) == (kernels, dtype)]
-    return min(rows, key=lambda row: _distance(row, gpu, K, V, p)).config
+    return min(rows, key=lambda row: _distance(row, gpu, K, V, p)).sizes
 
 
-_wanted: Config | None = None
+_wanted: BlockSizes | None = None
 
 
 @contextmanager
-def using(sizes: Config) -> Iterator[None]:
+def using(sizes: BlockSizes) -> Iterator[None]:
     """Let every call take these block sizes, in all threads: for `zoo tune`."""
     global _wanted
     before, _wanted = _wanted, sizes
@@ -136,17 +138,17 @@ def using(sizes: Config) -> Iterator[None]:
         _wanted = before
 
 
-def wanted() -> Config | None:
+def wanted() -> BlockSizes | None:
     """The block sizes that `using` lets every call take, None outside of it."""
     return _wanted
 
 
-def config(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> Config:
+def block_sizes(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> BlockSizes:
     """The block sizes for inputs like x with these widths; hopper: for its own kernels."""
     inner = 16 if hopper else K if p <= 2 else max(16, K // 2)
     if triton.knobs.runtime.interpret:
-        launch = Launch(16, 16, 4, 1)
-        return Config(32, 64, 2, launch, launch, launch, launch, launch, inner)
+        launch = LaunchSizes(16, 16, 4, 1)
+        return BlockSizes(32, 64, 2, launch, launch, launch, launch, launch, inner=inner)
     dtype = str(x.dtype).removeprefix("torch.")
     found = _wanted or _look_up(architecture(x), "hopper" if hopper else "triton", dtype, K, V, p)
     return found._replace(inner=inner)

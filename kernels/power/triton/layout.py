@@ -8,32 +8,30 @@ a tile makes up for it: with m of its p channels in the inner block, `p / m` tim
 
 The gradient for x of `sum m(x) S y` needs every channel with every outer monomial, since S is a symmetric tensor:
 `dx_j = p sum_r c_r m_r(x) (S_(r, j) y)` over outer monomials r. Rows that stand in no tile of r are found elsewhere by
-`rows`, unless one inner block holds all channels (p <= 2, K <= INNER), where every tile is whole.
+`symmetric`, unless one inner block holds all channels (p <= 2, K <= INNER), where every tile is whole.
 """
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import accumulate, combinations_with_replacement, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
-from zoo.kernels.power.triton.registration import register_op
+from zoo.kernels.registration import register_op
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "Tables", "make_layout", "read_tables"]
 
 
-class Layout:
-    """The tiled layout of degree p in K channels with inner blocks of `inner` channels.
+class Layout(NamedTuple):
+    """The tiled layout of degree p in K channels with inner blocks of `inner` channels."""
 
-    Its tables are int32, or float32 for weights, and made only where they are asked for: at p <= 2 a state that is
-    neither given nor returned needs none.
-    """
-
-    def __init__(self, K: int, p: int, inner: int, like: Tensor) -> None:
-        self.K, self.p, self.inner, self.like = K, p, inner, like
-        self.prefixes = tuple(state_size((block + 1) * inner, p - 1) for block in range(K // inner))
+    K: int
+    p: int
+    inner: int
+    prefixes: tuple[int, ...]  # outer monomials of each inner block
 
     @property
     def outers(self) -> int:
@@ -50,52 +48,43 @@ class Layout:
         """Whether one inner block holds all channels."""
         return self.inner == self.K
 
-    @cached_property
-    def _tables(self) -> tuple[Tensor, ...]:
-        whole, parts = power_tables(self.K, self.p, self.inner, self.like.device)
-        ends = list(accumulate((part.size for part in _integers(self.K, self.p, self.inner)), initial=0))
-        # Not by `split`: some versions of the compiler can neither keep what a list holds nor make it again.
-        return (*(whole[start:end] for start, end in pairwise(ends)), parts)
-
-    @property
-    def channels(self) -> Tensor:
-        """The channels of each outer monomial `[p - 1, outers]`; anything for p <= 2."""
-        return self._tables[0] if self.p > 2 else self.like
-
-    @property
-    def symmetric(self) -> Tensor:
-        """The row that holds each outer monomial times each channel `[outers, K]`; anything where tiles are whole."""
-        return self.like if self.whole else self._tables[1]
-
-    @property
-    def packed(self) -> Tensor:
-        """The packed row of each tiled row `[rows]`."""
-        return self._tables[2]
-
-    @property
-    def unpacked(self) -> Tensor:
-        """One tiled row of each packed row `[D]`."""
-        return self._tables[3]
-
-    @property
-    def weights(self) -> Tensor:
-        """Weight of each tile `[K / inner, outers]`; anything for p <= 2, where it is 1."""
-        return self._tables[4][: self.outers * (self.K // self.inner)] if self.p > 2 else self.like
-
     @property
     def even(self) -> bool:
         """Whether each tiled row counts once in the inner product of a state and its gradient."""
         return self.whole and self.p <= 2
 
-    @property
-    def row_weights(self) -> Tensor:
-        """How often each tiled row counts there `[rows]`; anything where that is once."""
-        return self.like if self.even else self._tables[4][-self.rows :]
 
-    @property
-    def gradient_weights(self) -> Tensor:
-        """Coefficients of the outer monomials `[outers]`; anything for p <= 2, where they are 1."""
-        return self._tables[4][-self.rows - self.outers : -self.rows] if self.p > 2 else self.like
+@lru_cache
+def make_layout(K: int, p: int, inner: int) -> Layout:
+    """The layout for keys of width K."""
+    return Layout(K, p, inner, tuple(state_size((block + 1) * inner, p - 1) for block in range(K // inner)))
+
+
+class Tables(NamedTuple):
+    """The index tables of a layout: int32, or float32 for weights."""
+
+    channels: Tensor  # of each outer monomial [p - 1, outers]
+    symmetric: Tensor  # the row that holds each outer monomial times each channel [outers, K]
+    packed: Tensor  # the packed row of each tiled row [rows]
+    unpacked: Tensor  # one tiled row of each packed row [D]
+    weights: Tensor  # of each tile [K / inner, outers]
+    gradient_weights: Tensor  # coefficients of the outer monomials [outers]
+    row_weights: Tensor  # how often each tiled row counts in the inner product of a state and its gradient [rows]
+
+
+def read_tables(layout: Layout, device: torch.device) -> Tables:
+    """The layout's tables on a device."""
+    integers, weights = power_tables(layout.K, layout.p, layout.inner, device)
+    parts = _arrays(layout.K, layout.p, layout.inner)
+    # Not by `split`: some versions of the compiler can neither keep what a list holds nor make it again.
+    found = {
+        name: whole[start:end]
+        for whole, names in ((integers, _INTEGERS), (weights, _FLOATS))
+        for name, (start, end) in zip(
+            names, pairwise(accumulate((parts[name].size for name in names), initial=0)), strict=True
+        )
+    }
+    return Tables(**found)
 
 
 def _colexicographic(K: int, degree: int) -> np.ndarray:
@@ -158,18 +147,14 @@ def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
     }
 
 
+_INTEGERS = ("channels", "symmetric", "packed", "unpacked")
 _FLOATS = ("weights", "gradient_weights", "row_weights")
-
-
-def _integers(K: int, p: int, inner: int) -> list[np.ndarray]:
-    arrays = _arrays(K, p, inner)
-    return [arrays[name] for name in ("channels", "symmetric", "packed", "unpacked")]
 
 
 @lru_cache(maxsize=64)
 def _on_device(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
     arrays = _arrays(K, p, inner)
-    integers = np.concatenate([part.ravel().astype(np.int32) for part in _integers(K, p, inner)])
+    integers = np.concatenate([arrays[name].ravel().astype(np.int32) for name in _INTEGERS])
     weights = np.concatenate([arrays[name].ravel() for name in _FLOATS])
     return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
 
@@ -187,8 +172,7 @@ def power_tables(K: int, p: int, inner: int, device: torch.device) -> tuple[Tens
 @torch.library.register_fake("zoo::power_tables")
 def _(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
     arrays = _arrays(K, p, inner)
-    integers = sum(part.size for part in _integers(K, p, inner))
-    weights = sum(arrays[name].size for name in _FLOATS)
+    integers, weights = (sum(arrays[name].size for name in names) for names in (_INTEGERS, _FLOATS))
     return (
         torch.empty(integers, dtype=torch.int32, device=device),
         torch.empty(weights, dtype=torch.float32, device=device),

@@ -5,7 +5,7 @@ bfloat16 at p <= 2: to see through it took a third of the time in which a model 
 fuse, and Hopper's own kernels the compiler does not know. An opaque pass is launched as it was recorded.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import Any
 
@@ -13,164 +13,92 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zoo.kernels.power.heads import Heads, gather_heads
-from zoo.kernels.power.triton.backward import backward
-from zoo.kernels.power.triton.chunks import count_slots, cut
-from zoo.kernels.power.triton.configs import config
-from zoo.kernels.power.triton.forward import forward
-from zoo.kernels.power.triton.hopper.launches import supports_hopper
-from zoo.kernels.power.triton.launch import Launch, compile_together, rehearsal, unseen
-from zoo.kernels.power.triton.layout import Layout
-from zoo.kernels.power.triton.problem import Problem, product_dtype
-from zoo.kernels.power.triton.recording import Recorder
-from zoo.kernels.power.triton.registration import register_op
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
+from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
+from zoo.kernels.power.heads import gather_heads
+from zoo.kernels.power.triton.configs import wanted
+from zoo.kernels.power.triton.passes import backward, forward
+from zoo.kernels.power.triton.plan import make_plan
+from zoo.kernels.recording import Recorder
+from zoo.kernels.registration import flat, register_op
+from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["saved_gates_shape", "saved_states_shape", "triton_backward", "triton_forward"]
+__all__ = ["fake_saved", "triton_backward", "triton_forward"]
 
 
-def saved_states_shape(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, cu_seqlens: Tensor | None, p: int, chunk_size: int
-) -> tuple[Sequence[int], torch.dtype]:
-    """Shape and dtype of the states that `triton_forward` saves."""
-    K, V = int(k.shape[-1]), int(v.shape[-1])
-    blocks, dtype = config(q, K, V, p, hopper=supports_hopper(q, K, V, p)), product_dtype(q.dtype)
-    slots = count_slots(q, blocks, chunk_size, cu_seqlens)
-    if S is None and cu_seqlens is None and slots == q.shape[0]:
-        return (0,), dtype
-    heads = Heads(q.shape[2], k.shape[2], v.shape[2])
-    return (slots, heads.state, Layout(K, p, blocks.inner, q).rows * (V + 1)), dtype
+def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    """The states and the summed gates that `triton_forward` saves, without numbers."""
+    plan, q = make_plan(inputs, options), inputs.q
+    states = q.new_empty(plan.state_shape if plan.has_states(inputs.S) else (0,), dtype=plan.dtype)
+    saves_gates = plan.gated and not plan.exact_gates
+    return states, q.new_empty(plan.gates_shape if saves_gates else (0,), dtype=torch.float32)
 
 
-def saved_gates_shape(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor | None, p: int, chunk_size: int
-) -> Sequence[int]:
-    """Shape of the summed gates that `triton_forward` saves, in float32; none are where they have low parts as well."""
-    if log_g is None or q.dtype == torch.float32:
-        return (0,)
-    K, V = int(k.shape[-1]), int(v.shape[-1])
-    chunks = cut(q, config(q, K, V, p, hopper=supports_hopper(q, K, V, p)), chunk_size, cu_seqlens)
-    return chunks.slots, Heads(q.shape[2], k.shape[2], v.shape[2]).state, chunks.size
+def _is_opaque(inputs: Inputs, options: Options) -> bool:
+    q = inputs.q
+    return q.device.type == "cuda" and q.dtype == torch.bfloat16 and options.p <= 2 and not INTERPRETED
 
 
-def _is_opaque(q: Tensor, p: int) -> bool:
-    return q.device.type == "cuda" and q.dtype == torch.bfloat16 and p <= 2 and not INTERPRETED
-
-
-def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return like.new_empty(0, dtype=dtype) if x is None else x
-
-
-def _laid_out(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _laid_out(inputs: Inputs) -> Inputs:
     """As the kernels read them, and where the compiler sees it."""
-    return q.contiguous(), k.contiguous(), v.contiguous(), None if log_g is None else log_g.float().contiguous()
+    q, k, v, log_g, *_ = inputs
+    log_g = None if log_g is None else log_g.float().contiguous()
+    return inputs._replace(q=q.contiguous(), k=k.contiguous(), v=v.contiguous(), log_g=log_g)
 
 
-def triton_forward(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, save_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def triton_forward(inputs: Inputs, options: Options) -> Outputs:
     """See `zoo.kernels.power.op.attend`."""
-    run: Any = _forward
-    if _is_opaque(q, p):
-        run = _forward_unseen
-        q, k, v, log_g = _laid_out(q, k, v, log_g)
-    return run(
-        q, k, v, log_g, S, z, cu_seqlens, p, scale, normalize, chunk_size, return_state, save_states, save_output
-    )
+    if not _is_opaque(inputs, options):
+        return forward(inputs, options)
+    return Outputs(*_forward_unseen(*_laid_out(inputs), *options))
 
 
-def triton_backward(
-    do: Tensor, dS: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
-    p: int, scale: float, normalize: bool, chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `zoo.kernels.power.op.attend`."""
-    run: Any = _backward
-    if _is_opaque(q, p):
-        run = _backward_unseen
-        do = do.to(q.dtype).contiguous()
-        q, k, v, log_g = _laid_out(q, k, v, log_g)
-    dq, dk, dv, *rest = run(
-        do, dS, dz, q, k, v, log_g, S, z, o, denominator, states, gates, cu_seqlens, p, scale, normalize, chunk_size
-    )
-    dq, dk, dv = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in ((dq, q), (dk, k), (dv, v)))
-    return dq, dk, dv, *rest
+def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """Gradients of all inputs."""
+    if _is_opaque(inputs, options):
+        incoming = incoming._replace(do=incoming.do.to(inputs.q.dtype).contiguous())
+        found = Gradients(*_backward_unseen(*incoming, *_laid_out(inputs), *saved, *options))
+    else:
+        found = backward(incoming, inputs, saved, options)
+    q, k, v = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:3], inputs[:3], strict=True))
+    return found._replace(q=q, k=k, v=v)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    cu_seqlens: Tensor | None, p: int, scale: float, normalize: bool, chunk_size: int, return_state: bool,
-    save_states: bool, save_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size)
-    exact = save_output and v.dtype != torch.float32
-    output = forward(problem, S, z, normalize=normalize, return_state=return_state, exact=exact)
-    states = _or_empty(output.states, q, problem.dtype) if save_states else _or_empty(None, q)
-    gates = problem.gates if save_states and problem.gated and not problem.exact_gates else None
-    denominator, S_out, z_out, gates, exact_o = (
-        _or_empty(x, q) for x in (output.denominator, output.S, output.z, gates, output.exact)
-    )
-    return output.o, denominator, S_out, z_out, states, gates, exact_o
-
-
-def _backward(
-    do: Tensor, dS: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor | None, z: Tensor | None,
-    o: Tensor, denominator: Tensor, states: Tensor, gates: Tensor, cu_seqlens: Tensor | None,
-    p: int, scale: float, normalize: bool, chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `triton_backward`; gradients of shared heads are still to be added, where the compiler sees it."""
-    summed = None if gates.dim() == 1 else gates
-    problem = Problem(q, k, v, log_g, cu_seqlens, p=p, scale=scale, chunk_size=chunk_size, gates=summed)
-    saved = None if states.dim() == 1 else states
-    gradients = backward(problem, do, dS, dz, S, z, o, denominator if normalize else None, saved)
-    dlog_g, dS_in, dz_in = (_or_empty(x, q) for x in gradients[3:])
-    return gradients.q, gradients.k, gradients.v, dlog_g, dS_in, dz_in
-
-
-def _rehearse(tensors: Sequence[Any], options: Sequence[Any]) -> list[Launch]:
-    """What a forward pass launches, and the backward pass if anything is saved for one; arguments as `_forward`'s."""
-    p, scale, normalize, chunk_size, _, save_states, save_output = options
+def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
+    """What a forward pass launches, and the backward pass if anything is saved for one."""
     with FakeTensorMode() as mode, rehearsal() as launches:
-        *inputs, cu_seqlens = (None if x is None else mode.from_tensor(x) for x in tensors)
-        run: Any = _forward
-        o, denominator, _, _, states, gates, exact = run(*inputs, cu_seqlens, *options)
-        if save_states or save_output:
-            run, saved = _backward, (o if exact.dim() == 1 else exact, denominator, states, gates)
-            run(torch.empty_like(o), None, None, *inputs, *saved, cu_seqlens, p, scale, normalize, chunk_size)
+        inputs = Inputs._make(None if x is None else mode.from_tensor(x) for x in inputs)
+        outputs = forward(inputs, options)
+        if options.save_states or options.save_output:
+            incoming = Incoming(torch.empty_like(outputs.o), None, None)
+            backward(incoming, inputs, outputs.saved(options), options)
     return launches
 
 
 _prepared: set[Hashable] = set()  # kinds of calls
 
 
-def _prepare(tensors: Sequence[Any], options: Sequence[Any]) -> None:
+def _prepare(inputs: Inputs, options: Options) -> None:
     """Before the first call of its kind, compile its kernels side by side."""
-    q, k, v, *rest = tensors
-    K, V, p = k.shape[3], v.shape[3], options[0]
-    blocks = config(q, K, V, p, hopper=supports_hopper(q, K, V, p))
-    single = count_slots(q, blocks, options[3], rest[-1]) <= len(q)
-    kind = (q.device, *(x.shape[2:] for x in (q, k, v)), single, *(x is None for x in rest), *options)
+    plan, (q, *_, v) = make_plan(inputs, options), inputs[:3]
+    single = plan.slots <= plan.batch
+    kind = (q.device, plan.heads, q.shape[3], v.shape[3], single, *(x is None for x in inputs), *options)
     if kind not in _prepared and not INTERPRETED:
         _prepared.add(kind)
-        compile_together(_rehearse(tensors, options), q.device)
+        compile_together(_rehearse(inputs, options), q.device)
 
 
-_run_forward, _run_backward = Recorder(_forward, _prepare), Recorder(_backward)
+def _unseen(call: Callable[..., Any], prepare: Callable[..., None] | None = None) -> Callable[..., Any]:
+    """A flat pass as an op that the compiler does not see through: launched there and then, as it was recorded."""
+    recorder = Recorder(call, prepare=prepare, variant=wanted)
+
+    @wraps(call)
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        with unseen(arguments[0].device):
+            return recorder(*arguments)
+
+    return run
 
 
-@register_op("power_attention_kernels")
-@wraps(_forward)  # and so of its signature
-def _forward_unseen(*arguments: Any) -> Any:
-    with unseen(arguments[0].device):
-        return _run_forward(arguments[:7], arguments[7:])
-
-
-@register_op("power_attention_backward_kernels")
-@wraps(_backward)
-def _backward_unseen(*arguments: Any) -> Any:
-    with unseen(arguments[0].device):
-        return _run_backward(arguments[:14], arguments[14:])
+_forward_unseen = register_op("power_attention_kernels")(_unseen(flat(forward), flat(_prepare)))
+_backward_unseen = register_op("power_attention_backward_kernels")(_unseen(flat(backward)))

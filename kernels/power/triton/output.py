@@ -9,10 +9,11 @@ from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
 from zoo.kernels.power.triton.program import locate
 
-__all__ = ["VANISHING", "output_kernel"]
+__all__ = ["STEEP", "VANISHING", "output_kernel"]
 
-# As `reference.vanishes`: a smaller denominator has lost digits to underflow, and counts as zero.
-VANISHING = tl.constexpr(2.0**-103)
+# As `reference.vanishes` and `reference.steep`: a smaller denominator gives no output, and no gradient.
+VANISHING = tl.constexpr(2.0**-126)
+STEEP = tl.constexpr(2.0**-110)
 
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])

@@ -9,7 +9,7 @@ import triton.language as tl
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.columns import load_columns, store_columns
 from zoo.kernels.power.triton.operands import as_operand, divide
-from zoo.kernels.power.triton.output import VANISHING
+from zoo.kernels.power.triton.output import STEEP
 
 __all__ = ["output_gradient_kernel"]
 
@@ -21,8 +21,8 @@ def output_gradient_kernel(
     K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr,
     PLAIN: tl.constexpr, DECAYED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """factors `[slots, Ho, C]`, scale over the denominators `[B T, Ho]`, if NORMALIZE, and zero where they vanish; then
-    also delta, `do . o`, both `[B T, Ho, V]`. Zero beyond a chunk's end.
+    """factors `[slots, Ho, C]`, scale over the denominators `[B T, Ho]`, if NORMALIZE, and zero where they are steep;
+    then also delta, `do . o`, both `[B T, Ho, V]`. Zero beyond a chunk's end.
 
     If PLAIN, queries `[slots, Hq, K, C]` of q `[B T, Hq, K]`. If DECAYED, decayed `[slots, Ho, K, C]`, queries times
     their factors and what is left at them of their chunk's start. Keys of k as in `columns_kernel`, of which there may
@@ -48,8 +48,8 @@ def output_gradient_kernel(
             if NORMALIZE:
                 place = (start + at) * OUTPUTS + output
                 total = tl.load(denominator + place, exists, 1)
-                vanishes = tl.abs(total) < VANISHING
-                factor = tl.where(vanishes, 0.0, divide(factor, tl.where(vanishes, 1.0, total), PRECISION))
+                steep = tl.abs(total) < STEEP
+                factor = tl.where(steep, 0.0, divide(factor, tl.where(steep, 1.0, total), PRECISION))
                 places = place[:, None] * V + value[None, :]
                 gradient = tl.load(do + places, exists[:, None], 0).to(tl.float32)
                 do_dot_o = tl.sum(gradient * tl.load(o + places, exists[:, None], 0), 1)

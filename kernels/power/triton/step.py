@@ -17,10 +17,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.cuda import device_of
 
-from zoo.kernels.power.heads import Heads
+from zoo.kernels.power.call import Step
+from zoo.kernels.power.supported import POWERS, WIDTHS
 from zoo.kernels.power.triton.monomials import count_monomials
 from zoo.kernels.power.triton.output import VANISHING
-from zoo.kernels.power.triton_support import DTYPES, INTERPRETED, POWERS, WIDTHS
+from zoo.kernels.triton_support import DTYPES, INTERPRETED
 
 __all__ = ["StepBlocks", "finish_kernel", "step_blocks", "step_kernel", "supports_triton_step", "triton_step"]
 
@@ -226,8 +227,9 @@ def step_blocks(states: int, D: int, V: int, *, programs: int = PROGRAMS, depth:
     return StepBlocks(triton.cdiv(D, rows), rows, depth, warps)
 
 
-def supports_triton_step(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, p: int) -> bool:
+def supports_triton_step(step: Step) -> bool:
     """Whether the kernels take these inputs, and can write the state where it is."""
+    q, k, v, _, S, z, p, _, _ = step
     return (
         (S.is_cuda or INTERPRETED)
         and S.dtype == z.dtype == torch.float32
@@ -237,16 +239,14 @@ def supports_triton_step(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, 
         and k.shape[-1] in WIDTHS
         and v.shape[-1] in WIDTHS
         and p in POWERS
-        and Heads(q.shape[1], k.shape[1], v.shape[1]).queries_per_state <= MOST_QUERIES
+        and step.heads.queries_per_state <= MOST_QUERIES
     )
 
 
-def triton_step(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, S: Tensor, z: Tensor, *,
-    p: int, scale: float, normalize: bool, blocks: StepBlocks | None = None,
-) -> Tensor:  # fmt: skip
+def triton_step(step: Step, blocks: StepBlocks | None = None) -> Tensor:
     """See `zoo.kernels.power.step.step_in_place`; blocks: None for those that suit the sizes."""
-    heads = Heads(q.shape[1], k.shape[1], v.shape[1])
+    q, k, v, log_g, S, z, p, scale, normalize = step
+    heads = step.heads
     B, states, D, V = S.shape
     o = v.new_empty(B, heads.output, V)
     if B == 0:

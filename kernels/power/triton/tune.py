@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.kernels.power.triton.configs import Config, Launch, Row, read_table
+from zoo.kernels.power.triton.configs import BlockSizes, LaunchSizes, Row, read_table
 
 __all__ = ["Case", "Measure", "tune", "write_row"]
 
@@ -26,9 +26,9 @@ class Case(NamedTuple):
     kernels: str  # "triton", or "hopper" for its own
 
 
-# Seconds of one kernel, by its name in `Config`, or of a whole forward and backward pass for "all", at so many tokens;
-# infinity where the sizes cannot run.
-Measure = Callable[[Config, str, int], float]
+# Seconds of one kernel, by its name in `BlockSizes`, or of a whole forward and backward pass for "all", at so many
+# tokens; infinity where the sizes cannot run.
+Measure = Callable[[BlockSizes, str, int], float]
 
 
 def tuned_kernels(case: Case) -> tuple[str, ...]:
@@ -40,17 +40,17 @@ def tuned_kernels(case: Case) -> tuple[str, ...]:
     return "output", "query_gradient", "key_gradient", "value_gradient"
 
 
-def candidates(case: Case, kernel: str) -> Iterator[Launch]:
+def candidates(case: Case, kernel: str) -> Iterator[LaunchSizes]:
     """Sizes worth trying."""
     stages = (2, 3) if case.dtype == "bfloat16" else (1, 2)
     for depth in stages:
         if kernel == "sums":
-            yield from (Launch(block, 0, 4, depth) for block in (32, 64))
+            yield from (LaunchSizes(block, 0, 4, depth) for block in (32, 64))
         else:
-            yield from (Launch(*tokens, warps, depth) for tokens in _BLOCKS for warps in _WARPS)
+            yield from (LaunchSizes(*tokens, warps, depth) for tokens in _BLOCKS for warps in _WARPS)
 
 
-def tune(case: Case, start: Config, tokens: int, measure: Measure, say: Callable[[str], None]) -> Config:
+def tune(case: Case, start: BlockSizes, tokens: int, measure: Measure, say: Callable[[str], None]) -> BlockSizes:
     """The best sizes found for sequences of so many tokens, from those to start with.
 
     Each kernel is tuned by itself: the others' sizes do not change its time.
@@ -73,12 +73,12 @@ def tune(case: Case, start: Config, tokens: int, measure: Measure, say: Callable
     return best._replace(chunk=chunk, alone=alone)
 
 
-def _longest_alone(config: Config, chunk: int, measure: Measure) -> int:
+def _longest_alone(sizes: BlockSizes, chunk: int, measure: Measure) -> int:
     """Up to how many tokens, in whole chunks, one chunk alone is faster than several."""
     alone = chunk
     for chunks in range(2, 9):
         several, one = (
-            measure(config._replace(chunk=chunk, alone=limit), "all", chunks * chunk) for limit in (0, chunks * chunk)
+            measure(sizes._replace(chunk=chunk, alone=limit), "all", chunks * chunk) for limit in (0, chunks * chunk)
         )
         if one > several:
             break
@@ -86,7 +86,7 @@ def _longest_alone(config: Config, chunk: int, measure: Measure) -> int:
     return alone
 
 
-def _text(launch: Launch) -> str:
+def _text(launch: LaunchSizes) -> str:
     return "x".join(map(str, launch))
 
 
@@ -100,7 +100,7 @@ def write_row(path: Path, row: Row) -> None:
         file.write(header)
         writer = csv.writer(file, lineterminator="\n")
         for key in sorted(rows):
-            sizes = rows[key].config
+            sizes = rows[key].sizes
             writer.writerow([*key, sizes.chunk, sizes.alone, sizes.outer, *map(_text, sizes.launches)])
     os.replace(partial, path)
     read_table.cache_clear()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.blocks.cache import held_positions
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.triton_support import INTERPRETED
 
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs Triton's interpreter or a GPU", allow_module_level=True)

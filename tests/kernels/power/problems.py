@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.kernels.power import Heads, PowerState, power_attention, state_size
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.reference import recurrent
 
 from ..layouts import lay_out
@@ -185,7 +186,7 @@ def make_state(
     """S and z that a past of so many tokens left, float64."""
     k = torch.randn(B, tokens, heads, K, generator=random, dtype=torch.float64)
     v = torch.randn(B, tokens, heads, V, generator=random, dtype=torch.float64)
-    _, state = recurrent(k, k, v, None, None, None, p=p, scale=1.0, normalize=False)
+    _, state = recurrent(Inputs(k, k, v), p=p, scale=1.0, normalize=False)
     return state.S, state.z
 
 

@@ -318,6 +318,34 @@ def test_output_is_the_same_with_and_without_final_state(impl: str) -> None:
 
 
 @every_implementation
+def test_key_length_is_free_to_the_end_of_the_range(impl: str) -> None:
+    """Weights of 2^-126 and less have fewer digits, and gradients end where an inverse weight leaves the range."""
+
+    @given(problems(normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"], powers=(2, 4)))
+    def check(problem: Problem) -> None:
+        # Every token sees itself, with a score of at least 1.
+        problem = replace(problem, q=torch.ones_like(problem.q), k=problem.k.abs() + 1, scale=1.0)
+        expected = run(problem, impl)
+        for exponent, names in ((104, {"o", "dq", "dv"}), (124, {"o"})):
+            factor = 2.0 ** (-exponent / problem.p)
+            found = run(replace(problem, q=problem.q * factor), impl)
+            found["dq"] *= factor
+            for name in names:
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+    check()
+
+
+def test_long_decays_do_not_zero_what_is_left() -> None:
+    q, k, v = torch.ones(3, 1, 3, 1, 8).unbind()
+    k = k * torch.tensor([1.0, 0, 0])[None, :, None, None]
+    v = torch.randn_like(v)
+    for impl in IMPLEMENTATIONS:
+        o, _ = power_attention(q, k, v, torch.full((1, 3, 1), -42.0), impl=impl)
+        torch.testing.assert_close(o, v[:, :1].expand_as(o))
+
+
+@every_implementation
 def test_no_keys_give_zeros_and_finite_gradients(impl: str) -> None:
     @given(problems(state=False), st.booleans())
     def check(problem: Problem, orthogonal: bool) -> None:
@@ -355,3 +383,22 @@ def test_vanishing_denominators_stay_finite(impl: str) -> None:
             assert x.isfinite().all(), name
 
     check()
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("gate", [-5.0, -50.0, 0.0])
+def test_gradients_of_gates_err_as_autograd_does(gate: float, p: int) -> None:
+    """Where a gate forgets nearly everything its gradient is small, and not what rounding leaves of larger ones."""
+    torch.manual_seed(0)
+    q, k, v, do = torch.randn(4, 1, 100, 2, 16).unbind()
+    log_g = torch.full((1, 100, 2), gate)
+    if gate == 0.0:
+        log_g[:, ::9] = -30.0
+    found = []
+    for impl, dtype in (("recurrent", torch.float64), ("quadratic", torch.float32), ("chunked", torch.float32)):
+        gates = log_g.to(dtype).requires_grad_()
+        chunk_size = 32 if impl == "chunked" else None
+        o, _ = power_attention(*(x.to(dtype) for x in (q, k, v)), gates, p=p, impl=impl, chunk_size=chunk_size)
+        found.append(torch.autograd.grad(o, gates, do.to(dtype))[0].double())
+    exact, plain, ours = found
+    assert (ours - exact).norm() <= 4 * (plain - exact).norm() + 1e-7 * exact.norm()

@@ -1,15 +1,10 @@
-"""What `torch.library` is told about the ops: schema, fakes, autograd, autocast, FLOPs; and memory linear in T."""
-
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+"""Power attention as `torch.library` knows it: fakes, autograd, autocast, FLOPs; and memory linear in T."""
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.power import (
@@ -22,11 +17,13 @@ from zoo.kernels.power import (
     power_attention_step,
     step_flops,
 )
+from zoo.kernels.power.call import Incoming, Inputs, Options
 from zoo.kernels.power.flops import backward_flops
 
+from ..memory import LargestTensor, saved_tensors
 from .problems import IMPLEMENTATIONS, Problem, problems, run
 
-SHARED_KEYS, GROUPED_QUERIES = Heads(2, 1, 2), Heads(4, 2, 2)
+GROUPED_QUERIES = Heads(4, 2, 2)
 
 
 def inputs(
@@ -41,54 +38,6 @@ def inputs(
 
 def state(B: int, heads: Heads, p: int, *, K: int = 4, V: int = 3) -> list[Tensor]:
     return [x + 1 for x in init_power_state(B, heads.state, K, V, p)]
-
-
-Call = tuple[Any, ...]
-ATTEND_CALLS: dict[str, Callable[[], Call]] = {
-    "plain": lambda: (*inputs(SHARED_KEYS)[:3], None, None, None, None, 2, 0.5, True, 2, False, True, False, False),
-    "gates and states": lambda: (
-        *inputs(GROUPED_QUERIES),
-        *(x.requires_grad_() for x in state(2, GROUPED_QUERIES, 3)),
-        None, 3, 0.5, False, 2, True, True, False, False,
-    ),
-    "packed": lambda: (
-        *inputs(GROUPED_QUERIES, B=1),
-        *state(3, GROUPED_QUERIES, 2),
-        torch.tensor([0, 2, 2, 5], dtype=torch.int32), 2, 0.5, True, 2, True, True, False, False,
-    ),
-    "bfloat16": lambda: (
-        *inputs(SHARED_KEYS, dtype=torch.bfloat16), None, None, None, 1, 0.5, False, 0, True, True, True, False,
-    ),
-    "no tokens": lambda: (
-        *inputs(SHARED_KEYS, T=0), *state(2, SHARED_KEYS, 2), None, 2, 0.5, True, 0, True, True, False, False,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("call", ATTEND_CALLS)
-def test_opcheck_attention(call: str) -> None:
-    torch.library.opcheck(torch.ops.zoo.power_attention, ATTEND_CALLS[call]())
-
-
-@pytest.mark.parametrize("call", ["plain", "gates and states", "packed"])
-def test_opcheck_backward(call: str) -> None:
-    *tensors, p, scale, normalize, chunk_size, return_state, _, _, use_triton = ATTEND_CALLS[call]()
-    tensors = [None if x is None else x.detach() for x in tensors]
-    o, denominator, S, z, states, gates, _ = torch.ops.zoo.power_attention(
-        *tensors, p, scale, normalize, chunk_size, return_state, True, False, use_triton
-    )
-    gradients = (torch.ones_like(o), S.clone() if return_state else None, z.clone() if return_state else None)
-    *tensors, cu_seqlens = tensors
-    saved, options = (o, denominator, states, gates), (p, scale, normalize, chunk_size, use_triton)
-    arguments = (*gradients, *tensors, *saved, cu_seqlens, *options)
-    torch.library.opcheck(torch.ops.zoo.power_attention_backward, arguments)
-
-
-@pytest.mark.parametrize("gated", [True, False])
-def test_opcheck_step(gated: bool) -> None:
-    q, k, v, log_g = (x.detach()[:, 0] for x in inputs(GROUPED_QUERIES))
-    arguments = (q, k, v, log_g if gated else None, *state(2, GROUPED_QUERIES, 2), 2, 0.5, True)
-    torch.library.opcheck(torch.ops.zoo.power_attention_step, arguments)
 
 
 @given(problems(dtypes=[torch.float32, torch.bfloat16, torch.float64]))
@@ -181,25 +130,12 @@ def test_flops_by_hand() -> None:
     assert forward_flops(1, 90, GROUPED_QUERIES, 4, 3, 2, 9) == expected
 
 
-@contextlib.contextmanager
-def saved_bytes() -> Iterator[list[int]]:
-    """Bytes of every tensor saved for backward."""
-    found: list[int] = []
-
-    def pack(x: Tensor) -> Tensor:
-        found.append(x.nbytes)
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield found
-
-
 def test_saved_memory_is_linear_in_tokens() -> None:
     totals = []
     for T in (128, 256):
-        with saved_bytes() as found:
+        with saved_tensors() as saved:
             power_attention(*inputs(GROUPED_QUERIES, T), chunk_size=16)
-        totals.append(sum(found))
+        totals.append(sum(x.nbytes for x in saved))
     assert totals[1] == 2 * totals[0]
     q, k, v, log_g = inputs(GROUPED_QUERIES, 128)
     o = power_attention(q, k, v, log_g).o
@@ -207,30 +143,15 @@ def test_saved_memory_is_linear_in_tokens() -> None:
     assert totals[0] <= sum(x.nbytes for x in (q, k, v, log_g, o)) + o[..., 0].nbytes
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(result):
-            if isinstance(x, Tensor):
-                self.largest = max(self.largest, x.numel())
-        return result
-
-
 def test_working_memory_is_linear_in_tokens() -> None:
     """No tensor, forwards or backwards, is larger than the inputs but those of one chunk."""
-    options = {"p": 2, "scale": 1.0, "chunk_size": 16}
+    options = Options(2, 1.0, normalize=True, chunk_size=16)
     largest = []
     for T in (256, 512):
-        q, k, v, log_g = (x.detach() for x in inputs(GROUPED_QUERIES, T, B=1))
-        with _LargestTensor() as mode:
-            o, denominator, *_ = chunked.forward(
-                q, k, v, log_g, None, None, **options, normalize=True, return_state=False
-            )
-            chunked.backward(o, None, None, q, k, v, log_g, None, None, o, denominator, **options)
+        given = Inputs(*(x.detach() for x in inputs(GROUPED_QUERIES, T, B=1)))
+        with LargestTensor() as mode:
+            outputs = chunked.forward(given, options)
+            chunked.backward(Incoming(outputs.o, None, None), given, outputs.saved(options), options)
         largest.append(mode.largest)
     assert largest[1] <= 2 * largest[0]
 

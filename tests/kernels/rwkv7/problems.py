@@ -216,7 +216,7 @@ def random_problem(
 
 
 def scale(problem: Problem, name: str, reference: Tensor) -> float:
-    """What errors of a result are relative to: its size, or a gradient's source where all but nothing is left of it."""
+    """The size that a result's errors are relative to: its own, or a gradient's source where nothing is left."""
     size = float(reference.norm())
     if name in ("o", "S_out"):
         return size

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.errors import InputError
 from zoo.kernels.rwkv7 import fla, op, rwkv7
+from zoo.kernels.rwkv7.call import Options
 from zoo.mixers import rwkv7 as mixer
 
 from .problems import TOKENS, Problem, Tensors, check_same, differentiate, random_problem, run
@@ -89,7 +90,7 @@ def run_fla(problem: Problem) -> Tensors:
     """Results and gradients through the op, whatever the device."""
     leaves = {name: x.detach().requires_grad_() for name, x in problem.tensors.items()}
     given = replace(problem, **leaves)
-    o, S, _ = op.mix(*(getattr(given, name) for name in TOKENS), given.S, 64, True)
+    o, S, _ = op.mix(*(getattr(given, name) for name in TOKENS), given.S, *Options(use_fla=True, chunk_size=64))
     return differentiate(problem, {"o": o, "S_out": S}, leaves)
 
 
@@ -116,7 +117,8 @@ def test_opcheck(T: int, with_state: bool) -> None:
     problem = random_problem(2, T, 2, 16)
     tokens = [getattr(problem, name).requires_grad_() for name in TOKENS]
     state = problem.S.requires_grad_() if with_state and problem.S is not None else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens, state, 64, True))
+    options = Options(use_fla=True, chunk_size=64)
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens, state, *options))
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -172,7 +174,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, installed: di
 
 
 def _like(**changes: Any) -> Any:
-    """What `misfit` looks at of r on a GPU."""
+    """r on a GPU, as far as `misfit` looks at it."""
     good = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (2, 3, 4, 64), "device": "cuda:0"}
     return SimpleNamespace(**(good | changes))
 

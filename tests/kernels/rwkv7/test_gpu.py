@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.errors import InputError
 from zoo.kernels.rwkv7 import chunked, fla, op, rwkv7
+from zoo.kernels.rwkv7.call import Options
 from zoo.mixers import LayerContext, mixers
 from zoo.mixers.rwkv7 import Rwkv7Config
 
@@ -150,7 +151,8 @@ def test_layouts_and_lengths() -> None:
 def test_opcheck(with_state: bool) -> None:
     problem = make_problem(70)
     state = problem.S.requires_grad_() if with_state and problem.S is not None else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens_of(problem), state, 64, True))
+    options = Options(use_fla=True, chunk_size=64)
+    torch.library.opcheck(torch.ops.zoo.rwkv7, (*tokens_of(problem), state, *options))
 
 
 @needs_fla
@@ -239,6 +241,6 @@ def test_memory_of_the_chunked_form() -> None:
     do = torch.randn_like(tokens[0])
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    o, _, _ = op.mix(*tokens, None, 0, False)
+    o, _, _ = op.mix(*tokens, None, *Options(use_fla=False, chunk_size=0))
     torch.autograd.grad(o, tokens, do)
     assert torch.cuda.max_memory_allocated() - before < 8 * 2**30

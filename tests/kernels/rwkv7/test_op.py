@@ -1,23 +1,18 @@
-"""What `torch.library` is told about the ops: schema, fakes, autograd, FLOPs; and memory linear in T."""
-
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+"""RWKV-7 as `torch.library` knows it: fakes, autograd, autocast, FLOPs; and memory linear in T."""
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.rwkv7 import chunked, init_rwkv7_state, rwkv7, rwkv7_flops, rwkv7_step
+from zoo.kernels.rwkv7.call import Incoming, Saved, Tokens
 from zoo.kernels.rwkv7.flops import backward_flops, step_flops
 
+from ..memory import LargestTensor, saved_tensors
 from .problems import IMPLEMENTATIONS, TOKENS, Problem, problems, random_problem, run
-
-CASES = {"plain": (5, torch.float32), "bfloat16": (5, torch.bfloat16), "no tokens": (0, torch.float32)}
 
 
 def inputs(
@@ -26,27 +21,6 @@ def inputs(
     """r, log_w, k, v, kappa and a."""
     problem = random_problem(B, T, H, N, dtype=dtype)
     return [getattr(problem, name).requires_grad_(gradients) for name in TOKENS]
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("with_state", [True, False])
-def test_opcheck(case: str, with_state: bool) -> None:
-    T, dtype = CASES[case]
-    state = torch.ones(2, 2, 4, 4, requires_grad=True) if with_state else None
-    torch.library.opcheck(torch.ops.zoo.rwkv7, (*inputs(T, dtype=dtype), state, 2, False))
-
-
-@pytest.mark.parametrize("with_state", [True, False])
-def test_opcheck_backward(with_state: bool) -> None:
-    tokens, state = inputs(gradients=False), torch.ones(2, 2, 4, 4)
-    o, after, states = torch.ops.zoo.rwkv7(*tokens, state if with_state else None, 2, False)
-    arguments = (torch.ones_like(o), after.clone() if with_state else None, *tokens, states, 2, False, with_state)
-    torch.library.opcheck(torch.ops.zoo.rwkv7_backward, arguments)
-
-
-def test_opcheck_step() -> None:
-    tokens = [x[:, 0] for x in inputs(gradients=False)]
-    torch.library.opcheck(torch.ops.zoo.rwkv7_step, (*tokens, torch.ones(2, 2, 4, 4)))
 
 
 @given(problems(dtypes=[torch.float32, torch.bfloat16, torch.float64], lengths=False, resets=False))
@@ -107,47 +81,21 @@ def test_flops_by_hand() -> None:
     assert rwkv7_flops(1, 8, 1, 4, 4) == 8 * (4 * 32 + 1.5 * 5 * 8 + 2.5 * 4 * 8)
 
 
-@contextlib.contextmanager
-def saved_elements() -> Iterator[list[int]]:
-    """Elements of every tensor saved for backward."""
-    found: list[int] = []
-
-    def pack(x: Tensor) -> Tensor:
-        found.append(x.numel())
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield found
-
-
 def test_saved_memory_is_the_inputs_and_a_few_states() -> None:
     tokens = inputs(1024, N=16)
-    with saved_elements() as found:
+    with saved_tensors() as saved:
         rwkv7(*tokens)
-    assert sum(found) <= sum(x.numel() for x in tokens) + (1024 // 256 + 1) * 2 * 2 * 16 * 16
-
-
-class _LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(result):
-            if isinstance(x, Tensor):
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.itemsize)
-        return result
+    assert sum(x.numel() for x in saved) <= sum(x.numel() for x in tokens) + (1024 // 256 + 1) * 2 * 2 * 16 * 16
 
 
 def test_working_memory_does_not_grow_with_tokens() -> None:
     """No tensor, forwards or backwards, is larger than an input but for a segment's."""
     largest = []
     for T in (1024, 2048):
-        tokens = inputs(T, B=1, gradients=False)
-        with _LargestTensor() as mode:
-            o, _, states = chunked.forward(*tokens, None, 0)
-            chunked.backward(o, None, *tokens, states, 0, has_state=False)
+        tokens = Tokens(*inputs(T, B=1, gradients=False))
+        with LargestTensor() as mode:
+            o, _, states = chunked.forward(tokens, None, 0)
+            chunked.backward(Incoming(o, None), tokens, Saved(states, has_state=False), 0)
         largest.append(mode.largest)
     assert largest[0] <= 256 * 2 * 64  # two scores by two of 16 tokens, for each token and head
     assert largest[1] == largest[0]

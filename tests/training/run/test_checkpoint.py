@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import CheckpointError, TrainingError
-from zoo.training import files as files_module
+from zoo.report import files as files_module
 from zoo.training.run import checkpoint as checkpoint_module
 from zoo.training.run.checkpoint import CheckpointStore
 

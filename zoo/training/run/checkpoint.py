@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.errors import CheckpointError
-from zoo.training.files import sync_file, sync_folder, writing
+from zoo.reading import open_regular, read_regular
+from zoo.report.files import sync_file, sync_folder, writing
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
@@ -41,7 +42,7 @@ class Checkpoint:
     path: Path
     step: int
     facts: dict[str, Any]
-    """What was given to `CheckpointStore.save`."""
+    """As given to `CheckpointStore.save`."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors saved as `name`, on the CPU.
@@ -164,7 +165,7 @@ def _open(place: Path) -> Checkpoint:
     """Return a checkpoint all of whose bytes are as they were written."""
     path = place / _FACTS
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
         claimed = document.pop("sha256")
         sound = claimed == _hash_document(document)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -184,7 +185,7 @@ def _open(place: Path) -> Checkpoint:
 
 
 def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 
 from zoo.builder import build
-from zoo.config import Config, load_yaml
+from zoo.config import Config, flatten, load_yaml
 from zoo.errors import CheckpointError, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
-from zoo.training.files import replace_file, writing
+from zoo.report.files import replace_file, writing
 from zoo.training.run.checkpoint import CheckpointStore
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
@@ -176,12 +176,4 @@ def check_same_recipe(recipe: Config, stored: Mapping[str, Any], owner: Path) ->
 def _leaves(recipe: Config) -> dict[str, Any]:
     values = recipe.model_dump(mode="json")
     values.pop("description", None)
-    return dict(_flatten(values, ""))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(flatten(values))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.training.files import replace_file, writing
+from zoo.reading import read_regular
+from zoo.report.files import replace_file, writing
 
 __all__ = ["EventLog", "MetricsLog", "check_tensorboard", "read_metrics"]
 
@@ -55,7 +56,7 @@ class MetricsLog:
             return
         kept = [record for record in read_metrics(self._path) if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept).encode()
-        if text != self._path.read_bytes():
+        if text != read_regular(self._path):
             replace_file(self._path, text)
 
 
@@ -64,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A last line that is not whole is left out: a run that is being trained, or was killed, may end in one.
     """
-    return list(_whole_records(path.read_bytes())) if path.exists() else []
+    return list(_whole_records(read_regular(path))) if path.exists() else []
 
 
 def _whole_records(text: bytes) -> Iterator[dict[str, Any]]:

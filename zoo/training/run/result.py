@@ -1,4 +1,4 @@
-"""What a finished run came to, in memory and in its folder."""
+"""The result of a finished run, in memory and in its folder."""
 
 import json
 import statistics
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError
-from zoo.training.files import replace_file
+from zoo.reading import read_regular
+from zoo.report.files import replace_file
 
 __all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
 
@@ -77,7 +78,7 @@ def read_result(path: Path) -> TrainingResult:
         CheckpointError: the file is damaged.
     """
     try:
-        return TrainingResult(folder=path.parent, **json.loads(path.read_text(encoding="utf-8")))
+        return TrainingResult(folder=path.parent, **json.loads(read_regular(path)))
     except (OSError, ValueError, TypeError):
         hint = "delete it and train again, which makes it anew from the last checkpoint"
         raise CheckpointError(f"{path}: not the result of a run; {hint}") from None

@@ -10,19 +10,22 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import triton
+import yaml
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from zoo.kernels.power import init_power_state
-from zoo.kernels.power.triton import backward as backward_module
-from zoo.kernels.power.triton import forward as forward_module
-from zoo.kernels.power.triton import problem as problem_module
+from zoo.kernels.power.call import Incoming, Inputs, Options, Step
+from zoo.kernels.power.triton import passes, plan, portable, prepare, states
 from zoo.kernels.power.triton import step as step_module
 from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
-from zoo.kernels.power.triton.problem import Problem
 
+HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER_SHARED = 227 * 1024  # bytes of shared memory that a program may have
+# Registers and spilled bytes by case and kernel, on sm_90.
+_BUDGET = yaml.safe_load(Path(__file__).with_name("budget.yaml").read_text())
 _POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
     torch.int32: "*i32", torch.int64: "*i64",
@@ -39,7 +42,7 @@ class Launch(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a built kernel takes on an NVIDIA GPU: registers a thread, spilled bytes, bytes of shared memory."""
+    """Resources of a built kernel on an NVIDIA GPU: registers a thread, spilled bytes, bytes of shared memory."""
 
     registers: int
     stack: int
@@ -84,26 +87,23 @@ def launches(
     )  # fmt: skip
     log_g = torch.zeros(1, T, heads[2]) if gated else None
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (forward_module, backward_module, problem_module):
+        for module in (passes, portable, prepare, states):
             monkeypatch.setattr(module, "launcher", Recorder)
         if hopper:
-            monkeypatch.setattr(problem_module, "supports_hopper", lambda *_: True)
+            monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
             for module in (attend, differentiate, gradients, outputs, sums):
                 name = f"{module.__name__.rpartition('.')[2]}_kernel"
                 monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
-        problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)
-        options = {"normalize": normalize, "return_state": return_state}
-        exact = normalize and not return_state and dtype != torch.float32
-        output = forward_module.forward(problem, None, None, **options, exact=exact)
+        inputs = Inputs(q, k, v, log_g)
+        options = Options(p, 1.0, normalize, return_state=return_state, save_output=normalize and not return_state)
+        results = passes.forward(inputs, options._replace(save_states=True))
         if not return_state:
-            o = output.exact if exact else output.o
-            problem = Problem(q, k, v, log_g, None, p=p, scale=1.0, chunk_size=0)  # which has no columns yet
-            backward_module.backward(problem, do, None, None, None, None, o, output.denominator, output.states)
+            passes.backward(Incoming(do, None, None), inputs, results.saved(options), options)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p)
-        step_module.triton_step(*token, *state, p=p, scale=1.0, normalize=normalize)
+        step_module.triton_step(Step(*token, *state, p=p, scale=1.0, normalize=normalize))
     return found
 
 
@@ -144,7 +144,7 @@ def usage(kernel: CompiledKernel) -> Usage:
 
 
 def complaints(kernel: CompiledKernel) -> str:
-    """What the assembler says of an NVIDIA kernel's speed."""
+    """The assembler's warnings about an NVIDIA kernel's speed."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
         file.write(kernel.asm["ptx"].encode())
@@ -152,3 +152,12 @@ def complaints(kernel: CompiledKernel) -> str:
         command = [tool, "-v", "--gpu-name", "sm_90a", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return "\n".join(line for line in report.splitlines() if "Performance Loss" in line)
+
+
+def check_budget(case: str, launches: dict[str, Launch]) -> None:
+    """Assert that kernels take no more of a Hopper GPU than they are allowed to."""
+    for name, launch in launches.items():
+        found, allowed = usage(build(launch, HOPPER)), _BUDGET[case][name]
+        assert found.registers <= allowed["registers"], (name, found)
+        assert found.stack <= allowed["spilled"], (name, found)
+        assert found.shared <= HOPPER_SHARED, (name, found)

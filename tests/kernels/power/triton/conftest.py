@@ -7,7 +7,9 @@ import pytest
 import torch
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore = ["test_gpu.py", "test_ahead_of_time.py", "test_tune.py"] if interpreted else ["test_interpreted.py"]
+collect_ignore = (
+    ["hopper", "test_gpu.py", "test_ahead_of_time.py", "test_tune.py"] if interpreted else ["test_interpreted.py"]
+)
 
 
 @pytest.fixture(autouse=True)

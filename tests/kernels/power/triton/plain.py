@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.power import PowerState
+from zoo.kernels.power.call import Inputs
 from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.reference import quadratic
 
@@ -30,7 +31,7 @@ def _attend(problem: Problem, size: int) -> tuple[Tensor, PowerState]:
         chunk = problem.tokens(start, start + size)
         read = None if state is None else PowerState(*(x.to(dtype).to(x.dtype) for x in state))
         options = {"p": problem.p, "scale": problem.scale, "normalize": problem.normalize}
-        o, after = quadratic(chunk.q, chunk.k, chunk.v, chunk.log_g, *(read or (None, None)), **options)
+        o, after = quadratic(Inputs(chunk.q, chunk.k, chunk.v, chunk.log_g, *(read or (None, None))), **options)
         state = after if state is None or read is None else _carried(state, read, after, chunk.log_g)
         outputs.append(o)
     assert state is not None

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from zoo.kernels import launch
 from zoo.kernels.power import PowerState, power_attention
-from zoo.kernels.power.triton import launch
-from zoo.kernels.power.triton.configs import config
+from zoo.kernels.power.call import Inputs, Options
+from zoo.kernels.power.triton.configs import block_sizes
 
 from ..error_law import norms
 from ..problems import Problem, Tensors, attend, make_gates, make_state, run
@@ -58,7 +59,7 @@ def check_error_law(problem: Problem) -> None:
     holds, sums of monomials cancel, and a state of narrow numbers loses digits that scores do not lose.
     """
     exact = run(problem.double(), "quadratic")
-    size = config(problem.q, problem.q.shape[-1], problem.v.shape[-1], problem.p, hopper=False).chunk
+    size = block_sizes(problem.q, problem.q.shape[-1], problem.v.shape[-1], problem.p, hopper=False).chunk
     baseline, in_chunks = run(problem, "quadratic"), run_in_chunks(problem, size)
     _compare(problem, exact, baseline, in_chunks, run(problem, "triton"))
 
@@ -162,8 +163,10 @@ def test_opcheck(p: int, width: int) -> None:
     problem = make_problem(T=2100, K=width, V=width, p=p)
     inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v, problem.log_g)]  # type: ignore[union-attr]
     normalize = p % 2 == 0
-    arguments = (*inputs, None, None, None, p, width**-0.5, normalize, 0, True, True, not normalize, True)
-    torch.library.opcheck(torch.ops.zoo.power_attention, arguments)
+    options = Options(
+        p, width**-0.5, normalize, use_triton=True, return_state=True, save_states=True, save_output=not normalize
+    )
+    torch.library.opcheck(torch.ops.zoo.power_attention, (*Inputs(*inputs), *options))
 
 
 @pytest.mark.parametrize(("p", "width"), [(1, 64), (2, 64), (2, 128)])

@@ -11,11 +11,13 @@ from hypothesis import assume, given, settings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from zoo.kernels import recording
 from zoo.kernels.errors import InputError
+from zoo.kernels.launch import Launch, launcher, unseen
 from zoo.kernels.power import power_attention
-from zoo.kernels.power.triton import backward, forward, op, recording
-from zoo.kernels.power.triton import problem as problem_module
-from zoo.kernels.power.triton.launch import Launch, launcher, unseen
+from zoo.kernels.power.call import Incoming, Inputs, Options, Outputs, Saved
+from zoo.kernels.power.triton import op, passes, portable, prepare, states
+from zoo.kernels.registration import flat
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
@@ -46,7 +48,7 @@ def _what_is_written_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
             return run
 
-    for module in (forward, backward, problem_module):
+    for module in (passes, portable, prepare, states):
         monkeypatch.setattr(module, "launcher", Watched)
 
 
@@ -178,7 +180,7 @@ def test_opaque_passes_give_the_same(p: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _interpreted(launch: Launch) -> Callable[..., None]:
-    """What stands for a compiled kernel: takes addresses."""
+    """A stand-in for a compiled kernel, which takes addresses."""
 
     def tensor(address: int, like: Tensor) -> Tensor:
         size = sum((count - 1) * stride for count, stride in zip(like.shape, like.stride(), strict=True)) + 1
@@ -211,16 +213,18 @@ def test_recorded_passes_give_the_same(
     monkeypatch.setattr(recording, "bound", _interpreted)
     monkeypatch.setattr(recording, "current_stream", lambda _: 0)
     q, k, v, log_g = tensors(70, heads, 16, 16)
-    inputs, options = (q, k, v, log_g if gated else None, None, None, None), (p, 0.25, p == 2, 0, False, True, p == 2)
+    inputs = Inputs(q, k, v, log_g if gated else None)
+    options = Options(p, 0.25, normalize=p == 2, save_states=True, save_output=p == 2)
     with unseen(q.device):
-        o, denominator, _, _, states, gates, _ = op._forward(*inputs, *options)
-        saved = (torch.ones_like(o), None, None, *inputs[:6], o, denominator, states, gates, None)
-        passes = [(op._forward, inputs, options), (op._backward, saved, options[:4])]
-        for function, given, rest in passes:
-            recorded = recording.record(function, given, rest)
+        outputs = passes.forward(inputs, options)
+        incoming = Incoming(torch.ones_like(outputs.o), None, None)
+        saved = Saved(outputs.o, outputs.denominator, outputs.states, outputs.gates)
+        for function, given in ((passes.forward, inputs), (passes.backward, (*incoming, *inputs, *saved))):
+            call = flat(function)
+            recorded = recording.record(call, *given, *options)
             assert recorded is not None
             found = recorded.replay([x.data_ptr() for x in given if x is not None], q.device)
-            for x, y in zip(found[:3], function(*given, *rest)[:3], strict=True):
+            for x, y in zip(found[:3], call(*given, *options)[:3], strict=True):
                 torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
@@ -228,11 +232,12 @@ def test_recorded_passes_give_the_same(
 def test_opaque_passes_pass_opcheck(packed: bool) -> None:
     q, k, v, log_g = tensors(40, (4, 2, 1), 16, 16)
     cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
-    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, False)
-    torch.library.opcheck(torch.ops.zoo.power_attention_kernels, arguments)
-    o, denominator, S, z, states, gates, _ = torch.ops.zoo.power_attention_kernels(*arguments)
-    saved = (o, denominator, states, gates)
-    arguments = (torch.ones_like(o), S, z, q, k, v, log_g, None, None, *saved, cu_seqlens, 2, 0.25, True, 0)
+    inputs = Inputs(q, k, v, log_g, cu_seqlens=cu_seqlens)
+    options = Options(2, 0.25, normalize=True, use_triton=True, return_state=True, save_states=True)
+    torch.library.opcheck(torch.ops.zoo.power_attention_kernels, (*inputs, *options))
+    outputs = Outputs(*torch.ops.zoo.power_attention_kernels(*inputs, *options))
+    incoming = Incoming(torch.ones_like(outputs.o), outputs.S, outputs.z)
+    arguments = (*incoming, *inputs, *outputs.saved(options), *options)
     torch.library.opcheck(torch.ops.zoo.power_attention_backward_kernels, arguments)
 
 
@@ -240,8 +245,8 @@ def test_opaque_passes_pass_opcheck(packed: bool) -> None:
 def test_opcheck(packed: bool) -> None:
     q, k, v, log_g = (x.requires_grad_() for x in tensors(40, (2, 1, 1), 16, 16))
     cu_seqlens = torch.tensor([0, 7, 40], dtype=torch.int32) if packed else None
-    arguments = (q, k, v, log_g, None, None, cu_seqlens, 2, 0.25, True, 0, True, True, False, True)
-    torch.library.opcheck(torch.ops.zoo.power_attention, arguments)
+    options = Options(2, 0.25, normalize=True, use_triton=True, return_state=True, save_states=True)
+    torch.library.opcheck(torch.ops.zoo.power_attention, (*Inputs(q, k, v, log_g, cu_seqlens=cu_seqlens), *options))
 
 
 def test_no_tokens() -> None:
@@ -257,3 +262,20 @@ def test_other_widths_are_refused_by_name() -> None:
         InputError, match=r"^q: impl='triton' takes widths 16, 32, 64 and 128, was 20; the nearest is 16$"
     ):
         power_attention(q, q, q, impl="triton")
+
+
+@pytest.mark.parametrize("exponent", [104, 124])
+def test_key_length_is_free_to_the_end_of_the_range(exponent: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.ones(1, 20, 1, 16), torch.rand(1, 20, 1, 16) + 1, torch.randn(1, 20, 1, 16)
+    found = []
+    for factor in (1.0, 2.0 ** (-exponent / 2)):
+        leaves = [x.clone().requires_grad_() for x in (q * factor, k, v)]
+        o, _ = power_attention(*leaves, p=2, scale=1.0, impl="triton", chunk_size=16)
+        dq, dk, dv = torch.autograd.grad(o.sum(), leaves)
+        found.append([o, dq * factor, dk, dv])
+    for name, expected, ours in zip(("o", "dq", "dk", "dv"), *found, strict=True):
+        if name == "o" or exponent < 110:
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
+        else:
+            assert not ours.any(), name

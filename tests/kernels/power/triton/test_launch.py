@@ -1,13 +1,15 @@
-"""What a call launches is known before it is launched, so that its kernels can be compiled side by side."""
+"""A call's launches are known before any of them, so that kernels can be compiled side by side."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from zoo.kernels.power.triton import launch as module
-from zoo.kernels.power.triton import op, problem
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels import launch as module
+from zoo.kernels.power.call import Incoming, Inputs, Options
+from zoo.kernels.power.triton import op, plan
+from zoo.kernels.power.triton.passes import backward, forward
+from zoo.kernels.triton_support import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -30,18 +32,16 @@ class _Everything(dict[Any, Any]):
 def test_a_rehearsal_finds_what_is_launched(
     monkeypatch: pytest.MonkeyPatch, width: int, gated: bool, heads: tuple[int, int, int], T: int
 ) -> None:
-    for place in (op, problem):
-        monkeypatch.setattr(place, "supports_hopper", lambda *_: True)
+    monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
     q, k, v = (torch.zeros(1, T, count, width, dtype=torch.bfloat16) for count in heads)
-    tensors = (q, k, v, torch.zeros(1, T, heads[2]) if gated else None, None, None, None)
-    options = (2, 0.125, True, 0, False, True, True)
-    rehearsed = op._rehearse(tensors, options)
+    inputs = Inputs(q, k, v, torch.zeros(1, T, heads[2]) if gated else None)
+    options = Options(2, 0.125, True, save_states=True, save_output=True)
+    rehearsed = op._rehearse(inputs, options)
 
     launched = _Everything()
     monkeypatch.setattr(module, "_compiled", launched)
     with module.unseen(q.device):
-        o, denominator, _, _, states, gates, exact = op._forward(*tensors, *options)
-        saved = (exact, denominator, states, gates)
-        op._backward(torch.zeros_like(o), None, None, *tensors[:6], *saved, None, 2, 0.125, True, 0)
+        outputs = forward(inputs, options)
+        backward(Incoming(torch.zeros_like(outputs.o), None, None), inputs, outputs.saved(options), options)
     assert set(launched) == {each.key for each in rehearsed}
     assert len(rehearsed) > 4

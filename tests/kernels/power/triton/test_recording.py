@@ -11,12 +11,16 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from zoo.kernels.power.triton import launch as launch_module
-from zoo.kernels.power.triton import op, problem, recording
-from zoo.kernels.power.triton.configs import config, using, wanted
-from zoo.kernels.power.triton.launch import launch, unseen
-from zoo.kernels.power.triton.recording import Recorder, record
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels import launch as launch_module
+from zoo.kernels import recording
+from zoo.kernels.launch import launch, unseen
+from zoo.kernels.power.call import Incoming, Inputs, Options
+from zoo.kernels.power.triton import plan
+from zoo.kernels.power.triton.configs import block_sizes, using, wanted
+from zoo.kernels.power.triton.passes import backward, forward
+from zoo.kernels.recording import Recorder, record
+from zoo.kernels.registration import flat
+from zoo.kernels.triton_support import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -28,7 +32,7 @@ def _floats(address: int, size: int) -> np.ndarray:
 
 
 def _add(a: int, b: int, out: int, size: int, scale: float, _: bool, stream: int = 0) -> None:
-    """What stands for a kernel: `out = scale a + b`."""
+    """A stand-in for a kernel: `out = scale a + b`."""
     _floats(out, size)[:] = scale * _floats(a, size) + _floats(b, size)
 
 
@@ -59,7 +63,7 @@ def _no_gpu() -> Iterator[None]:
 
 
 class _Named:
-    """What `launch` asks of a kernel."""
+    """A kernel as `launch` sees it."""
 
     arg_names = ("a", "b", "out", "size", "scale", "FLAG")
 
@@ -95,7 +99,7 @@ def _program(lines: list[tuple[int, ...]], outputs: int) -> Callable[..., tuple[
 @given(lines=LINES, outputs=st.integers(1, 3), second=st.booleans(), scale=st.sampled_from([0.5, -1.0]))
 def test_replayed_as_run(lines: list[tuple[int, ...]], outputs: int, second: bool, scale: float) -> None:
     function = _program(lines, outputs)
-    found = record(function, (torch.zeros(3, SIZE), torch.zeros(3, SIZE) if second else None), (scale,))
+    found = record(function, torch.zeros(3, SIZE), torch.zeros(3, SIZE) if second else None, scale)
     assert found is not None
     for seed in range(2):
         torch.manual_seed(seed)
@@ -117,7 +121,7 @@ def test_memory_is_used_again() -> None:
         _add_tensors(x, x, last, 1.0)
         return (last,)
 
-    found = record(chain, (torch.zeros(1 << 10),), ())
+    found = record(chain, torch.zeros(1 << 10))
     assert found is not None
     assert found.memory == 2 * 4 << 10
 
@@ -134,7 +138,7 @@ def test_memory_is_used_again() -> None:
     ],
 )
 def test_what_does_more_than_launch_is_not_recorded(function: Callable[..., tuple[Tensor, ...]]) -> None:
-    assert record(function, (torch.zeros(4),), ()) is None
+    assert record(function, torch.zeros(4)) is None
 
 
 def test_replayed_from_the_second_call_on() -> None:
@@ -147,16 +151,16 @@ def test_replayed_from_the_second_call_on() -> None:
         return (out,)
 
     met: list[int] = []
-    run, x = Recorder(double, lambda tensors, _: met.append(tensors[0].numel())), torch.arange(8.0)
+    run, x = Recorder(double, prepare=lambda x, _: met.append(x.numel())), torch.arange(8.0)
     with unseen(CPU):
         for _ in range(4):
-            assert torch.equal(run((x,), (1.0,))[0], 2 * x)
+            assert torch.equal(run(x, 1.0)[0], 2 * x)
         assert len(calls) == 2
-        assert torch.equal(run((x,), (2.0,))[0], 3 * x)  # other options
-        assert torch.equal(run((x[:4],), (1.0,))[0], 2 * x[:4])  # another shape
+        assert torch.equal(run(x, 2.0)[0], 3 * x)  # other options
+        assert torch.equal(run(x[:4], 1.0)[0], 2 * x[:4])  # another shape
         for _ in range(3):
-            run((x[1:],), (1.0,))  # not aligned
-            run((x.view(2, 4).T,), (1.0,))  # not contiguous: this function may look at strides
+            run(x[1:], 1.0)  # not aligned
+            run(x.view(2, 4).T, 1.0)  # not contiguous: this function may look at strides
     assert len(calls) == 2 + 2 + 6
     assert met == [8, 8, 4, 7, 8]
 
@@ -170,36 +174,33 @@ def test_other_block_sizes_are_recorded_anew() -> None:
         _add_tensors(x, x, out, 1.0 if sizes is None else sizes.chunk)
         return (out,)
 
-    run, x = Recorder(scaled), torch.ones(8)
-    sizes = config(x, 64, 64, 2, hopper=False)
+    run, x = Recorder(scaled, variant=wanted), torch.ones(8)
+    sizes = block_sizes(x, 64, 64, 2, hopper=False)
     with unseen(CPU):
         for chunk in (512, 2048):
             with using(sizes._replace(chunk=chunk)):
                 for _ in range(3):
-                    assert run((x,), ())[0].tolist() == 8 * [chunk + 1]
+                    assert run(x)[0].tolist() == 8 * [chunk + 1]
 
 
+@pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("T", [500, 4097])
-def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: int) -> None:
+def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: int, width: int) -> None:
     """As they are called: the same launches, with the same numbers, that take the inputs where they are."""
-    for place in (op, problem):
-        monkeypatch.setattr(place, "supports_hopper", lambda *_: True)
+    monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
     launched: list[Any] = []
     monkeypatch.setattr(launch_module, "_compiled", _Kernels(lambda *x, **_: launched.append(x)))
-    q, k, v = (torch.zeros(2, T, 2, 64, dtype=torch.bfloat16) for _ in range(3))
-    tensors, options = (q, k, v, torch.zeros(2, T, 2), None, None, None), (2, 0.125, True, 0, False, True, True)
+    q, k, v = (torch.zeros(2, T, 2, width, dtype=torch.bfloat16) for _ in range(3))
+    call, options = Inputs(q, k, v, torch.zeros(2, T, 2)), Options(2, 0.125, True, save_states=True, save_output=True)
     with unseen(CPU):
-        o, denominator, _, _, states, gates, exact = op._forward(*tensors, *options)
-        passes = [
-            (op._forward, tensors, options),
-            (op._backward, (torch.zeros_like(o), None, None, *tensors[:6], exact, denominator, states, gates, None),
-             options[:4]),
-        ]  # fmt: skip
-        for function, given, rest in passes:
+        outputs = forward(call, options)
+        incoming = Incoming(torch.zeros_like(outputs.o), None, None)
+        passes = [(forward, call), (backward, (*incoming, *call, *outputs.saved(options)))]
+        for function, given in passes:
             launched.clear()
-            expected = function(*given, *rest)
+            expected = flat(function)(*given, *options)
             direct = list(launched)
-            found = record(function, given, rest)
+            found = record(flat(function), *given, *options)
             assert found is not None
             launched.clear()
             inputs = [x.data_ptr() for x in given if x is not None]

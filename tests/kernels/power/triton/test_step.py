@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.kernels.power import PowerState, init_power_state, op, power_attention_step, state_size
+from zoo.kernels.power.call import Step
 from zoo.kernels.power.expansion import coefficient_array, expand
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.power.triton.step import StepBlocks, row_channels, step_blocks, triton_step
-from zoo.kernels.power.triton_support import INTERPRETED
+from zoo.kernels.triton_support import INTERPRETED
 
 from ..error_law import norms, tolerances, vanishes
 from ..problems import Problem, Tensors, make_gates, problems
@@ -61,10 +62,8 @@ def run(problem: Problem, kind: str = "triton", blocks: StepBlocks | None = None
     outputs = []
     for t in range(problem.q.shape[1]):
         token = [None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-        if kind == "plain":
-            outputs.append(step_in_place(*token, *state, **options))
-        else:
-            outputs.append(triton_step(*token, *state, **options, blocks=blocks))
+        call = Step(*token, *state, **options)
+        outputs.append(step_in_place(call) if kind == "plain" else triton_step(call, blocks))
     return {"o": torch.stack(outputs, 1), "S_out": state.S, "z_out": state.z}
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from zoo.cli import main
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.triton import configs
-from zoo.kernels.power.triton.configs import TABLE, Config, Launch, Row, config, read_table, using
+from zoo.kernels.power.triton.configs import TABLE, BlockSizes, LaunchSizes, Row, block_sizes, read_table, using
 from zoo.kernels.power.triton.tune import Case, tune, tuned_kernels, write_row
 
 CASE = Case("bfloat16", 64, 64, 2, "triton")
@@ -26,7 +26,7 @@ def test_every_width_power_and_dtype_has_sizes() -> None:
         for K in (16, 32, 64, 128):
             for V in (16, 32, 64, 128):
                 for p in (1, 2, 3, 4):
-                    found = config(torch.zeros(1, dtype=dtype), K, V, p, hopper=False)
+                    found = block_sizes(torch.zeros(1, dtype=dtype), K, V, p, hopper=False)
                     assert found.chunk % max(launch.block for launch in found.launches) == 0
                     assert found.inner in (16, 32, 64, 128)
 
@@ -34,7 +34,7 @@ def test_every_width_power_and_dtype_has_sizes() -> None:
 def test_the_nearest_row_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table = tmp_path / "blocks.csv"
     shutil.copy(TABLE, table)
-    exact = config(bfloat16(), 64, 64, 2, hopper=False)
+    exact = block_sizes(bfloat16(), 64, 64, 2, hopper=False)
     newer = Row("sm_100", "triton", "bfloat16", 64, 64, 2, exact._replace(chunk=4096))
     amd = Row("gfx942", "triton", "bfloat16", 64, 64, 2, exact._replace(chunk=256))
     for row in (newer, amd):
@@ -43,20 +43,24 @@ def test_the_nearest_row_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     configs._look_up.cache_clear()
     for gpu, chunk in (("sm_90", 1024), ("sm_86", 1024), ("sm_120", 4096), ("gfx950", 256), ("gfx90a", 256)):
         monkeypatch.setattr(configs, "architecture", lambda _x, gpu=gpu: gpu)
-        assert config(bfloat16(), 64, 64, 2, hopper=False).chunk == chunk, gpu
+        assert block_sizes(bfloat16(), 64, 64, 2, hopper=False).chunk == chunk, gpu
     monkeypatch.setattr(configs, "architecture", lambda _x: "sm_90")
-    wide = config(bfloat16(), 128, 128, 2, hopper=False)
-    assert config(bfloat16(), 32, 128, 2, hopper=False) == wide._replace(inner=32)  # of two as near, the wider
-    assert config(bfloat16(), 64, 64, 4, hopper=False) == exact._replace(inner=32)
+    wide = block_sizes(bfloat16(), 128, 128, 2, hopper=False)
+    assert block_sizes(bfloat16(), 32, 128, 2, hopper=False) == wide._replace(inner=32)  # of two as near, the wider
+    assert block_sizes(bfloat16(), 64, 64, 4, hopper=False) == exact._replace(inner=32)
     configs._look_up.cache_clear()
 
 
 def test_the_search_finds_the_fastest_that_runs() -> None:
-    start = config(bfloat16(), 64, 64, 2, hopper=False)
-    best = {"sums": Launch(32, 0, 4, 2), "output": Launch(64, 64, 8, 3), "query_gradient": start.query_gradient}
+    start = block_sizes(bfloat16(), 64, 64, 2, hopper=False)
+    best = {
+        "sums": LaunchSizes(32, 0, 4, 2),
+        "output": LaunchSizes(64, 64, 8, 3),
+        "query_gradient": start.query_gradient,
+    }
     said: list[str] = []
 
-    def measure(sizes: Config, kernel: str, tokens: int) -> float:
+    def measure(sizes: BlockSizes, kernel: str, tokens: int) -> float:
         if kernel == "all":
             chunks = -(-tokens // sizes.chunk) if tokens > sizes.alone else 1
             # Chunks cost a state each, and attention within them is quadratic.
@@ -77,10 +81,10 @@ def test_the_search_finds_the_fastest_that_runs() -> None:
 def test_of_chunks_that_tie_the_longest_is_taken(longer: float, chunk: int) -> None:
     times = {512: 1.0, 1024: longer, 2048: 2.0}
 
-    def measure(sizes: Config, kernel: str, _tokens: int) -> float:
+    def measure(sizes: BlockSizes, kernel: str, _tokens: int) -> float:
         return times[sizes.chunk] if kernel == "all" else 1.0
 
-    assert tune(CASE, config(bfloat16(), 64, 64, 2, hopper=False), 65536, measure, str).chunk == chunk
+    assert tune(CASE, block_sizes(bfloat16(), 64, 64, 2, hopper=False), 65536, measure, str).chunk == chunk
 
 
 def test_a_row_takes_the_place_of_the_one_before_it(tmp_path: Path) -> None:
@@ -89,7 +93,7 @@ def test_a_row_takes_the_place_of_the_one_before_it(tmp_path: Path) -> None:
     rows = read_table(table)
     write_row(table, rows[0])
     assert table.read_text() == TABLE.read_text()
-    changed = rows[3]._replace(config=rows[3].config._replace(chunk=512))
+    changed = rows[3]._replace(sizes=rows[3].sizes._replace(chunk=512))
     write_row(table, changed)
     assert read_table(table) == (*rows[:3], changed, *rows[4:])
     assert not list(tmp_path.glob("*.partial"))
@@ -103,10 +107,10 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_wanted_sizes_hold_until_the_block_ends() -> None:
-    before = config(bfloat16(), 64, 64, 2, hopper=False)
+    before = block_sizes(bfloat16(), 64, 64, 2, hopper=False)
     with using(before._replace(chunk=512)):
-        assert config(bfloat16(), 64, 64, 2, hopper=False).chunk == 512
-    assert config(bfloat16(), 64, 64, 2, hopper=False) == before
+        assert block_sizes(bfloat16(), 64, 64, 2, hopper=False).chunk == 512
+    assert block_sizes(bfloat16(), 64, 64, 2, hopper=False) == before
 
 
 @pytest.mark.parametrize(

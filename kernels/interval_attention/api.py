@@ -1,0 +1,46 @@
+"""The function: what is asked of intervals, and which form computes it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels.interval_attention.blocks import attend_in_blocks
+from zoo.kernels.interval_attention.flex import flex_interval_attention, supports_flex
+from zoo.kernels.precision import cast_for_autocast, without_autocast
+
+__all__ = ["interval_attention"]
+
+
+def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Softmax attention from each query to the keys `first` to `last`; o `[B, T, Hq, K]` in the dtype of q.
+
+    What a mask `[T, L]` would say in memory quadratic in the length, two numbers a query say: a document in a packed
+    row begins at `first`, a causal query's own key is `last`, a window narrows `first`. Pairs outside of all intervals
+    cost nothing, and memory is linear in T and L. Nothing depends on how many documents there are, so that no layout
+    of documents compiles anew.
+
+    On a GPU this is FlexAttention, whose block mask is made from the intervals; on a CPU blocks of queries meet the
+    keys that they can reach. A GPU's float64, and heads narrower than 16, still take a mask.
+
+    Args:
+        q: `[B, T, Hq, K]`.
+        k: `[B, L, Hk, K]`, with Hk dividing Hq: consecutive queries share a key. Of any floating dtype, as v.
+        v: `[B, L, Hk, K]`.
+        first: `[B or 1, T]` int64, 0 <= first <= last: the first key that each query sees; never falls along T.
+        last: `[B or 1, T]` int64, last < L: the last one; never falls along T.
+    """
+    q, k, v = cast_for_autocast(q, k.to(q.dtype), v.to(q.dtype))
+    first, last = torch.broadcast_tensors(first, last)
+    with without_autocast(q):
+        if supports_flex(q):
+            return flex_interval_attention(q, k, v, first, last)
+        return (attend_by_mask if q.is_cuda else attend_in_blocks)(q, k, v, first, last)
+
+
+def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """`interval_attention` anywhere, in memory quadratic in the length."""
+    key = torch.arange(k.shape[1], device=k.device)
+    visible = (key >= first[..., None]) & (key <= last[..., None])
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], enable_gqa=q.shape[1] != k.shape[1])
+    return o.transpose(1, 2)

@@ -1,0 +1,149 @@
+"""The forward and the backward pass, over a backend's sums, outputs and gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.launch import launcher
+from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty, present
+from zoo.kernels.power.triton import portable
+from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
+from zoo.kernels.power.triton.hopper import passes as hopper
+from zoo.kernels.power.triton.plan import Plan, make_plan
+from zoo.kernels.power.triton.prepare import (
+    LOWEST_GATE,
+    Columns,
+    Operands,
+    OutputGradient,
+    columns_to_end,
+    key_columns,
+    output_gradient,
+    prepare,
+    tile_state,
+    untile_state,
+)
+from zoo.kernels.power.triton.states import Scan, add_normalisers, clear_normalisers, scan
+
+__all__ = ["backward", "forward"]
+
+GATE_BLOCK = 256
+
+
+def _backend(plan: Plan) -> Any:
+    return hopper if plan.hopper else portable
+
+
+def forward(inputs: Inputs, options: Options) -> Outputs:
+    """The output and what else the options ask for."""
+    plan = make_plan(inputs, options)
+    operands = prepare(plan, inputs, None, packs=inputs.S is not None or options.return_state)
+    initial = tile_state(plan, operands, inputs.S, inputs.z)
+    columns, states, final = Columns(), None, None
+    if plan.has_states(initial) or options.return_state:
+        columns, (states, final, _) = _states_before(
+            plan, operands, initial, wants_normaliser=plan.normalize, wants_final=options.return_state
+        )
+    elif not plan.fused:
+        columns = key_columns(plan, operands)
+    o, exact, denominator = _backend(plan).outputs(
+        plan, operands, columns, states if plan.has_states(initial) else None, has_initial=initial is not None,
+        exact=options.save_output and operands.v.dtype != torch.float32,
+    )  # fmt: skip
+    saves_states = options.save_states and plan.has_states(initial)
+    saves_gates = options.save_states and plan.gated and not plan.exact_gates
+    S, z = untile_state(plan, operands, final)
+    return Outputs(
+        o,
+        denominator=or_empty(denominator, o),
+        S=or_empty(S, o),
+        z=or_empty(z, o),
+        states=or_empty(states if saves_states else None, o, plan.dtype if options.save_states else None),
+        gates=operands.gates if saves_gates else or_empty(None, o),
+        exact=or_empty(exact, o),
+    )
+
+
+def _states_before(
+    plan: Plan, operands: Operands, initial: Tensor | None, *, wants_normaliser: bool, wants_final: bool
+) -> tuple[Columns, Scan]:
+    """The state before each chunk, the final one where it is wanted, and the columns made on the way."""
+    columns, decayed = columns_to_end(plan, operands, exact=wants_final)
+    keys = operands.or_nothing(columns.keys)
+    sums = _backend(plan).sums(plan, operands, keys, decayed, operands.v, torch.float32 if wants_final else plan.dtype)
+    if wants_normaliser or wants_final:
+        add_normalisers(plan, operands, sums, keys, decayed, None)
+    elif initial is not None:
+        clear_normalisers(plan, sums)
+    has_normalisers = wants_normaliser or wants_final or initial is not None
+    return columns, scan(plan, operands, sums, initial, wants_final=wants_final, has_normalisers=has_normalisers)
+
+
+def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """Gradients of all inputs; those of heads that others share are still to be added.
+
+    q's has the outputs' heads, k's and v's the states'. States before the chunks are computed once more where they were
+    not saved.
+    """
+    plan, states = make_plan(inputs, options), present(saved.states)
+    packs = inputs.S is not None or incoming.dS is not None
+    operands = prepare(plan, inputs, present(saved.gates), packs=packs)
+    initial = tile_state(plan, operands, inputs.S, inputs.z)
+    final_gradient = tile_state(plan, operands, incoming.dS, incoming.dz, gradient=True)
+    has_initial, has_final = initial is not None, final_gradient is not None
+    has_states, has_dstates = plan.has_states(initial), plan.has_states(final_gradient)
+    columns = Columns()
+    if has_states and states is None:
+        columns, (states, _, _) = _states_before(
+            plan, operands, initial, wants_normaliser=plan.normalize or has_final, wants_final=False
+        )
+    gradient, columns = output_gradient(plan, operands, incoming.do, saved, columns, decayed=has_dstates or has_initial)
+    dstates = initial_gradient = crossing = None
+    if gradient.queries is not None:
+        dstates, initial_gradient, crossing = _gradients_after(
+            plan, operands, columns, gradient, final_gradient, wants_initial=has_initial,
+            others=states if plan.gated and has_states else None,
+        )  # fmt: skip
+    dq, dk, dv, q_along, k_along = _backend(plan).gradients(
+        plan, operands, columns, gradient, states if has_states else None, dstates if has_dstates else None,
+        has_initial=has_initial, has_final=has_final,
+    )  # fmt: skip
+    dlog_g = _gate_gradient(plan, operands, q_along, k_along, crossing) if plan.gated else None
+    dS, dz = untile_state(plan, operands, initial_gradient, gradient=True)
+    return Gradients(dq, dk, dv, *(or_empty(x, dq) for x in (dlog_g, dS, dz)))
+
+
+def _gradients_after(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient, final: Tensor | None, *,
+    wants_initial: bool, others: Tensor | None,
+) -> Scan:  # fmt: skip
+    """Gradients of the state after each chunk, of the incoming one where it is wanted, and their products with others.
+
+    final: the gradient of the state after the last token.
+    """
+    decayed = operands.or_nothing(gradient.queries)
+    queries = decayed if columns.queries is None else columns.queries
+    sums = _backend(plan).sums(
+        plan, operands, queries, decayed, gradient.do, torch.float32 if wants_initial else plan.dtype
+    )
+    has_state_beside = wants_initial or final is not None
+    if plan.normalize:
+        add_normalisers(plan, operands, sums, queries, decayed, gradient.delta)
+    elif has_state_beside:
+        clear_normalisers(plan, sums)
+    return scan(
+        plan, operands, sums, final, wants_final=wants_initial, has_normalisers=plan.normalize or has_state_beside,
+        others=others, reverse=True,
+    )  # fmt: skip
+
+
+def _gate_gradient(plan: Plan, operands: Operands, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
+    """dlog_g `[B, T, Hv]`; crossing `[slots, Hs, parts]` is of tokens before a chunk with those after it."""
+    heads, dlog_g = plan.heads, torch.empty_like(operands.log_g)
+    launcher(gate_gradient_kernel)[(plan.slots, heads.value)](
+        q_along, k_along, operands.log_g, operands.or_nothing(crossing), dlog_g, operands.bounds,
+        plan.tokens, plan.C, plan.slots, heads.state, heads.output, heads.value,
+        0 if crossing is None else crossing.shape[-1],
+        BLOCK=GATE_BLOCK, LOWEST=LOWEST_GATE, HAS_CROSSING=crossing is not None, PACKED=plan.packed,
+    )  # fmt: skip
+    return dlog_g

@@ -1,0 +1,184 @@
+"""The backend of every GPU: chunks' sums, outputs, and gradients of queries, keys and values, in Triton."""
+
+import torch
+import triton
+from torch import Tensor
+
+from zoo.kernels.launch import launcher
+from zoo.kernels.power.heads import separate_gradients
+from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
+from zoo.kernels.power.triton.output import output_kernel
+from zoo.kernels.power.triton.plan import Plan
+from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, room
+from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
+from zoo.kernels.power.triton.sums import state_sums_kernel
+from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
+
+__all__ = [
+    "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along", "room_for_outputs",
+    "sums", "value_gradient",
+]  # fmt: skip
+
+OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
+
+
+def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Chunks' `sum decay m(x) y^T`: S's part of `[slots, Hs, rows (V + 1)]`, in this dtype.
+
+    Args:
+        plan: the call's.
+        operands: the call's.
+        x: `[slots, Hx, K, C]`; anything of its heads at p = 1.
+        decayed: the same times decay for each output or state `[slots, Ho or Hs, K, C]`.
+        y: `[B, T, Hy, V]`.
+        dtype: of the sums.
+    """
+    layout, blocks, launch, states = plan.layout, plan.blocks, plan.blocks.sums, plan.heads.state
+    found, base = room(*plan.state_shape, like=y, dtype=dtype), 0
+    for inner, prefix in enumerate(layout.prefixes):
+        launcher(state_sums_kernel)[(triton.cdiv(prefix, blocks.outer), plan.slots, states)](
+            x, decayed, y, found, operands.bounds, operands.tables.channels,
+            plan.tokens, plan.C, layout.outers, layout.rows, base, inner, prefix,
+            x.shape[1], y.shape[2], states, decayed.shape[1] // states,
+            K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTER=blocks.outer, BLOCK=launch.block,
+            PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+        )  # fmt: skip
+        base += prefix * layout.inner
+    return found
+
+
+def outputs(
+    plan: Plan, operands: Operands, columns: Columns, states: Tensor | None, *, has_initial: bool, exact: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """o `[B, T, Ho, V]`, if exact the same in float32, and if normalised the denominators `[B, T, Ho]` in float32.
+
+    Args:
+        plan: the call's.
+        operands: the call's.
+        columns: of both where there are states, of keys at least.
+        states: before the chunks `[slots, Hs, rows (V + 1)]`, if there are any.
+        has_initial: whether sequences' first chunks have states, too.
+        exact: whether o is wanted in float32 as well.
+    """
+    return fill_outputs(plan, operands, columns, states, None, has_initial=has_initial, exact=exact)
+
+
+def room_for_outputs(plan: Plan, operands: Operands, *, exact: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `outputs` returns, not written yet."""
+    o = operands.v.new_empty(plan.batch, plan.tokens, plan.heads.output, plan.V)
+    exact_o = torch.empty_like(o, dtype=torch.float32) if exact else None
+    return o, exact_o, o.new_empty(o.shape[:3], dtype=torch.float32) if plan.normalize else None
+
+
+def fill_outputs(
+    plan: Plan, operands: Operands, columns: Columns, states: Tensor | None, given: Tensor | None, *,
+    has_initial: bool, exact: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """As `outputs`; given: what states give `[B, T, Ho, V]`, but for the normaliser, where that is known."""
+    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.output, operands.tables
+    o, exact_o, denominator = room_for_outputs(plan, operands, exact=exact)
+    blocks = plan.programs(launch.block)
+    launcher(output_kernel)[(blocks * heads.output * plan.slots,)](
+        operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v,
+        operands.gates, operands.gates_low, operands.or_nothing(states), operands.or_nothing(given),
+        o, operands.or_nothing(exact_o), operands.or_nothing(denominator), operands.bounds,
+        tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows, plan.scale,
+        *heads, heads.state, heads.output, blocks,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
+        NORMALIZE=plan.normalize, EXACT=exact, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
+        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=plan.packed,
+        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return o, exact_o, denominator
+
+
+def gradients(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient,
+    states: Tensor | None, dstates: Tensor | None, *, has_initial: bool, has_final: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq `[B, T, Ho, K]`, dk and dv `[B, T, Hs, K or V]`, and products of the former two with q and k over p.
+
+    Those are `[2, slots, Ho or Hs, C]`, empty if not gated: the chunk's part and the states'.
+
+    Args:
+        plan: the call's.
+        operands: the call's.
+        columns: of both where there are states, of keys at least.
+        gradient: the output's.
+        states: as in `outputs`.
+        dstates: gradients of the states after the chunks `[slots, Hs, rows (V + 1)]`, if there are any.
+        has_initial: as in `outputs`.
+        has_final: whether a gradient of the state after the last token came in.
+    """
+    q_along, k_along = room_for_along(plan, operands)
+    dq = query_gradient(plan, operands, columns, gradient, states, None, q_along, has_initial=has_initial)
+    dk = key_gradient(plan, operands, columns, gradient, dstates, None, k_along, has_final=has_final)
+    return dq, dk, value_gradient(plan, operands, columns, gradient, dstates, None), q_along, k_along
+
+
+def room_for_along(plan: Plan, operands: Operands) -> tuple[Tensor, Tensor]:
+    """Room for products of queries and keys with their gradients `[2, slots, Ho or Hs, C]`, empty if not gated."""
+    shapes = ((2, plan.slots, count, plan.C) for count in (plan.heads.output, plan.heads.state))
+    q_along, k_along = (operands.q.new_empty(x if plan.gated else (0,), dtype=torch.float32) for x in shapes)
+    return q_along, k_along
+
+
+def query_gradient(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient, states: Tensor | None,
+    given: Tensor | None, along: Tensor, *, has_initial: bool,
+) -> Tensor:  # fmt: skip
+    """dq `[B, T, Ho, K]`, and its product with q; given: what states give it over p `[B, T, Ho, K]`, where known."""
+    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.query_gradient, operands.tables
+    dq, blocks = separate_gradients(operands.q, heads.output), plan.programs(launch.block)
+    launcher(query_gradient_kernel)[(blocks * heads.output * plan.slots,)](
+        operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v, gradient.do,
+        operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
+        operands.or_nothing(states), operands.or_nothing(given), dq, along, operands.bounds,
+        tables.channels, tables.symmetric, tables.gradient_weights,
+        plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
+        NORMALIZE=plan.normalize, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
+        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=plan.packed,
+        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return dq
+
+
+def key_gradient(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient, dstates: Tensor | None,
+    given: Tensor | None, along: Tensor, *, has_final: bool,
+) -> Tensor:  # fmt: skip
+    """dk `[B, T, Hs, K]`, and its product with k; given as in `query_gradient`."""
+    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.key_gradient, operands.tables
+    dk, blocks = separate_gradients(operands.k, heads.state), plan.programs(launch.block)
+    launcher(key_gradient_kernel)[(blocks * heads.state * plan.slots,)](
+        operands.q, operands.k, operands.or_nothing(columns.keys), operands.v, gradient.do,
+        operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
+        operands.or_nothing(dstates), operands.or_nothing(given), dk, along, operands.bounds,
+        tables.channels, tables.symmetric, tables.gradient_weights,
+        plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, QUERIES=launch.other,
+        NORMALIZE=plan.normalize, HAS_NORMALISER=plan.normalize or has_final, GATED=plan.gated,
+        EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=plan.packed,
+        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return dk
+
+
+def value_gradient(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient, dstates: Tensor | None,
+    given: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """dv `[B, T, Hs, V]`; given: what states' gradients give it `[B, T, Hs, V]`, where that is known."""
+    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.value_gradient, operands.tables
+    dv, blocks = separate_gradients(operands.v, heads.state), plan.programs(launch.block)
+    launcher(value_gradient_kernel)[(blocks * heads.state * plan.slots,)](
+        operands.q, operands.k, operands.or_nothing(columns.keys), gradient.do, gradient.factors, operands.gates,
+        operands.gates_low, operands.or_nothing(dstates), operands.or_nothing(given), dv, operands.bounds,
+        tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows,
+        heads.query, heads.key, heads.state, heads.output, blocks,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
+        GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return dv

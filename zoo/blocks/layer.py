@@ -1,0 +1,84 @@
+"""What a layer of a block is: one law for mixers, feed-forward layers and what stands around a mixer."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.blocks.window import Token, Window
+
+__all__ = ["Layer", "LayerContext", "Room"]
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What the model tells each of its layers; a mixer's config may override the heads and the rotary embedding."""
+
+    width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    bias: bool = False
+    rotary: bool = True
+    rotary_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    layer: int = 0
+    layers: int = 1
+
+
+class Room(NamedTuple):
+    """What a state is made for: `batch_size` rows, and as many tokens as a cache must hold.
+
+    `device` and `dtype`, that of cached activations, are those of a layer's parameters where they are None.
+    """
+
+    batch_size: int
+    max_len: int | None = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    def zeros(self, parameter: Tensor, *sizes: int) -> Tensor:
+        """Return an empty cache of activations, `[batch_size, *sizes]`, of a layer with this parameter."""
+        shape = (self.batch_size, *sizes)
+        return torch.zeros(shape, device=self.device or parameter.device, dtype=self.dtype or parameter.dtype)
+
+    def no_tokens(self, parameter: Tensor) -> Tensor:
+        """Return a count of tokens seen, or a position, before the first: `[batch_size]` int64, zero."""
+        return torch.zeros(self.batch_size, device=self.device or parameter.device, dtype=torch.int64)
+
+
+class Layer(nn.Module, ABC):
+    """Maps `(x, state)` to `(y, state)` and sees no token after its own; called as a module, by blocks and by others.
+
+    What a layer keeps of the past is its own: a NamedTuple of tensors, batch first, or `()` where it looks at one token
+    at a time. How far it is, the caller says, for all layers at once.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Any, *, window: Window | Token) -> tuple[Tensor, Any]:
+        """Map `x [B, T, M]`, the tokens of `window`, and return their states if it asks for them.
+
+        Of one token a row, `x [B, M]` in the window `Token`, the state is written in place.
+
+        Args:
+            state: what `empty_state` or an earlier call returned; None, for a sequence: nothing came before.
+        """
+
+    def empty_state(self, room: Room) -> Any:
+        """Return the state before the first token, all zeros."""
+        return ()
+
+    def check_state(self, state: Any, x: Tensor) -> None:
+        """Check that a state is this layer's, for the rows of `x [B, ...]` and on its device.
+
+        A model asks all its layers before it computes anything.
+
+        Raises:
+            InputError: names the part of the state, what it was and what it must be.
+        """
+
+    def flops(self, tokens: int) -> int:
+        """Forward FLOPs (a multiply-add is 2) of mixing one sequence of `tokens`, without the linear projections."""
+        return 0
