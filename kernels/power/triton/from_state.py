@@ -3,9 +3,16 @@
 Each trip multiplies a register tile, scaled by one outer monomial a token, with one tile of the state. The scalars are
 read with tokens side by side, from `[K, C]`, three trips ahead: too narrow to be copied ahead like the tiles, they
 would otherwise hold up every trip.
-"""
 
-from typing import Any, NamedTuple
+Arguments that belong together come as tuples, plain ones: the compiler takes kernels into code of its own together with
+the functions and numbers that they name, but with no class.
+
+- `vectors`, of a block of tokens, twice: a pointer `x` to rows of K channels and `at [BLOCK]`, where the tokens' rows
+  begin; a pointer `columns` to `[K, C]`, `here [BLOCK]`, the tokens' columns, and C.
+- `state`, a tiled one: pointers to S `[rows, V]` and z `[rows]`; the tables of its layout `channels`, `symmetric` (for
+  gradients) and `weights` (of tiles, or for gradients of outer monomials), with `outers` in a row; and `count`, 1, or 0
+  for a state of zeros that is not there.
+"""
 
 import triton
 import triton.language as tl
@@ -13,29 +20,7 @@ import triton.language as tl
 from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, pair_rows
 from zoo.kernels.power.triton.operands import as_operand
 
-__all__ = ["State", "Vectors", "add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
-
-
-class Vectors(NamedTuple):
-    """The vectors of a block of tokens, twice: as rows, and with tokens side by side."""
-
-    x: Any  # pointer to rows of K channels
-    at: Any  # [BLOCK], where the tokens' rows begin
-    columns: Any  # pointer to [K, C]
-    here: Any  # [BLOCK], the tokens' columns
-    C: Any
-
-
-class State(NamedTuple):
-    """A tiled state and the tables of its layout; `count` is 1, or 0 for a state of zeros that is not there."""
-
-    S: Any  # pointer to [rows, V]
-    z: Any  # pointer to [rows]
-    channels: Any
-    symmetric: Any  # for gradients
-    weights: Any  # of tiles, or for gradients of outer monomials
-    outers: Any
-    count: Any
+__all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
 
 
 @triton.jit
@@ -75,7 +60,7 @@ def add_outputs(
 ):  # fmt: skip
     """`y [BLOCK, V] += S (c * m(x))`."""
     x, at, columns, here, C = vectors
-    channels, outers = state.channels, state.outers
+    S, _z, channels, _symmetric, state_weights, outers, count = state
     V: tl.constexpr = y.shape[1]
     inners, values = tl.arange(0, INNER), tl.arange(0, V)
     tile_offsets = inners[:, None] * V + values[None, :]
@@ -83,13 +68,13 @@ def add_outputs(
     for inner in tl.static_range(K // INNER):
         prefix = outer_count((inner + 1) * INNER, P)
         tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
-        weights = state.weights + inner * outers
+        weights = state_weights + inner * outers
         end = prefix - 1
         first = outer_scalars(columns, here, C, channels, weights, 0, outers, P)
         second = outer_scalars(columns, here, C, channels, weights, tl.minimum(1, end), outers, P)
         third = outer_scalars(columns, here, C, channels, weights, tl.minimum(2, end), outers, P)
-        for outer in range(0, prefix * state.count):
-            rows = tl.load(state.S + (base + outer * INNER) * V + tile_offsets)
+        for outer in range(0, prefix * count):
+            rows = tl.load(S + (base + outer * INNER) * V + tile_offsets)
             y = _add_scaled(y, tile, first, rows, P, PRECISION)
             first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
             ahead = tl.minimum(outer + 3, end)
@@ -104,27 +89,27 @@ def normalisers(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`z . (c * m(x)) [BLOCK]`."""
-    x, at = vectors.x, vectors.at
-    z, outers = state.z, state.outers
+    x, at, _columns, _here, _C = vectors
+    _S, z, channels, _symmetric, weights, outers, count = state
     inners = tl.arange(0, INNER)
     if P == 2:  # x^T z x
         tile = tl.load(x + at[:, None] + tl.arange(0, K)[None, :]).to(DTYPE)
         block = tl.load(z + _square(K, INNER))
         products = tl.dot(tile, block, input_precision=PRECISION) * tile.to(tl.float32)
-        total = tl.sum(products, 1) * state.count
+        total = tl.sum(products, 1) * count
     else:
         total = tl.zeros(at.shape, tl.float32)
         base = 0
         for inner in tl.static_range(K // INNER):
             prefix = outer_count((inner + 1) * INNER, P)
             tile = tl.load(x + at[:, None] + (inner * INNER + inners)[None, :]).to(DTYPE)
-            for start in range(0, prefix * state.count, OUTERS):
+            for start in range(0, prefix * count, OUTERS):
                 outer = start + tl.arange(0, OUTERS)
                 exists = outer < prefix
                 block = tl.load(z + base + outer[None, :] * INNER + inners[:, None], exists[None, :], 0)
                 mask = exists[None, :] & (at >= 0)[:, None]
-                monomials = outer_columns(x, at[:, None], 1, state.channels, outer[None, :], outers, mask, P)
-                monomials *= tl.load(state.weights + inner * outers + outer, exists, 0)[None, :]
+                monomials = outer_columns(x, at[:, None], 1, channels, outer[None, :], outers, mask, P)
+                monomials *= tl.load(weights + inner * outers + outer, exists, 0)[None, :]
                 total += tl.sum(tl.dot(tile, block, input_precision=PRECISION) * monomials, 1)
             base += prefix * INNER
     return total
@@ -135,8 +120,8 @@ def add_gradients(
     dx, y, vectors, state, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr
 ):
     """`dx_j [BLOCK, K] += sum_r c_r m_r(x) (S_(r, j) . y)` for y `[BLOCK, V]`: p times less than the gradient."""
-    _, _, columns, here, C = vectors
-    channels, weights, outers = state.channels, state.weights, state.outers
+    _x, _at, columns, here, C = vectors
+    S, _z, channels, symmetric, weights, outers, count = state
     V: tl.constexpr = y.shape[1]
     channel, value = tl.arange(0, K), tl.arange(0, V)
     all_outers = outer_count(K, P)
@@ -144,9 +129,9 @@ def add_gradients(
     first = outer_scalars(columns, here, C, channels, weights, 0, outers, P)
     second = outer_scalars(columns, here, C, channels, weights, tl.minimum(1, end), outers, P)
     third = outer_scalars(columns, here, C, channels, weights, tl.minimum(2, end), outers, P)
-    for outer in range(0, all_outers * state.count):
-        rows = outer * K + channel if INNER == K else tl.load(state.symmetric + outer * K + channel)
-        tile = tl.load(state.S + rows[:, None] * V + value[None, :])
+    for outer in range(0, all_outers * count):
+        rows = outer * K + channel if INNER == K else tl.load(symmetric + outer * K + channel)
+        tile = tl.load(S + rows[:, None] * V + value[None, :])
         dx = _add_scaled(dx, y, first, tl.trans(tile), P, PRECISION)
         first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
         third = outer_scalars(columns, here, C, channels, weights, tl.minimum(outer + 3, end), outers, P)
@@ -159,27 +144,27 @@ def normaliser_gradients(
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`sum_r c_r m_r(x) z_(r, j) weight [BLOCK, K]`: p times less than the gradient."""
-    x, at = vectors.x, vectors.at
-    z, outers = state.z, state.outers
+    x, at, _columns, _here, _C = vectors
+    _S, z, channels, symmetric, weights, outers, count = state
     channel = tl.arange(0, K)
     if P == 2:
-        tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * state.count)[:, None]
+        tile = tl.load(x + at[:, None] + channel[None, :]).to(tl.float32) * (weight * count)[:, None]
         block = tl.load(z + _square(K, INNER))
         dx = tl.dot(as_operand(tile, DTYPE, PRECISION), block, input_precision=PRECISION)
     else:
         dx = tl.zeros((at.shape[0], K), tl.float32)
         all_outers = outer_count(K, P)
-        for start in range(0, all_outers * state.count, OUTERS):
+        for start in range(0, all_outers * count, OUTERS):
             outer = start + tl.arange(0, OUTERS)
             exists = outer < all_outers
             rows = outer[:, None] * K + channel[None, :]
             if INNER < K:
-                rows = tl.load(state.symmetric + rows, exists[:, None], 0)
+                rows = tl.load(symmetric + rows, exists[:, None], 0)
             block = tl.load(z + rows, exists[:, None], 0)
             mask = exists[None, :] & (at >= 0)[:, None]
-            monomials = outer_columns(x, at[:, None], 1, state.channels, outer[None, :], outers, mask, P)
+            monomials = outer_columns(x, at[:, None], 1, channels, outer[None, :], outers, mask, P)
             monomials *= weight[:, None]
             if P > 2:
-                monomials *= tl.load(state.weights + outer, exists, 0)[None, :]
+                monomials *= tl.load(weights + outer, exists, 0)[None, :]
             dx = tl.dot(as_operand(monomials, DTYPE, PRECISION), block, dx, input_precision=PRECISION)
     return dx

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -54,8 +54,8 @@ def key_gradient_kernel(
     k_dot_dk, k_dot_dk_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
-        vectors = Vectors(k, at, k_columns, here, C)
-        after = State(dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
+        vectors = (k, at, k_columns, here, C)
+        after = (dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
         if HAS_NORMALISER:
             ones = tl.full((BLOCK,), 1.0, tl.float32)
             result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, dtype, PRECISION)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import State, Vectors, add_outputs, normalisers
+from zoo.kernels.power.triton.from_state import add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
 from zoo.kernels.power.triton.program import locate
@@ -58,8 +58,8 @@ def output_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
-        vectors = Vectors(q, at, q_columns, here, C)
-        before = State(states, states + rows * V, channels, channels, weights, outers, count)
+        vectors = (q, at, q_columns, here, C)
+        before = (states, states + rows * V, channels, channels, weights, outers, count)
         if NORMALIZE:
             total = normalisers(vectors, before, K, P, INNER, OUTERS, dtype, PRECISION)
         if GIVEN:

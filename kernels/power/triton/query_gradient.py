@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import State, Vectors, add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -56,8 +56,8 @@ def query_gradient_kernel(
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
-        vectors = Vectors(q, at, q_columns, here, C)
-        before = State(states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
+        vectors = (q, at, q_columns, here, C)
+        before = (states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
         if NORMALIZE:
             result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, dtype, PRECISION)
         if GIVEN:

@@ -1,8 +1,6 @@
 # mypy: ignore-errors
 """From what each chunk adds to the state at each chunk's start (or, backwards in time, at its end)."""
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -12,40 +10,35 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["scan_kernel"]
 
 
-class Chunks(NamedTuple):
-    """The chunks of one sequence, of one of STATES states of `size` numbers."""
-
-    sums: Any
-    gates: Any
-    others: Any
-    first: Any  # slot
-    last: Any  # slot, the last one's + 1
-    state: Any
-    STATES: Any
-    size: Any
-    C: Any
-
-
 @triton.jit
 def _row(chunks, step, REVERSE: tl.constexpr):
-    """The state's place among those of all slots."""
-    slot = chunks.last - 1 - step if REVERSE else chunks.first + step
-    return slot.to(tl.int64) * chunks.STATES + chunks.state
+    """The state's place among those of all slots.
+
+    chunks: of one sequence, the first's slot and the last one's + 1, and which of STATES states it is. A plain tuple,
+    for the reason that `from_state` gives.
+    """
+    first, last, state, STATES = chunks
+    slot = last - 1 - step if REVERSE else first + step
+    return slot.to(tl.int64) * STATES + state
 
 
 @triton.jit
 def _load(
-    chunks, step, at, mask,
+    sources, chunks, step, at, mask,
     GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Of AHEAD chunks: their sums, their decays, and the other states before them."""
+    """Of AHEAD chunks: their sums, their decays, and the other states before them.
+
+    sources: pointers to sums, gates and other states, the size of a state, and C.
+    """
+    sums, gates, others, size, C = sources
     added, decays, other = (), (), ()
     for i in tl.static_range(AHEAD):
-        row, exists = _row(chunks, step + i, REVERSE), step + i < chunks.last - chunks.first
-        added = added + (tl.load(chunks.sums + row * chunks.size + at, mask & exists, 0),)
-        decays = decays + (tl.exp2(tl.load(chunks.gates + row * chunks.C + chunks.C - 1, exists, 0)) if GATED else 1.0,)
+        row, exists = _row(chunks, step + i, REVERSE), step + i < chunks[1] - chunks[0]
+        added = added + (tl.load(sums + row * size + at, mask & exists, 0),)
+        decays = decays + (tl.exp2(tl.load(gates + row * C + C - 1, exists, 0)) if GATED else 1.0,)
         if WANTS_PRODUCTS:
-            other = other + (tl.load(chunks.others + row * chunks.size + at, mask & exists, 0),)
+            other = other + (tl.load(others + row * size + at, mask & exists, 0),)
     return added, decays, other
 
 
@@ -84,11 +77,11 @@ def scan_kernel(
         weight = pair_weights(tiled, K, INNER) if P == 2 else tl.load(weights + tiled, mask, 0)
     # Chunks' loads are under way before the stores to those before them: the compiler must assume that those are to the
     # same place, and would wait for them.
-    chunks = Chunks(sums, gates, others, first, last, state, STATES=STATES, size=size, C=C)
-    added, decays, other = _load(chunks, 0, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD)
+    sources, chunks = (sums, gates, others, size, C), (first, last, state, STATES)
+    added, decays, other = _load(sources, chunks, 0, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD)
     for step in range(0, last - first, AHEAD):
         next_added, next_decays, next_other = _load(
-            chunks, step + AHEAD, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
+            sources, chunks, step + AHEAD, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
         )
         for i in tl.static_range(AHEAD):
             slot, exists = _row(chunks, step + i, REVERSE), step + i < last - first

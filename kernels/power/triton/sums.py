@@ -1,7 +1,5 @@
 """What one chunk adds to the state: `sum_t decay_t m(x_t) y_t^T` and `sum_t decay_t m(x_t) w_t`."""
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -12,20 +10,13 @@ from zoo.kernels.power.triton.operands import as_operand
 __all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
 
 
-class Columns(NamedTuple):
-    """The vectors of a block of tokens, side by side, and the table of outer monomials' channels."""
-
-    x: Any  # pointer to [K, C]
-    decayed: Any  # the same with decay
-    at: Any  # [BLOCK], tokens
-    C: Any
-    channels: Any
-    outers: Any
-
-
 @triton.jit
 def _add_outer(total, tile, y, columns, outer, P: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one outer monomial's tile `[INNER, V]`; one of its channels is read where decay has been applied."""
+    """Add one outer monomial's tile `[INNER, V]`; one of its channels is read where decay has been applied.
+
+    columns: pointers to a block's vectors side by side `[K, C]` and to the same with decay, the tokens `at [BLOCK]`, C,
+    and the table of outer monomials' channels with `outers` in a row. A plain tuple: see `from_state`.
+    """
     x, decayed, at, C, channels, outers = columns
     if P > 1:
         channel = outer if P == 2 else tl.load(channels + outer)
@@ -79,7 +70,7 @@ def state_sums_kernel(
             # Beyond the chunk's end decayed columns are zero.
             rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
             block = tl.load(y_head + rows_of_y + values[None, :]).to(tile.dtype)
-            columns = Columns(x, decayed, at, C, channels, outers)
+            columns = (x, decayed, at, C, channels, outers)
             sum0 = _add_outer(sum0, tile, block, columns, first, P, PRECISION)
             if OUTER > 1:
                 sum1 = _add_outer(sum1, tile, block, columns, second, P, PRECISION)

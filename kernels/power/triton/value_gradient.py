@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import State, Vectors, add_outputs
+from zoo.kernels.power.triton.from_state import add_outputs
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -48,8 +48,8 @@ def value_gradient_kernel(
             exist = (here < tokens)[:, None]
             result = tl.load(given + here[:, None] * STATES * V + value[None, :], exist, 0)
         else:
-            after = State(dstates, dstates, channels, channels, weights, outers, 1)
-            result = add_outputs(result, Vectors(k, at, k_columns, here, C), after, K, P, INNER, dtype, PRECISION)
+            after = (dstates, dstates, channels, channels, weights, outers, 1)
+            result = add_outputs(result, (k, at, k_columns, here, C), after, K, P, INNER, dtype, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 
