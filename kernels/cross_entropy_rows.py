@@ -5,12 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels import linear_cross_entropy
+import zoo.kernels.targets
 
 __all__ = ["cross_entropy_rows"]
 
 BLOCK = 8192  # logits at a time
-IGNORED = tl.constexpr(linear_cross_entropy.IGNORED)
+IGNORED = tl.constexpr(zoo.kernels.targets.IGNORED)
 
 
 def cross_entropy_rows(logits: Tensor, targets: Tensor, classes: int, *, wants_gradient: bool) -> Tensor:

@@ -17,13 +17,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.targets import IGNORED
 from zoo.kernels.transforms import transformed
 from zoo.kernels.triton_support import TRITON
 
-__all__ = ["IGNORED", "check_targets", "linear_cross_entropy", "plain_cross_entropy"]
-
-IGNORED = -100
-"""The target of a row that does not count, as everywhere in PyTorch."""
+__all__ = ["check_targets", "linear_cross_entropy", "plain_cross_entropy"]
 
 _LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
 _FUSED_LOGITS_AT_ONCE = 2**28  # half a GiB in bfloat16

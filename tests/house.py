@@ -87,11 +87,11 @@ def counts() -> dict[str, float]:
         ),
         "files of zoo/bench": len(modules("zoo/bench")),
         "lines of zoo/bench": lines(modules("zoo/bench")),
-        "lines of zoo, kernels and recipes": lines(product()),
     }
 
 
 if __name__ == "__main__":
     for what, count in counts().items():
         print(f"{count:9,.1f}  {what}" if isinstance(count, float) else f"{count:7,}    {what}")
+    print(f"{lines(product()):7,}    lines of zoo, kernels and recipes")
     print(*wide_functions("kernels"), *calls_by_place("kernels"), sep="\n")

@@ -125,4 +125,4 @@ def _(q: Any, k: Any, *_: Any, **__: Any) -> int:
 
 @register_flop_formula(torch.ops.zoo.interval_attention_backward)
 def _(do: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
-    return int(10 * q[0] * q[1] * q[2] * q[3] * k[1])
+    return int(8 * q[0] * q[1] * q[2] * q[3] * k[1])

@@ -1,0 +1,6 @@
+"""The target of a row that does not count, for all who compute losses."""
+
+__all__ = ["IGNORED"]
+
+IGNORED = -100
+"""As everywhere in PyTorch."""
