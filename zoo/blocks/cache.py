@@ -11,7 +11,7 @@ from zoo.blocks.softmax_attention import attend_where
 from zoo.blocks.window import Token, Window
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
 
-__all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions", "recent"]
+__all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions"]
 
 
 class KeyValueState(NamedTuple):
@@ -58,17 +58,6 @@ def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyVal
     keys = torch.cat((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]
     values = torch.cat((state.values, v.to(state.values.dtype)), dim=1)[row, source]
     return KeyValueState(keys, values)
-
-
-def recent(state: KeyValueState, window: Window) -> tuple[Tensor, Tensor]:
-    """Return keys and values `[B, L - 1, Hk, K]` of the last tokens before a window's, in their order.
-
-    Where there were fewer, what stands before the first of all is anything.
-    """
-    rows, capacity = state.keys.shape[:2]
-    row, back = (torch.arange(n, device=state.keys.device) for n in (rows, capacity - 1))
-    slots = (window.before[:, None] - (capacity - 1) + back) % capacity
-    return state.keys[row[:, None], slots], state.values[row[:, None], slots]
 
 
 def attend_in_place(q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, token: Token) -> Tensor:

@@ -3,16 +3,16 @@
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, recent
+from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.mixer import Mixer
-from zoo.blocks.softmax_attention import attention_flops
+from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
-from zoo.kernels.interval_attention import interval_attention
 from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
@@ -41,15 +41,10 @@ class SlidingWindow(Mixer):
         self.output = HeadOutput(context, self.heads, norm=bool(config.output_norm))
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState | None]:
-        q, k, v = self.input(x, window.positions)
-        first, last = torch.maximum(window.starts[:, 1:], window.positions - self.window + 1), window.positions
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
-        after = append(past, k, v, window) if window.return_state else None
-        if state is not None:
-            # The tokens before, in their order, and then these: positions count from the first of those.
-            k, v = (torch.cat((x.to(k.dtype), y), 1) for x, y in zip(recent(state, window), (k, v), strict=True))
-            first, last = (x + (self.window - 1 - window.before)[:, None] for x in (first, last))
-        return self.output(interval_attention(q, k, v, first, last)), after
+        q, k, v = self.input(x, window.positions)
+        y = self.output(banded_attention(q, k, v, past, window, self.window))
+        return y, append(past, k, v, window) if window.return_state else None
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input.token(x, token.position)
@@ -69,3 +64,40 @@ class SlidingWindow(Mixer):
         full = max(0, tokens - self.window)
         rising = tokens - full
         return attention_flops(rising * (rising + 1) // 2 + full * self.window, self.heads.query, self.heads.width)
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, window: Window, width: int) -> Tensor:
+    """Attend from q `[B, T, Hq, K]` to the `width` keys up to each query, among `past` and k, v `[B, T, Hk, K]`.
+
+    The queries are cut into blocks, each of which meets its own block of keys and those before it that its band can
+    reach: a quarter of the band to a block, which keeps both the copies of keys and the pairs computed in vain few.
+    """
+    B, T = q.shape[:2]
+    block = -(-width // 4)
+    before = -(-(width - 1) // block)  # blocks of keys before a query's own
+    # One more than needed: the compiler then knows that there are two at least, and compiles once for all lengths.
+    blocks = (T + block - 1) // block + 1
+    padding = blocks * block - T
+
+    reach = torch.arange(-before * block, 0, device=q.device)
+    slots = (window.before[:, None] + reach) % width
+    row = torch.arange(B, device=q.device)[:, None]
+
+    def key_blocks(old: Tensor, new: Tensor) -> Tensor:
+        whole = F.pad(torch.cat((old[row, slots].to(new.dtype), new), dim=1), (0, 0, 0, 0, 0, padding))
+        cut = whole.unflatten(1, (-1, block))
+        return torch.cat([cut[:, i : i + blocks] for i in range(before + 1)], dim=2).flatten(0, 1)
+
+    query = torch.arange(block, device=q.device)[:, None]
+    key = torch.arange(-before * block, block, device=q.device)  # counted, like the query, from its block's first token
+    in_band = (key <= query) & (key > query - width)
+    first_seen = window.starts[:, 1:] - window.before[:, None]  # counted from the first token of this call
+    if window.resets is None and window.positions.shape[0] == 1:
+        first_seen = first_seen[:1]  # the same in every row
+    key_index = torch.arange(blocks, device=q.device)[:, None, None] * block + key
+    not_before = key_index >= F.pad(first_seen, (0, padding)).unflatten(1, (blocks, block))[..., None]
+    visible = (in_band & not_before).expand(B, -1, -1, -1).flatten(0, 1)
+
+    query_blocks = F.pad(q, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    o = attend_where(query_blocks, key_blocks(past.keys, k), key_blocks(past.values, v), visible)
+    return o.unflatten(0, (B, blocks)).flatten(1, 2)[:, :T]

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from zoo.kernels.interval_attention import interval_attention
 from zoo.kernels.interval_attention.blocks import attend
-from zoo.kernels.interval_attention.flex import BLOCK, interval_block_mask
 
 LENGTHS = (1, 2, 15, 127, 128, 129, 300, 513)
 
@@ -85,33 +83,6 @@ def test_a_row_of_intervals_serves_all_rows(seen: Intervals) -> None:
     torch.testing.assert_close(interval_attention(q, k, v, first, last), every)
 
 
-def listed(counts: Tensor, places: Tensor, columns: int) -> Tensor:
-    """A block mask's lists of one kind as `[B, N, columns]` bool; none names a block twice."""
-    dense = torch.zeros(*counts[:, 0].shape, columns, dtype=torch.bool)
-    for row, block in torch.ones_like(counts[:, 0]).nonzero().tolist():
-        named = places[row, 0, block, : counts[row, 0, block]].tolist()
-        assert len(set(named)) == len(named)
-        dense[row, block, named] = True
-    return dense
-
-
-@given(intervals())
-def test_a_block_mask_lists_each_block_that_is_seen(seen: Intervals) -> None:
-    mask = interval_block_mask(seen.first, seen.last, seen.keys)
-    tokens = seen.first.shape[1]
-    query_blocks, key_blocks = -(-tokens // BLOCK), -(-seen.keys // BLOCK)
-    padded = F.pad(seen.visible, (0, key_blocks * BLOCK - seen.keys))
-    whole_rows = torch.cat((padded, padded[:, -1:].expand(-1, query_blocks * BLOCK - tokens, -1)), 1)
-    pairs = whole_rows.unflatten(1, (query_blocks, BLOCK)).unflatten(3, (key_blocks, BLOCK))
-    part = listed(mask.kv_num_blocks, mask.kv_indices, key_blocks)
-    whole = listed(mask.full_kv_num_blocks, mask.full_kv_indices, key_blocks)
-    assert torch.equal(part | whole, pairs.any(4).any(2))
-    assert torch.equal(whole, pairs.all(4).all(2))
-    assert not (part & whole).any()
-    assert torch.equal(part.mT, listed(mask.q_num_blocks, mask.q_indices, query_blocks))
-    assert torch.equal(whole.mT, listed(mask.full_q_num_blocks, mask.full_q_indices, query_blocks))
-
-
 @settings(max_examples=5)
 @given(intervals(lengths=(129, 300)))
 def test_the_op_is_registered_as_it_should_be(seen: Intervals) -> None:
@@ -144,24 +115,3 @@ def test_memory_is_linear_in_the_length() -> None:
     expected = with_gradients(by_mask(*alone, causal), alone, do[:, :, :1].reshape(-1, 100, 1, 16))
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x.reshape(y.shape), y)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("compiled", [True, False])
-@settings(max_examples=6)
-@given(seen=intervals(lengths=(1, 129, 300, 1000)))
-def test_on_a_gpu_intervals_err_as_a_mask_does(seen: Intervals, dtype: torch.dtype, compiled: bool) -> None:
-    rows, tokens = seen.first.shape
-    *inputs, do = tensors(tokens, seen.keys, rows, dtype, "cuda")
-    first, last = seen.first.cuda(), seen.last.cuda()
-    visible = seen.visible.cuda()
-    inputs = [x.requires_grad_() for x in inputs]
-    function = torch.compile(interval_attention, fullgraph=True) if compiled else interval_attention
-    got = with_gradients(function(*inputs, first, last), inputs, do)
-    plain = with_gradients(by_mask(*inputs, visible), inputs, do)
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = with_gradients(by_mask(*exact, visible), exact, do.double())
-    for x, y, z in zip(got, plain, expected, strict=True):
-        unit = torch.finfo(dtype).eps * max(z.norm(), do.norm())  # of what cancels where a query sees one key
-        assert (x.double() - z).norm() <= 1.5 * (y.double() - z).norm() + unit

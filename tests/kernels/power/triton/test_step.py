@@ -161,8 +161,9 @@ def test_a_strong_gate_decays_to_the_last_digits() -> None:
 @pytest.mark.parametrize("size", [0.0, 1e-17])
 @pytest.mark.parametrize("programs", [1, 1000])
 def test_vanishing_denominators_give_zero(size: float, programs: int) -> None:
-    """Keys of 1e-17 leave a denominator of about 1e-34, too small to divide by, and a state that is not zero."""
+    """Keys of 1e-17 and a small query leave a denominator of some 1e-40, too small to divide by, and a state."""
     problem = make_problem(T=1)
+    problem = replace(problem, q=1e-3 * problem.q)
     problem = replace(problem, S=torch.zeros_like(problem.S), z=torch.zeros_like(problem.z))
     problem = replace(problem, k=size * torch.ones_like(problem.k), v=1e10 * torch.ones_like(problem.v))
     result = run(problem, blocks=step_blocks(2, 136, 16, programs=programs))
