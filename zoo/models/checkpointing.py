@@ -43,9 +43,7 @@ def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arg
 def _mixing_ops() -> frozenset[Any]:
     """The ops that mix over time, whose outputs cost more to compute again than to keep."""
     own = (getattr(torch.ops.zoo, name).default for name in ("power_attention", "rwkv7", "interval_attention"))
-    return frozenset(
-        (*own, torch.ops.higher_order.flex_attention, *(getattr(torch.ops.aten, name).default for name in _ATTENTION))
-    )
+    return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION)))
 
 
 def _keep_mixing(_context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
