@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.interval_attention.blocks import attend_in_blocks
+from zoo.kernels.interval_attention.flex import flex_interval_attention, supports_flex
 from zoo.kernels.precision import cast_for_autocast, without_autocast
 from zoo.kernels.transforms import transformed
 
@@ -15,9 +16,12 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Ten
     """Softmax attention from each query to the keys `first` to `last`; o `[B, T, Hq, K]` in the dtype of q.
 
     What a mask `[T, L]` would say in memory quadratic in the length, two numbers a query say: a document in a packed
-    row begins at `first`, a causal query's own key is `last`. On a CPU blocks of queries meet the keys that they can
-    reach: pairs outside of all intervals cost next to nothing, memory is linear in T and L, and no layout of documents
-    compiles anew. A GPU still takes the mask.
+    row begins at `first`, a causal query's own key is `last`, a window narrows `first`. Blocks of queries meet the keys
+    that they can reach: pairs outside of all intervals cost next to nothing, memory is linear in T and L, and no layout
+    of documents compiles anew.
+
+    On a GPU this is FlexAttention, whose block mask is made from the intervals; a GPU's float64, heads narrower than 16
+    and calls under `torch.func` take a mask.
 
     Args:
         q: `[B, T, Hq, K]`.
@@ -29,8 +33,9 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Ten
     q, k, v = cast_for_autocast(q, k.to(q.dtype), v.to(q.dtype))
     first, last = torch.broadcast_tensors(first, last)
     with without_autocast(q):
-        in_blocks = q.device.type == "cpu" and not transformed()
-        return (attend_in_blocks if in_blocks else attend_by_mask)(q, k, v, first, last)
+        if transformed() or not (q.device.type == "cpu" or supports_flex(q)):
+            return attend_by_mask(q, k, v, first, last)
+        return (flex_interval_attention if q.is_cuda else attend_in_blocks)(q, k, v, first, last)
 
 
 def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:

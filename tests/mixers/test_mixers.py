@@ -167,6 +167,19 @@ def test_a_cache_may_be_kept_in_another_dtype() -> None:
         torch.testing.assert_close(torch.cat([y, stepped[:, None]], 1), mixer(x).y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_a_window_is_the_same_by_intervals_and_by_bands(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = build("sliding-window", window=width)
+    x = torch.randn(2, 50, 24, dtype=torch.float64)
+    resets = torch.rand(2, 50) < 0.1
+    banded = mixer(x, None, True, resets=resets, lengths=torch.tensor([50, 31]))
+    monkeypatch.setattr("zoo.mixers.sliding_window.supports_flex", lambda q: True)
+    by_intervals = mixer(x, None, True, resets=resets, lengths=torch.tensor([50, 31]))
+    torch.testing.assert_close(by_intervals.y[0], banded.y[0])
+    torch.testing.assert_close(by_intervals.y[1, :31], banded.y[1, :31])
+    torch.testing.assert_close(by_intervals.state, banded.state)
+
+
 @pytest.mark.parametrize("name", mixers)
 def test_bad_input_is_named(name: str) -> None:
     mixer = build(name)

@@ -13,6 +13,7 @@ from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
+from zoo.kernels.interval_attention import interval_attention, supports_flex
 from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
@@ -43,8 +44,12 @@ class SlidingWindow(Mixer):
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState | None]:
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         q, k, v = self.input(x, window.positions)
-        y = self.output(banded_attention(q, k, v, past, window, self.window))
-        return y, append(past, k, v, window) if window.return_state else None
+        if state is None and supports_flex(q):
+            first = torch.maximum(window.starts[:, 1:], window.positions - (self.window - 1))
+            attended = interval_attention(q, k, v, first, window.positions)
+        else:
+            attended = banded_attention(q, k, v, past, window, self.window)
+        return self.output(attended), append(past, k, v, window) if window.return_state else None
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input.token(x, token.position)

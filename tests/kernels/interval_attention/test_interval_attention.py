@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from zoo.kernels.interval_attention import interval_attention
 from zoo.kernels.interval_attention.blocks import attend
+from zoo.kernels.interval_attention.flex import BLOCK, block_lists
 
 LENGTHS = (1, 2, 15, 127, 128, 129, 300, 513)
 
@@ -83,6 +85,36 @@ def test_a_row_of_intervals_serves_all_rows(seen: Intervals) -> None:
     torch.testing.assert_close(interval_attention(q, k, v, first, last), every)
 
 
+def listed(counts: Tensor, places: Tensor, columns: int) -> Tensor:
+    """A block mask's lists of one kind as `[B, N, columns]` bool; none names a block twice."""
+    dense = torch.zeros(*counts[:, 0].shape, columns, dtype=torch.bool)
+    for row, block in torch.ones_like(counts[:, 0]).nonzero().tolist():
+        named = places[row, 0, block, : counts[row, 0, block]].tolist()
+        assert len(set(named)) == len(named)
+        dense[row, block, named] = True
+    return dense
+
+
+@given(intervals(lengths=(128, 384, 640)))
+def test_a_block_mask_lists_each_block_that_is_seen(seen: Intervals) -> None:
+    query_blocks, key_blocks = seen.first.shape[1] // BLOCK, -(-seen.keys // BLOCK)
+    lists = block_lists(seen.first.int(), seen.last.int(), key_blocks)
+    visible = F.pad(seen.visible, (0, key_blocks * BLOCK - seen.keys))
+    pairs = visible.unflatten(1, (query_blocks, BLOCK)).unflatten(3, (key_blocks, BLOCK))
+    part, whole = (listed(*lists[i : i + 2], key_blocks) for i in (0, 2))
+    assert torch.equal(part | whole, pairs.any(4).any(2))
+    assert torch.equal(whole, pairs.all(4).all(2))
+    assert not (part & whole).any()
+    assert torch.equal(part.mT, listed(*lists[4:6], query_blocks))
+    assert torch.equal(whole.mT, listed(*lists[6:], query_blocks))
+
+
+@settings(max_examples=5)
+@given(intervals(lengths=(128, 384)))
+def test_the_lists_are_an_op_as_it_should_be(seen: Intervals) -> None:
+    torch.library.opcheck(block_lists, (seen.first.int(), seen.last.int(), -(-seen.keys // BLOCK)))
+
+
 @settings(max_examples=5)
 @given(intervals(lengths=(129, 300)))
 def test_the_op_is_registered_as_it_should_be(seen: Intervals) -> None:
@@ -115,3 +147,38 @@ def test_memory_is_linear_in_the_length() -> None:
     expected = with_gradients(by_mask(*alone, causal), alone, do[:, :, :1].reshape(-1, 100, 1, 16))
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x.reshape(y.shape), y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=6)
+@given(seen=intervals(lengths=(1, 129, 300, 1000)))
+def test_on_a_gpu_intervals_err_as_a_mask_does(seen: Intervals, dtype: torch.dtype, compiled: bool) -> None:
+    rows, tokens = seen.first.shape
+    *inputs, do = tensors(tokens, seen.keys, rows, dtype, "cuda")
+    first, last = seen.first.cuda(), seen.last.cuda()
+    visible = seen.visible.cuda()
+    inputs = [x.requires_grad_() for x in inputs]
+    function = torch.compile(interval_attention, fullgraph=True) if compiled else interval_attention
+    got = with_gradients(function(*inputs, first, last), inputs, do)
+    plain = with_gradients(by_mask(*inputs, visible), inputs, do)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected = with_gradients(by_mask(*exact, visible), exact, do.double())
+    for x, y, z in zip(got, plain, expected, strict=True):
+        unit = torch.finfo(dtype).eps * max(z.norm(), do.norm())  # of what cancels where a query sees one key
+        assert (x.double() - z).norm() <= 1.5 * (y.double() - z).norm() + unit
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_memory_is_linear_in_the_length() -> None:
+    peaks = []
+    for tokens in (16384, 65536):
+        *inputs, do = tensors(tokens, tokens, 1, torch.bfloat16, "cuda")
+        inputs = [x.requires_grad_() for x in inputs]
+        position = torch.arange(tokens, device="cuda")[None]
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with_gradients(interval_attention(*inputs, position // 5000 * 5000, position), inputs, do)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= 5 * peaks[0]  # four times the tokens
