@@ -123,7 +123,7 @@ def load_exported(folder: Path | str) -> ExportedModel:
     try:
         document = json.loads(read_regular(folder / "model.json"))
         state = [(part["shape"], getattr(torch, part["dtype"])) for part in document["state"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder}: expected a folder that export_model wrote, with a model.json") from error
     if document.get("format") != _FORMAT:
         raise InputError(f"{folder}: expected format {_FORMAT}, was {document.get('format')}")
