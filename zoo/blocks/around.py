@@ -71,6 +71,9 @@ class Around(Mixer):
     def empty_state(self, room: Room) -> AroundState:
         return AroundState(self.empty_tail(room), self.mixer.empty_state(room))
 
+    def capacity(self, state: AroundState) -> int | None:
+        return self.mixer.capacity(state.mixer)
+
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, AroundState, x)
         self.check_tail(state.tail, x)

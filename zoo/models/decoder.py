@@ -203,6 +203,11 @@ class Decoder(nn.Module):
         """Return the number of parameters, a tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def capacity(self, state: DecoderState) -> int | None:
+        """Return how many tokens a state can hold in all, which its caches say; None: any number."""
+        found = (block.capacity(part) for block, part in zip(self._blocks(), state.layers, strict=True))
+        return min((capacity for capacity in found if capacity is not None), default=None)
+
     def flops(self, tokens: int) -> int:
         """Return the forward FLOPs (a multiply-add is 2) of one sequence of `tokens`: linear layers, mixers, head."""
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
