@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
@@ -130,6 +131,7 @@ class ShiftedMixer(Around):
         self.gate = LowRank(context.width, low_rank(context.width, 5.0), torch.sigmoid, bias=True)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as RWKV-7's keys and values do, whatever `std` other weights have."""
         left = 1 - self.context.layer / self.context.layers

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.window import Window
 
 __all__ = ["CausalConvolution"]
@@ -29,6 +30,7 @@ class CausalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw as torch's own convolutions do, from U(-1 / sqrt(W), 1 / sqrt(W)), whatever `std` other weights have."""
         bound = 1 / math.sqrt(self.width)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from zoo.blocks.in_float32 import in_float32
 from zoo.config import Pair
 
 __all__ = ["Retention", "RetentionGate", "with_resets"]
@@ -61,6 +62,7 @@ class RetentionGate(nn.Linear):
         """Start as in a model with the usual range."""
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw the weight from N(0, std) and spread the bias."""
         low, high = self.retention
@@ -79,5 +81,5 @@ def with_resets(log_g: Tensor | None, resets: Tensor | None, heads: int) -> Tens
     """
     if resets is None:
         return log_g
-    kept = torch.zeros((), device=resets.device) if log_g is None else log_g
+    kept = torch.zeros((), device=resets.device, dtype=torch.float32) if log_g is None else log_g
     return torch.where(resets[..., None], -math.inf, kept).expand(-1, -1, heads)

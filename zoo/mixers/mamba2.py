@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.blocks.checks import check_state
 from zoo.blocks.convolution import CausalConvolution
 from zoo.blocks.gate import with_resets
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import Mixer
@@ -137,6 +138,7 @@ class Mamba2(Mixer):
         self.output = ResidualLinear(self.inner, context.width, context.bias)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw decays and step sizes from their ranges, whatever `std` other weights have."""
         nn.init.uniform_(self.log_decay, *self.config.decay)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.low_rank import LowRank, low_rank
@@ -108,6 +109,7 @@ class Rwkv7(Mixer):
         self.output = ResidualLinear(width, width, bias=False)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as published, whatever `std` other weights have."""
         width, layer, layers = self.context.width, self.context.layer, self.context.layers
