@@ -11,6 +11,7 @@ from zoo.blocks.softmax_attention import attend_where
 from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
+from zoo.kernels.precision import concatenate
 
 __all__ = [
     "KeyValueState",
@@ -94,8 +95,8 @@ def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyVal
     new = held_positions(window.after, capacity) - window.before[:, None]  # which of the tokens, if it is one of them
     source = torch.where(new >= 0, capacity + new, old)
     row = torch.arange(rows, device=k.device)[:, None]
-    keys = torch.cat((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]
-    values = torch.cat((state.values, v.to(state.values.dtype)), dim=1)[row, source]
+    keys = concatenate((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]
+    values = concatenate((state.values, v.to(state.values.dtype)), dim=1)[row, source]
     return KeyValueState(keys, values)
 
 

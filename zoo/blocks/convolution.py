@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from zoo.blocks.checks import check_part
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.window import Window
+from zoo.kernels.precision import concatenate
 
 __all__ = ["CausalConvolution"]
 
@@ -45,7 +46,7 @@ class CausalConvolution(nn.Module):
         B, T, channels = x.shape
         before = self.width - 1
         tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
-        seen = torch.cat((tail, x), 1)
+        seen = concatenate((tail, x), 1)
         document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
         if window.resets is not None:
             document = window.resets.long().cumsum(1)
@@ -69,7 +70,7 @@ class CausalConvolution(nn.Module):
 
     def step(self, x: Tensor, tail: Tensor) -> Tensor:
         """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""
-        seen = torch.cat((tail.to(x.dtype), x[:, None]), 1)
+        seen = concatenate((tail.to(x.dtype), x[:, None]), 1)
         tail.copy_(seen[:, 1:])
         return self.bias.to(x.dtype) + torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
 

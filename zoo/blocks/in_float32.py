@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
@@ -42,8 +42,8 @@ def in_float32(
     """Let a module's method start its parameters in float32, and round them where they have 16 bits."""
 
     @functools.wraps(initialize)
-    def rounded(module: Module, *arguments: Rest.args, **options: Rest.kwargs) -> None:
+    def rounded(module: Module, /, *arguments: Rest.args, **options: Rest.kwargs) -> None:
         with computed_in_float32(module):
             initialize(module, *arguments, **options)
 
-    return rounded
+    return cast("Callable[Concatenate[Module, Rest], None]", rounded)

@@ -13,6 +13,7 @@ from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
+from zoo.kernels.precision import concatenate
 from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
@@ -84,9 +85,9 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, windo
     row = torch.arange(B, device=q.device)[:, None]
 
     def key_blocks(old: Tensor, new: Tensor) -> Tensor:
-        whole = F.pad(torch.cat((old[row, slots].to(new.dtype), new), dim=1), (0, 0, 0, 0, 0, padding))
+        whole = F.pad(concatenate((old[row, slots].to(new.dtype), new), dim=1), (0, 0, 0, 0, 0, padding))
         cut = whole.unflatten(1, (-1, block))
-        return torch.cat([cut[:, i : i + blocks] for i in range(before + 1)], dim=2).flatten(0, 1)
+        return concatenate([cut[:, i : i + blocks] for i in range(before + 1)], dim=2).flatten(0, 1)
 
     query = torch.arange(block, device=q.device)[:, None]
     key = torch.arange(-before * block, block, device=q.device)  # counted, like the query, from its block's first token

@@ -32,7 +32,7 @@ def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
             shrink = math.sqrt(writes) if isinstance(module, ResidualLinear) else 1.0
             with computed_in_float32(module):
                 nn.init.normal_(module.weight, std=initializer_range / shrink)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
