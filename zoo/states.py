@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from zoo.blocks.checks import check_progress
 from zoo.blocks.mixer import MixerState
 from zoo.errors import InputError
+from zoo.kernels.devices import usable_device
 from zoo.kernels.power import state_limit
 from zoo.reading import read_regular
 from zoo.report.files import replace_file
@@ -113,6 +114,7 @@ def move_state(state: State, *, device: torch.device | str | None = None, dtype:
 
     Sums over the past (S and z of power attention) are taken back only in float32.
     """
+    device = usable_device(device)
     return map_state(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None), state)
 
 
@@ -142,7 +144,8 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
     Raises:
         InputError: the file cannot be read, is damaged, or holds the state of another model.
     """
-    path, place = Path(path), device or next(model.parameters()).device
+    path = Path(path)
+    place = usable_device(device) or next(model.parameters()).device
     try:
         tensors = safetensors.torch.load(read_regular(path))
     except (OSError, SafetensorError) as error:

@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from zoo.errors import InputError
 from zoo.export.files import Weights, read_document, read_export, write_export
+from zoo.kernels.devices import usable_device
 from zoo.models.decoder import Decoder
 
 __all__ = ["ExportedModel", "export_model", "load_exported"]
@@ -108,7 +109,8 @@ class ExportedModel:
 
     def init_state(self, *, device: torch.device | str | None = None) -> list[Tensor]:
         """The state before the first token."""
-        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in self._state]
+        place = usable_device(device)
+        return [torch.zeros(shape, dtype=dtype, device=place) for shape, dtype in self._state]
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: list[Tensor], lengths: Tensor) -> tuple[Tensor, list[Tensor]]:

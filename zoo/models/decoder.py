@@ -12,6 +12,7 @@ from zoo.blocks.layer import Room
 from zoo.blocks.norms import make_norm
 from zoo.blocks.window import Shared, Token, Window, document_positions, open_token, open_window
 from zoo.errors import ConfigError, InputError
+from zoo.kernels.devices import usable_device
 from zoo.kernels.linear_cross_entropy import check_targets, linear_cross_entropy, plain_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
@@ -181,7 +182,10 @@ class Decoder(nn.Module):
         """
         if max_len is None and self.position_embedding is not None:
             max_len = self.config.max_positions
-        room, weight = Room(batch_size, max_len, device, dtype), self.token_embedding.weight
+        room, weight = (
+            Room(batch_size, max_len, usable_device(device), dtype),
+            self.token_embedding.weight,
+        )
         layers = tuple(block.empty_state(room) for block in self._blocks())
         return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
 
