@@ -112,7 +112,7 @@ def test_show_compiles_whole(zoo: Callable[..., Result], recipe: str, monkeypatc
 def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: RetentionGate, x: Tensor) -> Tensor:
         torch._dynamo.graph_break()
-        return x.new_zeros(*x.shape[:-1], self.out_features)
+        return x.new_zeros(*x.shape[:-1], len(self.bias))
 
     monkeypatch.setattr(check, "_BACKEND", "eager")
     monkeypatch.setattr(RetentionGate, "forward", broken)

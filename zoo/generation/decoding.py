@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from zoo.blocks.cache import check_room
 from zoo.blocks.checks import values_at_hand
+from zoo.blocks.linear import hooks_of
 from zoo.errors import InputError
 from zoo.generation.prefill import Prefill, check_prompts, read_prompts
 from zoo.generation.sampling import Sampling, check_whole
@@ -89,12 +90,12 @@ class CompiledDecoder:
         return decoding
 
     def _key(self, state: DecoderState, sampling: Sampling) -> tuple[object, ...]:
-        """What must be as it was for a recording to hold: sizes, options, and where the weights are."""
+        """What must be as it was for a recording to hold: sizes, options, hooks, and where the weights are."""
         sizes = tuple((part.shape, part.dtype) for part in _pytree.tree_leaves(state))
         weights = tuple(x.data_ptr() for x in (*self.model.parameters(), *self.model.buffers()))
         device = self.model.token_embedding.weight.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        return sizes, sampling, weights, autocast
+        return sizes, sampling, weights, autocast, hooks_of(self.model)
 
     def _check_room(self, tokens: Tensor, state: DecoderState, new: Tensor | int) -> None:
         """Refuse tokens that a cache has no room for, which a graph cannot, and first of all other states."""
@@ -105,7 +106,8 @@ class CompiledDecoder:
     def _named(self, run: Callable[..., Any], tokens: Tensor, state: DecoderState, *rest: Tensor) -> Any:
         """Run what is compiled; input that it refuses is named, which the compiler would not."""
         try:
-            return run(tokens, state, *rest)
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):  # hooks that come or go compile anew
+                return run(tokens, state, *rest)
         except TorchDynamoException:
             self.model.check_state(state, tokens)
             raise

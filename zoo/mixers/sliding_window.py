@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
@@ -48,11 +49,11 @@ class SlidingWindow(Mixer):
         return y, append(past, k, v, window) if window.return_state else None
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
-        q, k, v = self.input.token(x, token.position)
+        q, k, v = self.input(x, token.position)
         return self.output(attend_in_place(q, k, v, state, token))
 
     def empty_state(self, room: Room) -> KeyValueState:
-        return empty_cache(room, self.input.projection.weight, self.window, self.heads.key_value, self.heads.width)
+        return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_cache(state, x, self.window, self.heads.key_value, self.heads.width)

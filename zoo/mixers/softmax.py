@@ -7,6 +7,7 @@ from torch import Tensor
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, within_room
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
@@ -49,7 +50,7 @@ class Softmax(Mixer):
         return self.output(interval_attention(q, *after, window.starts[:, 1:], last)), after
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
-        q, k, v = self.input.token(x, token.position)
+        q, k, v = self.input(x, token.position)
         k = within_room(k, state.keys.shape[1], token.after)
         return self.output(attend_in_place(q, k, v, state, token))
 
@@ -58,7 +59,7 @@ class Softmax(Mixer):
             raise InputError(
                 f"max_len: softmax attention needs the number of tokens its cache shall hold, was {room.max_len}"
             )
-        return empty_cache(room, self.input.projection.weight, room.max_len, self.heads.key_value, self.heads.width)
+        return empty_cache(room, weight_of(self.input.projection), room.max_len, self.heads.key_value, self.heads.width)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_cache(state, x, None, self.heads.key_value, self.heads.width)
