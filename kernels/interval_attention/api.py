@@ -1,10 +1,13 @@
 """The function: what is asked of intervals, and which form computes it."""
 
+from contextlib import nullcontext
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.kernels.interval_attention.blocks import attend_in_blocks
+from zoo.kernels.interval_attention.mask import attend_by_mask
 from zoo.kernels.precision import cast_for_autocast, without_autocast
 from zoo.kernels.transforms import transformed
 
@@ -30,13 +33,8 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Ten
     first, last = torch.broadcast_tensors(first, last)
     with without_autocast(q):
         in_blocks = q.device.type == "cpu" and not transformed()
-        return (attend_in_blocks if in_blocks else attend_by_mask)(q, k, v, first, last)
-
-
-def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """`interval_attention` anywhere, in memory quadratic in the length."""
-    key = torch.arange(k.shape[1], device=k.device)
-    visible = (key >= first[..., None]) & (key <= last[..., None])
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], enable_gqa=q.shape[1] != k.shape[1])
-    return o.transpose(1, 2)
+        if in_blocks:
+            return attend_in_blocks(q, k, v, first, last)
+        # torch's faster kernels know no forward mode.
+        with sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext():
+            return attend_by_mask(q, k, v, first, last)
