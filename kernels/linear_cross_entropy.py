@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 from zoo.kernels.errors import InputError
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
 from zoo.kernels.targets import IGNORED
@@ -22,6 +23,8 @@ from zoo.kernels.transforms import transformed
 from zoo.kernels.triton_support import TRITON
 
 __all__ = ["check_targets", "linear_cross_entropy", "logits_cross_entropy", "plain_cross_entropy"]
+
+key_compiled_code_by_sources()
 
 _LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
 _FUSED_LOGITS_AT_ONCE = 2**28  # half a GiB in bfloat16

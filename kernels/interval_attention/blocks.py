@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 from zoo.kernels.interval_attention.mask import attend_by_mask
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 
 __all__ = ["attend_in_blocks"]
+
+key_compiled_code_by_sources()
 
 BLOCK = 128
 """Queries that meet their keys at once: with fewer, calls cost more than their work; with more, pairs in vain do."""

@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file with plots and tables inside, which loads nothing and runs no script, by policy."""
+"""The page of a study: one HTML file with its plots and tables, which loads nothing and runs no script, by policy."""
 
 import base64
 import hashlib
