@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 from zoo.kernels.errors import InputError
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
 from zoo.kernels.targets import IGNORED
 from zoo.kernels.transforms import transformed
 from zoo.kernels.triton_support import TRITON
 
-__all__ = ["check_targets", "linear_cross_entropy", "plain_cross_entropy"]
+__all__ = ["check_targets", "linear_cross_entropy", "logits_cross_entropy", "plain_cross_entropy"]
+
+key_compiled_code_by_sources()
 
 _LOGITS_AT_ONCE = 2**26  # a quarter GiB in float32
 _FUSED_LOGITS_AT_ONCE = 2**28  # half a GiB in bfloat16
@@ -57,7 +60,15 @@ def plain_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, weights: Ten
     Raises:
         IndexError: targets out of range; `check_targets` says more.
     """
-    logits = F.linear(x, weight)
+    return logits_cross_entropy(F.linear(x, weight), targets, weights)
+
+
+def logits_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`linear_cross_entropy` of logits `[N, V]` that are there already.
+
+    Raises:
+        IndexError: targets out of range; `check_targets` says more.
+    """
     logits = logits.to(accumulation_dtype(logits.dtype))
     if weights is None:
         total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")

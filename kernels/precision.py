@@ -1,12 +1,13 @@
 """The dtypes that ops compute in: of sums, and under autocast."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "autocast_dtype", "cast_for_autocast", "without_autocast"]
+__all__ = ["accumulation_dtype", "autocast_dtype", "cast_for_autocast", "concatenate", "without_autocast"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,3 +30,12 @@ def cast_for_autocast(*tensors: Tensor) -> list[Tensor]:
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which products of tensors on the device of `x` keep their dtype."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` of tensors of one dtype, which they keep under autocast.
+
+    torch's own looks for the widest of them there, and knows none but float32 and autocast's.
+    """
+    with without_autocast(tensors[0]):
+        return torch.cat(list(tensors), dim)

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 from zoo.kernels.precision import cast_for_autocast
 from zoo.kernels.triton_support import INTERPRETED, TRITON
 
 __all__ = ["count_flops", "custom_op", "flat", "lower_under_autocast", "register_op", "triton_op", "unflatten"]
+
+key_compiled_code_by_sources()
 
 Function = Callable[..., Any]
 _library = torch.library.Library("zoo", "FRAGMENT")

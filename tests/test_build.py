@@ -7,8 +7,12 @@ import zoo
 from zoo.blocks.heads import HeadConfig
 from zoo.builder import build, configure, shrink
 from zoo.errors import ConfigError, InputError
+from zoo.kernels.delta import init_delta_state
+from zoo.kernels.power import init_power_state
+from zoo.kernels.rwkv7 import init_rwkv7_state
 from zoo.mixers import mixers
 from zoo.recipe import Recipe, available_recipes, load_recipe
+from zoo.states import move_state
 
 
 @pytest.mark.parametrize(
@@ -70,8 +74,28 @@ def test_what_does_not_fit_is_named(arguments: dict, message: str) -> None:
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(InputError, match=r"^device: must be one such as 'cpu', 'cuda' or 'meta', got 'gpu'$"):
+    with pytest.raises(InputError, match=r"^device: must be one that there is here, such as 'cpu'.*, got 'gpu'$"):
         build("tiny", device="gpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "xpu", "hpu", "vulkan", "privateuseone", ""])
+def test_a_device_that_is_not_here_is_named_wherever_it_is_given(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception:  # whatever the backend answers with
+        model = build("tiny", mixer="power", device="meta")
+        state = model.init_state(1)
+        for call in (
+            lambda: build("tiny", device=device),
+            lambda: model.init_state(1, device=device),
+            lambda: model.blocks[0].mixer.init_state(1, device=device),
+            lambda: move_state(state, device=device),
+            lambda: init_power_state(1, 1, 8, 8, 2, device=device),
+            lambda: init_rwkv7_state(1, 1, 8, device),
+            lambda: init_delta_state(1, 1, 8, 8, device=device),
+        ):
+            with pytest.raises(InputError, match=rf"^device: must be one .*, got '{device}'$"):
+                call()
 
 
 def test_device_and_dtype_are_taken() -> None:

@@ -153,18 +153,53 @@ def test_yaml_values_are_what_they_look_like(text: str, value: object) -> None:
         ("a: 1\nb: 2\na: 3", "a.yaml, line 3: key 'a' stands twice"),
         ("a:\n  b: 1\n  b: 1", "a.yaml, line 3: key 'b' stands twice"),
         ("a: 1\nb: [1", "a.yaml, line 2: expected ',' or ']', but got '<stream end>'"),
-        ("a: *b", "a.yaml, line 1: found undefined alias 'b'"),
+        ("a: *b", "a.yaml, line 1: aliases are not taken, got '*b'"),
+        ("a: &b [1]\nc: *b", "a.yaml, line 2: aliases are not taken, got '*b'"),
+        ("&a [*a]", "a.yaml, line 1: aliases are not taken, got '*a'"),
+        ("&a {b: *a}", "a.yaml, line 1: aliases are not taken, got '*a'"),
+        ("a: !!timestamp x", "a.yaml, line 1: tags are not taken, got '!!timestamp'"),
+        ("a: !!int ''", "a.yaml, line 1: tags are not taken, got '!!int'"),
+        ("? !!bool x\n: 1", "a.yaml, line 1: tags are not taken, got '!!bool'"),
+        ("a: ! x", "a.yaml, line 1: tags are not taken, got '!'"),
         ("a: 1\n---\nb: 2", "a.yaml, line 2: but found another document"),
-        ("a: !!python/object/apply:os.system ['true']", "a.yaml, line 1: could not determine a constructor"),
-        ("a: !thing 3", "a.yaml, line 1: could not determine a constructor"),
+        ("a: !!python/object/apply:os.system ['true']", "a.yaml, line 1: tags are not taken"),
+        ("a: !thing 3", "a.yaml, line 1: tags are not taken, got '!thing'"),
         ("? [1]\n: 2", "a.yaml, line 1: found unhashable key"),
         ("a: \x01", "a.yaml: not valid YAML: unacceptable character"),
-        ("[" * 5000, "a.yaml: not valid YAML: nested too deeply"),
+        ("[" * 5000, "a.yaml, line 1: nested too deeply, over 32 levels"),
         ("a: " + "1" * 5000, "a.yaml: not valid YAML: Exceeds the limit"),
     ],
 )
 def test_bad_yaml_is_named_by_file_and_line(text: str, expected: str) -> None:
     assert line(parse_yaml, text, "a.yaml").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "tag", ["null", "bool", "int", "float", "binary", "timestamp", "omap", "pairs", "set", "str", "seq", "map", "value"]
+)
+@pytest.mark.parametrize("value", ["x", "''", "[x]", "{x: 1}"])
+def test_no_tag_of_yaml_is_taken(tag: str, value: str) -> None:
+    assert line(parse_yaml, f"a: !!{tag} {value}", "a.yaml") == f"a.yaml, line 1: tags are not taken, got '!!{tag}'"
+
+
+def test_few_bytes_cannot_stand_for_much_data() -> None:
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    assert line(parse_yaml, "\n".join(rows), "a.yaml") == "a.yaml, line 2: aliases are not taken, got '*a0'"
+
+
+def test_a_file_of_any_length_is_told_soon(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for length in (2**18 + 1, 2**30):
+        with path.open("wb") as file:
+            file.write(b"a")
+            file.truncate(length)
+        assert line(load_yaml, path) == f"{path}: too long for a recipe or a study, over 262,144 characters"
+
+
+def test_shared_data_are_written_in_full() -> None:
+    shared = [1, 2]
+    assert parse_yaml(dump_yaml({"a": shared, "b": shared}), "") == {"a": shared, "b": shared}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _HOMES = {
     ),
     "zoo.models": ("Decoder", "DecoderConfig"),
     "zoo.recipe": ("Recipe", "available_recipes", "load_recipe"),
-    "zoo.states": ("detach_state", "move_state", "reorder_state", "state_bytes"),
+    "zoo.states": ("detach_state", "load_state", "move_state", "reorder_state", "save_state", "state_bytes"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     )
     from zoo.models import Decoder, DecoderConfig
     from zoo.recipe import Recipe, available_recipes, load_recipe
-    from zoo.states import detach_state, move_state, reorder_state, state_bytes
+    from zoo.states import detach_state, load_state, move_state, reorder_state, save_state, state_bytes
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from zoo.config import override_list
-from zoo.errors import InputError
+from zoo.kernels.devices import usable_device
 from zoo.mixers import MixerConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.models.decoder import Decoder
@@ -40,13 +40,10 @@ def build(
 
     Raises:
         ConfigError: an unknown recipe, mixer, option or key, or a value that does not fit.
-        InputError: `device` is none that torch knows, or a state is over the limit (see `zoo.state_limit`).
+        InputError: `device` is none that there is, or a state is over the limit (see `zoo.state_limit`).
     """
     configured = configure(recipe, mixer=mixer, overrides=overrides, **options)
-    try:
-        place = torch.device(torch.get_default_device() if device is None else device)
-    except RuntimeError:
-        raise InputError(f"device: must be one such as 'cpu', 'cuda' or 'meta', got {device!r}") from None
+    place = usable_device(device) or torch.get_default_device()
     with place:
         model = Decoder(configured.model, configured.layer_mixers)
     if place.type != "meta":

@@ -5,7 +5,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, cast, get_args
 
 import pydantic
 import yaml
@@ -13,9 +13,18 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from zoo.errors import ConfigError, nearest
-from zoo.reading import read_regular
+from zoo.reading import open_regular
 
 __all__ = ["Config", "Pair", "apply_overrides", "dump_yaml", "flatten", "load_yaml", "override_list", "parse_yaml"]
+
+
+_DEEPEST = 32
+"""Levels of a document; recipes and studies have four."""
+
+_LONGEST = 2**18
+"""Characters of a document, which is a second or two of reading."""
+
+_TOO_LONG = f"too long for a recipe or a study, over {_LONGEST:,} characters"
 
 
 class Config(pydantic.BaseModel):
@@ -173,6 +182,30 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (the library's own hook; filled below)
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse aliases, with which a short text stands for endless data, and tags, whose values need no such care."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise self._refusal(f"aliases are not taken, got '*{event.anchor}'", event)
+        tag = event.tag
+        if tag is not None:
+            name = tag.replace("tag:yaml.org,2002:", "!!")
+            raise self._refusal(f"tags are not taken, got {reprlib.repr(name)}", event)
+        if self._depth == _DEEPEST:
+            raise self._refusal(f"nested too deeply, over {_DEEPEST} levels", event)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    @staticmethod
+    def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(None, None, problem, cast("yaml.Mark", event.start_mark))
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
@@ -185,6 +218,9 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """The loader's counterpart: quotes what either the loader or plain YAML 1.1 would not read back as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 for _tag, _pattern, _first in (
@@ -200,7 +236,12 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse one YAML document without executing anything. Raises `ConfigError` with `source` and the line at fault."""
+    """Parse one YAML document: plain data, of bounded length and depth, without aliases and tags.
+
+    Raises `ConfigError` with `source` and the line at fault.
+    """
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{source}: {_TOO_LONG}")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -209,14 +250,16 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}{line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises `ConfigError` when it is missing, unreadable or something else."""
     try:
-        text = read_regular(path).decode()
+        with open_regular(path) as file:
+            content = file.read(4 * _LONGEST + 1)  # at most four bytes make a character
+        if len(content) > 4 * _LONGEST:
+            raise ConfigError(f"{path}: {_TOO_LONG}")
+        text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils import _pytree
 
+from zoo.blocks.checks import check_progress
+from zoo.blocks.mixer import MixerState
 from zoo.errors import InputError
+from zoo.kernels.devices import usable_device
 from zoo.kernels.power import state_limit
+from zoo.reading import read_regular
+from zoo.report.files import replace_file
 
 if TYPE_CHECKING:
     from zoo.blocks.mixer import Mixer
     from zoo.models.decoder import Decoder
 
-__all__ = ["any_state", "detach_state", "map_state", "move_state", "overwrite_state", "reorder_state", "state_bytes"]
+__all__ = [
+    "any_state",
+    "detach_state",
+    "load_state",
+    "map_state",
+    "move_state",
+    "overwrite_state",
+    "reorder_state",
+    "save_state",
+    "state_bytes",
+]
 
 State = TypeVar("State")
 
@@ -96,4 +114,59 @@ def move_state(state: State, *, device: torch.device | str | None = None, dtype:
 
     Sums over the past (S and z of power attention) are taken back only in float32.
     """
+    device = usable_device(device)
     return map_state(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None), state)
+
+
+def save_state(state: object, path: Path | str) -> None:
+    """Write a state to one file of safetensors, whole or not at all; `load_state` reads it.
+
+    Tensors are named by where they stand, such as `layers.0.0.S`. Unlike what torch.save writes, such a file names no
+    class and runs nothing, so that anyone's can be read.
+
+    Raises:
+        InputError: `state` is none, or the file cannot be written.
+    """
+    map_state(lambda x: x, state)
+    found, _ = _pytree.tree_flatten_with_path(state)
+    tensors = {_name(place): part.detach().clone(memory_format=torch.contiguous_format) for place, part in found}
+    replace_file(Path(path), safetensors.torch.save(tensors), InputError)
+
+
+def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device | str | None = None) -> Any:
+    """Read a state that `save_state` wrote.
+
+    Args:
+        path: of the file.
+        model: whose state it is, or a mixer by itself.
+        device: where it goes; the parameters' by default.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or holds the state of another model.
+    """
+    path = Path(path)
+    place = usable_device(device) or next(model.parameters()).device
+    try:
+        tensors = safetensors.torch.load(read_regular(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    rows = tensors["position"].shape[0] if "position" in tensors and tensors["position"].dim() else 1
+    parts, structure = _pytree.tree_flatten_with_path(model.init_state(rows, max_len=1, device="meta"))
+    names = [_name(place) for place, _ in parts]
+    if tensors.keys() != set(names):
+        other = sorted(tensors.keys() ^ set(names))[0]
+        raise InputError(f"{path}: expected the state of this model, was another's: {other!r} is in one of them alone")
+    state = _pytree.tree_unflatten([tensors[name].to(place) for name in names], structure)
+    try:
+        if isinstance(state, MixerState):
+            check_progress(state, MixerState, state.position)
+            model.check_state(state.layer, state.position)
+        else:
+            model.check_state(state, state.position)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return state
+
+
+def _name(place: _pytree.KeyPath) -> str:
+    return ".".join(str(getattr(key, "name", getattr(key, "idx", ""))) for key in place)

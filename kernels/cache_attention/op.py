@@ -8,8 +8,11 @@ from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON
 
 if TRITON:
     from zoo.kernels.cache_attention.split import attend_in_splits
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 
 __all__ = ["cache_attention", "supports_cache_attention"]
+
+key_compiled_code_by_sources()
 
 _WIDTHS = (16, 32, 64, 128, 256)
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.delta import op, reference
-from zoo.kernels.delta.call import Inputs, Options, Outputs, Step
+from zoo.kernels.delta.call import Inputs, Options, Step
 from zoo.kernels.delta.checks import check_call, check_options, check_rates
-from zoo.kernels.power.call import join_sequences, or_empty, take_sequence
 from zoo.kernels.power.checks import check_values
-from zoo.kernels.precision import cast_for_autocast, without_autocast
+from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["DeltaAttentionOutput", "Implementation", "delta_attention", "delta_attention_step"]
 
@@ -78,7 +77,8 @@ def delta_attention(
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and never enters the state.
         resets: bool `[B, T]`: a marked token forgets all before it.
         chunk_size: tokens a chunk; None: chosen for speed. It changes speed and rounding only.
-        impl: `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device.
+        impl: `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device, and under
+            torch.func's transforms and in forward mode the recurrence.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -101,7 +101,10 @@ def delta_attention(
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     options = Options(p, scale, chunk_size or 0, return_state, save_errors=wants_gradient)
-    o, S, _ = _run_reference(inputs, options) if impl == "recurrent" else op.attend(*inputs, *options)
+    if impl == "chunked":
+        check_untransformed(impl)
+    plain = impl == "recurrent" or transformed()
+    o, S, _ = reference.run_reference(inputs, options) if plain else op.attend(*inputs, *options)
     return DeltaAttentionOutput(o, S if return_state else None)
 
 
@@ -157,14 +160,3 @@ def _with_resets(inputs: Inputs, resets: Tensor | None) -> Inputs:
     log_g = v.new_zeros(v.shape[:-1], dtype=inputs.accumulation) if log_g is None else log_g
     marks = resets.view(*resets.shape, *[1] * (log_g.dim() - 2))
     return inputs._replace(log_g=log_g.masked_fill(marks, -torch.inf))
-
-
-def _run_reference(inputs: Inputs, options: Options) -> Outputs:
-    """Run the recurrence, once for each packed sequence."""
-    q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
-    inputs = inputs._replace(q=q, k=k, v=v)
-    with without_autocast(q):
-        if inputs.cu_seqlens is None:
-            return Outputs(*reference.recurrent(inputs, options), or_empty(None, q))
-        parts = [reference.recurrent(take_sequence(inputs, *at), options) for at in inputs.sequences()]
-        return join_sequences([Outputs(*part, or_empty(None, q)) for part in parts])

@@ -5,6 +5,7 @@ once for each number of chunks; what surrounds them is traced and fused. The ops
 checked.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from zoo.kernels.compilation import in_backward_graph
 from zoo.kernels.delta import chunked
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, Step
 from zoo.kernels.delta.flops import backward_flops, delta_flops, step_flops
+from zoo.kernels.delta.reference import run_reference
 from zoo.kernels.delta.step import step_in_place
 from zoo.kernels.power.call import join_sequences, or_empty, take_sequence
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.precision import without_autocast
 from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, unflatten
+from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 
 __all__ = ["attend", "step"]
 
@@ -79,12 +82,21 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     (do, dS, _), options = gradients, ctx.options
     inputs, saved = unflatten(ctx.saved_tensors, Inputs, Saved)
+    if differentiates_again():
+        wanted = differentiable_gradients(partial(_plain, inputs.cu_seqlens, options), [*inputs[:-1]], (do, dS))
+        return *wanted, None, *(None for _ in options)
     incoming = Incoming(torch.zeros_like(inputs.v) if do is None else do, dS if options.return_state else None)
     with in_backward_graph():
         found = _attend_backward(*incoming, *inputs, *saved, *options)
     *tensors, _ = inputs
     wanted = [None if x is None else dx for x, dx in zip(tensors, found, strict=True)]
     return *wanted, None, *(None for _ in options)
+
+
+def _plain(cu_seqlens: Tensor | None, options: Options, tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """o and the last state by the recurrence, which torch differentiates as often as wanted."""
+    o, S, _ = run_reference(Inputs._make([*tensors, cu_seqlens]), options)
+    return o, S
 
 
 attend.register_autograd(_differentiate, setup_context=_save)

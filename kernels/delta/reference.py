@@ -12,11 +12,13 @@ state of power p: Gelada, Buckman, Zhang, Bach, arXiv 2507.04239.
 import torch
 from torch import Tensor
 
-from zoo.kernels.delta.call import Inputs, Options
+from zoo.kernels.delta.call import Inputs, Options, Outputs
+from zoo.kernels.power.call import join_sequences, or_empty, take_sequence
 from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import spread_heads
+from zoo.kernels.precision import cast_for_autocast, without_autocast
 
-__all__ = ["recurrent"]
+__all__ = ["recurrent", "run_reference"]
 
 
 def recurrent(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -47,3 +49,14 @@ def recurrent(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
         outputs.append(torch.einsum("bhd,bhdv->bhv", queries[:, t], S))
     o = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(values)
     return o.to(v.dtype), S
+
+
+def run_reference(inputs: Inputs, options: Options) -> Outputs:
+    """Run the recurrence, once for each packed sequence."""
+    q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
+    inputs = inputs._replace(q=q, k=k, v=v)
+    with without_autocast(q):
+        if inputs.cu_seqlens is None:
+            return Outputs(*recurrent(inputs, options), or_empty(None, q))
+        parts = [recurrent(take_sequence(inputs, *at), options) for at in inputs.sequences()]
+        return join_sequences([Outputs(*part, or_empty(None, q)) for part in parts])

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from zoo.kernels.devices import usable_device
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.state import check_state_size
 
@@ -25,4 +26,4 @@ def init_delta_state(
         InputError: when the state of one head would be over the limit (see `zoo.state_limit`).
     """
     check_state_size(K, V, p)
-    return torch.zeros(batch_size, heads, state_size(K, p), V, device=device, dtype=dtype)
+    return torch.zeros(batch_size, heads, state_size(K, p), V, device=usable_device(device), dtype=dtype)

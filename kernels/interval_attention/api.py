@@ -1,11 +1,12 @@
 """The function: what is asked of intervals, and which form computes it."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.kernels.interval_attention.blocks import attend_in_blocks
 from zoo.kernels.interval_attention.flex import flex_interval_attention, supports_flex
+from zoo.kernels.interval_attention.mask import attend_by_mask
 from zoo.kernels.precision import cast_for_autocast, without_autocast
 from zoo.kernels.transforms import transformed
 
@@ -33,15 +34,9 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Ten
     q, k, v = cast_for_autocast(q, k.to(q.dtype), v.to(q.dtype))
     first, last = torch.broadcast_tensors(first, last)
     with without_autocast(q):
-        if transformed() or not (q.device.type == "cpu" or supports_flex(q)):
-            return attend_by_mask(q, k, v, first, last)
-        return (flex_interval_attention if q.is_cuda else attend_in_blocks)(q, k, v, first, last)
-
-
-def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """`interval_attention` anywhere, in memory quadratic in the length."""
-    key = torch.arange(k.shape[1], device=k.device)
-    visible = (key >= first[..., None]) & (key <= last[..., None])
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], enable_gqa=q.shape[1] != k.shape[1])
-    return o.transpose(1, 2)
+        if transformed():
+            with sdpa_kernel(SDPBackend.MATH):  # torch's faster kernels know no forward mode
+                return attend_by_mask(q, k, v, first, last)
+        if q.device.type == "cpu":
+            return attend_in_blocks(q, k, v, first, last)
+        return (flex_interval_attention if supports_flex(q) else attend_by_mask)(q, k, v, first, last)

@@ -5,15 +5,22 @@ PyTorch's attention for CPUs does the work of each block, and gives what its bac
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
+from zoo.kernels.interval_attention.mask import attend_by_mask
 from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 
 __all__ = ["attend_in_blocks"]
+
+key_compiled_code_by_sources()
 
 BLOCK = 128
 """Queries that meet their keys at once: with fewer, calls cost more than their work; with more, pairs in vain do."""
@@ -111,7 +118,20 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 def _backward(ctx: Any, do: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if do is None:
         return (None,) * 5
+    if differentiates_again():
+        *tensors, first, last, _, _ = ctx.saved_tensors
+        return *differentiable_gradients(partial(_plain, first, last), tensors, (do,)), None, None
     return *attend_backward(do, *ctx.saved_tensors), None, None
+
+
+def _plain(first: Tensor, last: Tensor, tensors: list[Tensor | None]) -> tuple[Tensor]:
+    """o by all pairs, whose gradient torch differentiates again, unlike that of its faster kernels."""
+    q, k, v = tensors
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    with sdpa_kernel(SDPBackend.MATH):
+        return (attend_by_mask(q, k, v, first, last),)
 
 
 attend.register_autograd(_backward, setup_context=_save)

@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
+
 __all__ = ["block_lists", "flex_interval_attention", "supports_flex"]
+
+key_compiled_code_by_sources()
 
 BLOCK = 128
 """Tokens of a block, of queries and of keys: FlexAttention's default."""

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
-from zoo.kernels.power import op, reference
-from zoo.kernels.power.call import Inputs, Options, Step, take_sequence
+from zoo.kernels.power import op
+from zoo.kernels.power.call import Inputs, Options, Step
 from zoo.kernels.power.checks import check_arguments, check_values
+from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.power.supported import check_triton, supports_triton
-from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.precision import autocast_dtype
+from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
 
@@ -69,7 +71,8 @@ def power_attention(
         save_states: on a GPU, keep the states between chunks for the backward pass, which saves computing them again;
             they take about 2 D V bytes for each head and chunk of about a thousand tokens.
         impl: `"triton"`, `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest
-            for the device, the Triton kernels on a GPU if they take the inputs.
+            for the device, the Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and
+            in forward mode the quadratic form, which takes memory quadratic in T.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -90,9 +93,13 @@ def power_attention(
     if lengths is not None:
         q, k, v, log_g = _without_padding(q, k, v, log_g, lengths)
     check_values(log_g, None, None, q.shape[1])
-    if impl in ("quadratic", "recurrent"):
+    if impl in ("triton", "chunked"):
+        check_untransformed(impl)
+    if impl in ("quadratic", "recurrent") or transformed():
         inputs = Inputs(q, k, v, log_g, S, z, cu_seqlens)
-        o, after = _run_reference(inputs, impl, p=p, scale=scale, normalize=normalize)
+        o, after = run_reference(
+            inputs, "recurrent" if impl == "recurrent" else "quadratic", p=p, scale=scale, normalize=normalize
+        )
         return PowerAttentionOutput(o, after if return_state else None)
     dtype = autocast_dtype(q)
     if impl == "triton":
@@ -171,20 +178,3 @@ def _without_padding(
     inside = torch.arange(q.shape[1], device=q.device) < lengths.to(q.device)[:, None]
     q, k, v = (torch.where(inside[..., None, None], x, 0) for x in (q, k, v))
     return q, k, v, None if log_g is None else torch.where(inside[..., None], log_g, 0)
-
-
-def _run_reference(
-    inputs: Inputs, impl: str, *, p: int, scale: float, normalize: bool
-) -> tuple[Tensor, PowerState]:  # fmt: skip
-    """Run an oracle, once for each packed sequence."""
-    run = reference.quadratic if impl == "quadratic" else reference.recurrent
-    q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
-    inputs = Inputs(q, k, v, inputs.log_g, inputs.S, inputs.z, inputs.cu_seqlens)
-    with without_autocast(q):
-        if inputs.cu_seqlens is None:
-            return run(inputs, p=p, scale=scale, normalize=normalize)
-        parts = [
-            run(take_sequence(inputs, row, at), p=p, scale=scale, normalize=normalize) for row, at in inputs.sequences()
-        ]
-    outputs, states = zip(*parts, strict=True)
-    return torch.cat(outputs, dim=1), PowerState(*(torch.cat(x) for x in zip(*states, strict=True)))

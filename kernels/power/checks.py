@@ -123,7 +123,9 @@ def _check_state(state: PowerState, q: Tensor, rows: int, heads: Heads, K: int, 
 
 def known(x: Tensor) -> bool:
     """Whether looking at values is free: real data on the CPU, outside the compiler."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):  # as in torch.func.vmap
+        return False
+    if type(x) not in (Tensor, torch.nn.Parameter):
         return False
     return x.device.type == "cpu" or (_checks_everywhere and x.device.type != "meta")
 

@@ -5,6 +5,7 @@ their preparation with what comes before; on a CPU it finds the chunked form ins
 surrounds that is traced and fused. The ops take arguments that `api.py` has checked and return plain tensors.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ from zoo.kernels.power.call import (
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
 from zoo.kernels.power.heads import Heads, separate_gradients
+from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, triton_op, unflatten
+from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 from zoo.kernels.triton_support import TRITON
 
 if TRITON:
@@ -151,11 +154,22 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
         dS = dz = None
     if do is None:
         do = v.new_zeros(*v.shape[:2], inputs.heads.output, v.shape[3])
+    if differentiates_again():
+        tensors = [*inputs[:-1]]
+        wanted = differentiable_gradients(partial(_plain, inputs.cu_seqlens, options), tensors, (do, dS, dz))
+        return *wanted, None, *(None for _ in options)
     with in_backward_graph():
         found = _attend_backward(*Incoming(do, dS, dz), *inputs, *saved, *options)
     *tensors, _ = inputs
     wanted = [None if x is None else dx for x, dx in zip(tensors, found, strict=True)]
     return *wanted, None, *(None for _ in options)
+
+
+def _plain(cu_seqlens: Tensor | None, options: Options, tensors: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """o and the last state by the quadratic form, which torch differentiates as often as wanted."""
+    inputs = Inputs._make([*tensors, cu_seqlens])
+    o, after = run_reference(inputs, "quadratic", p=options.p, scale=options.scale, normalize=options.normalize)
+    return o, *after
 
 
 attend.register_autograd(_differentiate, setup_context=_save)

@@ -6,16 +6,18 @@ packed state in and out, and follow the head rule. Sequences are not packed, and
 Source: Gelada, Buckman, Zhang, Bach, "Scaling Context Requires Rethinking Attention", arXiv 2507.04239.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from zoo.kernels.power.call import Inputs
+from zoo.kernels.power.call import Inputs, take_sequence
 from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import spread_heads
 from zoo.kernels.power.state import PowerState
-from zoo.kernels.precision import accumulation_dtype
+from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
 
-__all__ = ["bounded", "quadratic", "recurrent", "steep", "vanishes"]
+__all__ = ["bounded", "quadratic", "recurrent", "run_reference", "steep", "vanishes"]
 
 
 def vanishes(denominator: Tensor) -> Tensor:
@@ -141,3 +143,20 @@ def quadratic(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple
         S_out = S_out + from_start[..., -1, None, None] * S.to(dtype)
         z_out = z_out + from_start[..., -1, None] * z.to(dtype)
     return o.transpose(1, 2).to(v.dtype), PowerState(S_out, z_out)
+
+
+def run_reference(
+    inputs: Inputs, form: Literal["quadratic", "recurrent"], *, p: int, scale: float, normalize: bool
+) -> tuple[Tensor, PowerState]:
+    """Run one of the two, once for each packed sequence; under autocast in its dtype."""
+    run = quadratic if form == "quadratic" else recurrent
+    q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
+    inputs = inputs._replace(q=q, k=k, v=v)
+    with without_autocast(q):
+        if inputs.cu_seqlens is None:
+            return run(inputs, p=p, scale=scale, normalize=normalize)
+        parts = [
+            run(take_sequence(inputs, row, at), p=p, scale=scale, normalize=normalize) for row, at in inputs.sequences()
+        ]
+    outputs, states = zip(*parts, strict=True)
+    return torch.cat(outputs, dim=1), PowerState(*(torch.cat(x) for x in zip(*states, strict=True)))

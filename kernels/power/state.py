@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.devices import usable_device
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.state_limit import largest_state
@@ -59,7 +60,7 @@ def init_power_state(
         InputError: when the state of one head would be over the limit (see `zoo.state_limit`).
     """
     check_state_size(K, V, p)
-    D = state_size(K, p)
+    D, device = state_size(K, p), usable_device(device)
     return PowerState(
         S=torch.zeros(batch_size, heads, D, V, device=device, dtype=dtype),
         z=torch.zeros(batch_size, heads, D, device=device, dtype=dtype),

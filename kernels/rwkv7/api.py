@@ -14,6 +14,7 @@ from zoo.kernels.precision import without_autocast
 from zoo.kernels.rwkv7 import fla, op, reference
 from zoo.kernels.rwkv7.call import Options, Tokens
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
+from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
 
@@ -65,7 +66,8 @@ def rwkv7(
             only.
         impl: `"fla"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs, the
             kernels of fla-core on a GPU if the package is there (`pip install 'mixer-zoo[fla]'`) and they take the
-            inputs: bfloat16, heads of 16 to 128 channels, no resets, log decays from -0.607 on.
+            inputs: bfloat16, heads of 16 to 128 channels, no resets, log decays from -0.607 on. Under torch.func's
+            transforms and in forward mode it is the recurrence.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -88,7 +90,9 @@ def rwkv7(
         past_end = (torch.arange(r.shape[1], device=r.device) >= lengths.to(r.device)[:, None])[..., None, None]
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
     check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
-    if impl == "recurrent":
+    if impl in ("fla", "chunked"):
+        check_untransformed(impl)
+    if impl == "recurrent" or transformed():
         with without_autocast(r):
             o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
     else:

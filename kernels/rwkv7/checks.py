@@ -78,7 +78,9 @@ def check_options(
 
 def _known(x: Tensor) -> bool:
     """Whether looking at values is free: real data on the CPU, outside the compiler."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):  # as in torch.func.vmap
+        return False
+    if type(x) not in (Tensor, torch.nn.Parameter):
         return False
     return x.device.type == "cpu"
 

@@ -18,7 +18,9 @@ from zoo.kernels.registration import count_flops, custom_op, flat, unflatten
 from zoo.kernels.rwkv7 import chunked, fla
 from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Options, Saved, Tokens
 from zoo.kernels.rwkv7.flops import backward_flops, rwkv7_flops, step_flops
+from zoo.kernels.rwkv7.reference import recurrent
 from zoo.kernels.rwkv7.step import step_in_place
+from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 
 __all__ = ["mix", "step"]
 
@@ -63,21 +65,30 @@ _mix_backward.register_fake(flat(_fake_backward))
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tokens, S, options = unflatten(inputs, Tokens, Tensor, Options)
     states = Mixed(*output).states
-    ctx.save_for_backward(*tokens, states)
+    ctx.save_for_backward(*tokens, S, states)
     ctx.has_state, ctx.options = S is not None, options
     ctx.mark_non_differentiable(states)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, _states: Tensor | None) -> tuple[Tensor | None, ...]:
-    tokens, states = unflatten(ctx.saved_tensors, Tokens, Tensor)
+    tokens, S, states = unflatten(ctx.saved_tensors, Tokens, Tensor, Tensor)
     has_state, options = ctx.has_state, ctx.options
+    if differentiates_again():
+        return *differentiable_gradients(_plain, [*tokens, S], (do, dS)), *(None for _ in options)
     if do is None and options.use_fla:  # what comes in by the last state alone errs twice as much by fla-core's kernels
         options = Options(use_fla=False, chunk_size=0)
         states = Mixed(*mix(*tokens, states[0] if has_state else None, *options)).states
     incoming = Incoming(torch.zeros_like(tokens.v) if do is None else do, dS)
     *gradients, dS_in = _mix_backward(*incoming, *tokens, *Saved(states, has_state), *options)
     return *gradients, dS_in if has_state else None, *(None for _ in options)
+
+
+def _plain(tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """o and the last state by the recurrence, which torch differentiates as often as wanted."""
+    (r, log_w, k, v, kappa, a), S = unflatten(tensors, Tokens, Tensor)
+    with without_autocast(r):
+        return recurrent(r, log_w, k, v, kappa, a, S)
 
 
 mix.register_autograd(_differentiate, setup_context=_save)

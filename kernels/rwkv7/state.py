@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from zoo.kernels.devices import usable_device
+
 __all__ = ["init_rwkv7_state"]
 
 
@@ -14,4 +16,4 @@ def init_rwkv7_state(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """An empty state: zeros `[batch, heads, width, width]`; float32, and float64 for float64 inputs."""
-    return torch.zeros(batch, heads, width, width, device=device, dtype=dtype)
+    return torch.zeros(batch, heads, width, width, device=usable_device(device), dtype=dtype)

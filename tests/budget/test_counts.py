@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.blocks.cache import KeyValueState
 from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.gate import RetentionGate
 from zoo.blocks.mixer import Mixer
 from zoo.budget import budgets, measure, weight_flops
 from zoo.budget.layers import layer_costs
@@ -103,7 +104,7 @@ def test_torch_counts_the_same(recipe: Recipe) -> None:
 @pytest.mark.parametrize("mixer", mixers)
 def test_torch_counts_linear_layers_the_same(mixer: str) -> None:
     model = build(shrink(configure("llama-360m", mixer=mixer)))
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | RetentionGate)}
     with torch.no_grad(), FlopCounterMode(display=False, depth=99) as counter:
         model(torch.randint(257, (1, T)))
     products = (torch.ops.aten.mm, torch.ops.aten.addmm)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from zoo.budget import Row, budgets, exact_table, paper_table
+from zoo.budget import Row, authors_table, budgets, exact_table, paper_table
 from zoo.budget.paper import PUBLISHED, PUBLISHED_CONTEXTS
 from zoo.budget.wsfr import mixer_label, variants
 from zoo.cli import main
@@ -40,6 +40,30 @@ def test_the_published_rows(name: str) -> None:
     assert {row.source for row in powers} == {"derived"}
 
 
+def test_the_authors_formula_by_hand() -> None:
+    contexts, names = (1_024, 8_192, 65_536, 1_000_000), [*MIXERS, "sliding-window"]
+    softmax, linear, window, *powers, short = authors_table(load_recipe("gpt2-124m"), names, contexts).rows
+    assert texts(softmax) == ("5:1", "1:1.6", "1:13", "1:195")
+    assert [ratio.value for ratio in linear.ratios] == pytest.approx([30.0] * 4)
+    assert texts(window) == ("5:1", "1:1.6", "1:1.6", "1:1.6")
+    assert texts(short) == ("20:1",) * 4
+    weights = 4 * 768**2 + 4 * 3_072 * 768
+    for p, row in enumerate(powers, start=2):
+        work = 12 * (256 * 64 + 4 * math.comb(64 + p - 1, p) * 64)
+        assert [ratio.value for ratio in row.ratios] == pytest.approx([weights / work] * 4)
+    assert softmax.source == "formula"
+
+
+def test_the_authors_formula_is_a_choice_of_the_command(zoo: Callable[..., Result]) -> None:
+    result = zoo("wsfr", "gpt2-124m", "--accounting", "authors", "--mixers", "softmax,linear")
+    assert result.exit_code == 0, result.output
+    assert "accounting: authors" in result.stdout
+    assert "30:1" in result.stdout
+    assert "e0e69051" in result.stdout
+    refused = zoo("wsfr", "gpt2-124m", "--accounting", "authors", "--mixers", "mamba2")
+    assert "accounting: authors has terms for caches of keys and for power attention" in refused.stderr
+
+
 def test_what_was_not_published_is_derived() -> None:
     (other,) = paper_table(load_recipe("llama-360m"), ["softmax"], PUBLISHED_CONTEXTS).rows
     (wider,) = paper_table(load_recipe("gpt2-124m", ["mixer.heads=6"]), ["recipe"], PUBLISHED_CONTEXTS).rows
@@ -48,7 +72,7 @@ def test_what_was_not_published_is_derived() -> None:
     assert part.source == "published at 1,024; derived at 4,096"
     table = paper_table(load_recipe("gpt2-124m"), ["softmax"], (1_024,))
     assert "= 8,028 tokens" in table.formula
-    assert table.notes[0] == "The formula is a fit to the published table, not the authors' own."
+    assert table.notes[0] == "The formula is a fit to the published table; the authors' own is --accounting authors."
 
 
 def test_a_hybrid_is_the_mean_of_its_layers_in_state_work() -> None:

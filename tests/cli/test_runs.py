@@ -36,6 +36,10 @@ def test_train_then_generate(zoo: Callable[..., Result], recipe_file: Path, tmp_
     assert texts[0] == texts[1] != texts[2]
     assert zoo("generate", folder, *options, "--seed", "1", "--prefill-chunk", "2").stdout == texts[0]
     assert zoo("generate", folder, "--prompt", "Line ", "--max-new-tokens", "0").stdout == "Line \n"
+    for device in ("meta", "abacus"):
+        refused = zoo("generate", folder, "--device", device)
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith("Error: device: must be one that ")
 
 
 def test_runs_go_where_they_are_named_by_default(

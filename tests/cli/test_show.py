@@ -71,8 +71,21 @@ def test_show_yaml_is_the_whole_recipe(zoo: Callable[..., Result], tmp_path: Pat
     assert zoo("show", path, "--yaml").stdout == result.stdout
 
 
+def test_a_description_gives_a_terminal_no_orders(
+    zoo: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_recipe("tiny").replace(description="Mine\x1b]0;yours\x07").to_yaml())
+    monkeypatch.setenv("FORCE_COLOR", "1")  # takes standard output for a terminal
+    shown = zoo("show", path).stdout
+    assert r"Mine\x1b" in shown
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+
+
 def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     assert refused("show", "tinny") == "unknown recipe 'tinny' (did you mean 'tiny'?)"
+    assert refused("show", tmp_path / "\x1b[2J.yaml") == rf"{tmp_path}/\x1b[2J.yaml: no such file"
     assert refused("show", "tiny", "mixer=powr").endswith("got 'powr' (did you mean 'power'?)")
     assert refused("show", "tiny", "steps=3") == "overrides: steps: unknown key (did you mean 'training.steps'?)"
     assert refused("show", "tiny", "mixer").startswith("override 'mixer': must look like key=value")
@@ -80,7 +93,7 @@ def test_what_cannot_be_shown_is_one_line(refused: Callable[..., str], tmp_path:
     assert "divide the 3 query heads" in refused("show", "tiny", "mixer.key_value_heads=2")
     path = tmp_path / "bad.yaml"
     path.write_text("name: bad\nmodel: !!python/object/apply:os.system ['true']")
-    assert refused("show", path).startswith(f"{path}, line 2: could not determine a constructor")
+    assert refused("show", path).startswith(f"{path}, line 2: tags are not taken")
 
 
 @pytest.mark.parametrize("recipe", ["hybrid-124m", "rwkv7-124m"])
@@ -99,7 +112,7 @@ def test_show_compiles_whole(zoo: Callable[..., Result], recipe: str, monkeypatc
 def test_show_names_what_breaks_a_graph(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: RetentionGate, x: Tensor) -> Tensor:
         torch._dynamo.graph_break()
-        return x.new_zeros(*x.shape[:-1], self.out_features)
+        return x.new_zeros(*x.shape[:-1], len(self.bias))
 
     monkeypatch.setattr(check, "_BACKEND", "eager")
     monkeypatch.setattr(RetentionGate, "forward", broken)

@@ -125,6 +125,31 @@ def test_decoding_goes_on_from_any_state(names: Sequence[str]) -> None:
         assert torch.equal(first, whole[:, 0])
 
 
+def test_a_full_cache_is_refused_however_it_is_decoded() -> None:
+    model, tokens = build(("power", "softmax"), positions="rotary"), torch.randint(257, (2, 3))
+    decoder = compiled(model)
+
+    def read() -> DecoderState:
+        return model.prefill(tokens, model.init_state(2, max_len=4), torch.tensor([3, 3]))[1]
+
+    assert model.capacity(read()) == 4
+    assert build(("power",)).capacity(build(("power",)).init_state(1)) is None
+    refusal = "state: holds 4 tokens, 5 needed"
+    for runner in (model, decoder):
+        state = read()
+        runner.step(tokens[:, 0], state)
+        with pytest.raises(InputError, match=refusal):
+            runner.step(tokens[:, 0], state)
+        with pytest.raises(InputError, match=refusal):
+            runner.prefill(tokens[:, :2], read(), torch.tensor([1, 2]))
+        with pytest.raises(InputError, match="max_new_tokens: expected at most 1, for which the state has room, was 2"):
+            Decoding.from_state(runner, read(), tokens[:, 0], max_new_tokens=2)
+        decoding = Decoding.from_state(runner, read(), tokens[:, 0])
+        decoding.next()
+        with pytest.raises(InputError, match="state: its cache is full"):
+            decoding.next()
+
+
 def test_decoding_begins_anywhere() -> None:
     model = build(positions="rotary", names=["gated-power"])
     state = map_state(lambda x: x.fill_(1_000_000) if x.dtype == torch.int64 else x, model.init_state(2))

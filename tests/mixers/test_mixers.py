@@ -156,6 +156,30 @@ def test_a_softmax_cache_is_as_long_as_it_was_made() -> None:
     mixer(x, mixer(x, mixer.init_state(2, max_len=7), True).state, True, lengths=torch.tensor([2, 0]))
 
 
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_where_nobody_looks_a_full_cache_gives_nan_and_never_a_shorter_past(
+    backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer = build("softmax").float()
+    step, forward = mixer.step, mixer.forward
+    if backend is None:  # as on a GPU
+        monkeypatch.setattr("zoo.blocks.cache.values_at_hand", lambda x: False)
+    else:
+        step, forward = (torch.compile(call, backend=backend, fullgraph=True) for call in (step, forward))
+    x = torch.randn(2, 8, 24)
+    whole = mixer(x).y
+    _, state = mixer(x[:, :3], mixer.init_state(2, max_len=4), True, lengths=torch.tensor([3, 2]))
+    y, _ = forward(x[:, 3:5], state, True, lengths=torch.tensor([2, 1]))  # rows have seen 5 and 3 tokens now
+    assert y[0].isnan().all()
+    assert y[1, :1].isfinite().all()
+    for t in range(3, 8):
+        y = step(x[:, t], state)
+        assert y[0].isnan().all() == (t > 3)
+        if t == 3:
+            torch.testing.assert_close(y[0], whole[0, t])
+        assert y[1].isnan().all() == (t > 4)
+
+
 def test_a_cache_may_be_kept_in_another_dtype() -> None:
     for name in ("softmax", "sliding-window"):
         mixer = build(name)

@@ -11,7 +11,7 @@ from zoo.models import decoder
 
 
 @pytest.mark.parametrize("most", [10**6, 0], ids=["few classes", "many classes"])
-@pytest.mark.parametrize("mixer", ["softmax"])
+@pytest.mark.parametrize("mixer", ["softmax", "gated-power", "rwkv7", "mamba2"])
 @sdpa_kernel(SDPBackend.MATH)  # torch's other kernels know no forward mode
 def test_gradients_a_sample_and_forward_derivatives(mixer: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "MOST_CLASSES", most)

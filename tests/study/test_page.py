@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -88,6 +89,24 @@ def test_nothing_is_loaded_and_nothing_runs(outline: Outline) -> None:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "srcset", "href"):
             assert (attributes.get(name) or "data:").startswith("data:")
+
+
+def test_a_policy_allows_the_own_style_and_pictures_and_nothing_else(page: str, outline: Outline) -> None:
+    first = next(attributes for tag, attributes in outline.tags if "http-equiv" in attributes)
+    assert first["http-equiv"] == "Content-Security-Policy"
+    style = page.split("<style>")[1].split("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert first["content"] == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    assert page.count("<style") == 1
+    assert not any("style" in attributes for _, attributes in outline.tags)  # which no hash allows
+
+
+def test_every_variant_has_its_colors_in_the_style(page: str, summary: StudySummary) -> None:
+    for index in range(len(summary.variants)):
+        assert page.count(f'class="swatch of-{index}"') == 2
+        assert re.search(rf"^\.of-{index} {{ --light: #\w+; --dark: #\w+; }}$", page, flags=re.MULTILINE)
 
 
 def test_the_plots_are_whole_drawings_for_light_and_dark(page: str) -> None:

@@ -26,7 +26,7 @@ def test_a_curve_has_equally_long_columns() -> None:
         Curve(tokens=(1,), flops=(), seconds=(), bits=())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": 3}', "[" * 200_000])
 def test_something_else_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^runs/x/summary.json: .*[^\n]*$"):
         StudySummary.from_json(text, "runs/x/summary.json")

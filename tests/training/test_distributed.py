@@ -36,7 +36,10 @@ def test_alone_without_torchrun(monkeypatch):
         assert processes.mean(values) is values
 
 
-@pytest.mark.parametrize(("name", "line"), [("abacus", "must be one such as 'cpu'"), ("cuda:99", "is not on this")])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("abacus", "there is here"), ("cuda:99", "there is here"), ("meta", "must be one that computes")],
+)
 def test_a_device_that_is_not_there_is_one_line(name, line):
     with pytest.raises(InputError, match=f"^device: .*{line}"), join_processes(name):
         pass

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.linear import ResidualLinear, weight_of
 from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import RMSNorm
@@ -43,7 +44,7 @@ class Around(Mixer):
         """The mixer's input `[B, T, M]`, and the tail after it."""
 
     @abstractmethod
-    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
+    def before_token(self, x: Tensor, tail: Tensor, token: Token) -> Tensor:
         """The same for one token `[B, M]`, with the tail written in place."""
 
     @abstractmethod
@@ -65,11 +66,14 @@ class Around(Mixer):
         return self.behind(x, y), AroundState(tail, past)
 
     def mix_token(self, x: Tensor, state: AroundState, token: Token) -> Tensor:
-        y, _ = self.mixer(self.before_token(x, state.tail), state.mixer, window=token)
+        y, _ = self.mixer(self.before_token(x, state.tail, token), state.mixer, window=token)
         return self.behind(x, y)
 
     def empty_state(self, room: Room) -> AroundState:
         return AroundState(self.empty_tail(room), self.mixer.empty_state(room))
+
+    def capacity(self, state: AroundState) -> int | None:
+        return self.mixer.capacity(state.mixer)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, AroundState, x)
@@ -98,14 +102,14 @@ class ConvolvedMixer(Around):
         y, tail = self.convolution(x, tail, window)
         return F.silu(y), tail
 
-    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
-        return F.silu(self.convolution.step(x, tail))
+    def before_token(self, x: Tensor, tail: Tensor, token: Token) -> Tensor:
+        return F.silu(self.convolution(x, tail, token)[0])
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
         return self.output(self.norm(y * F.silu(self.gate(x))))
 
     def empty_tail(self, room: Room) -> Tensor:
-        return room.zeros(self.output.weight, _CONVOLUTION - 1, self.width)
+        return room.zeros(weight_of(self.output), _CONVOLUTION - 1, self.width)
 
     def check_tail(self, tail: Tensor, x: Tensor) -> None:
         self.convolution.check_tail("tail", tail, x)
@@ -127,6 +131,7 @@ class ShiftedMixer(Around):
         self.gate = LowRank(context.width, low_rank(context.width, 5.0), torch.sigmoid, bias=True)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as RWKV-7's keys and values do, whatever `std` other weights have."""
         left = 1 - self.context.layer / self.context.layers
@@ -139,7 +144,7 @@ class ShiftedMixer(Around):
         earlier, tail = shift(x, tail, window)
         return torch.lerp(x, earlier, self.mu.to(x.dtype)), tail
 
-    def before_token(self, x: Tensor, tail: Tensor) -> Tensor:
+    def before_token(self, x: Tensor, tail: Tensor, token: Token) -> Tensor:
         u = torch.lerp(x, tail.to(x.dtype), self.mu.to(x.dtype))
         tail.copy_(x)
         return u

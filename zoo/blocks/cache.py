@@ -5,13 +5,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.checks import check_part, check_state, values_at_hand
 from zoo.blocks.layer import Room
 from zoo.blocks.softmax_attention import attend_where
 from zoo.blocks.window import Token, Window
+from zoo.errors import InputError
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
+from zoo.kernels.precision import concatenate
 
-__all__ = ["KeyValueState", "append", "attend_in_place", "check_cache", "empty_cache", "held_positions"]
+__all__ = [
+    "KeyValueState",
+    "append",
+    "attend_in_place",
+    "check_cache",
+    "check_room",
+    "empty_cache",
+    "held_positions",
+    "within_room",
+]
 
 
 class KeyValueState(NamedTuple):
@@ -42,6 +53,35 @@ def check_cache(state: object, x: Tensor, capacity: int | None, heads: int, widt
     check_part("values", state.values, shape, state.keys.dtype, x.device)
 
 
+def check_room(capacity: int | None, after: Tensor) -> None:
+    """Check that there is room for `after [B]` tokens in all, where looking at them costs nothing; None: for any.
+
+    Raises:
+        InputError: there is not.
+    """
+    if capacity is None or not after.shape[0] or not values_at_hand(after):
+        return
+    needed = int(after.amax())
+    if needed > capacity:
+        raise InputError(f"state: holds {capacity} tokens, {needed} needed; make it with init_state(max_len={needed})")
+
+
+def within_room(k: Tensor, capacity: int, after: Tensor) -> Tensor:
+    """Return keys `[B, ..., Hk, K]` that enter a cache which holds every token, of which there are then `after [B]`.
+
+    A row without room would overwrite its oldest token. Where that cannot be told, in a graph or on a GPU that nobody
+    waits for, its keys are NaN, and so is what attends to them: no output is that of a shorter past.
+
+    Raises:
+        InputError: there is no room, and it can be told.
+    """
+    check_room(capacity, after)
+    if values_at_hand(after):
+        return k
+    full = (after > capacity).view(-1, *[1] * (k.dim() - 1))
+    return torch.where(full, torch.nan, k)
+
+
 def held_positions(position: Tensor, capacity: int) -> Tensor:
     """Return the position of the token that each slot holds after `position [B]` tokens, `[B, L]`; empty: negative."""
     last = position[:, None] - 1
@@ -55,8 +95,8 @@ def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyVal
     new = held_positions(window.after, capacity) - window.before[:, None]  # which of the tokens, if it is one of them
     source = torch.where(new >= 0, capacity + new, old)
     row = torch.arange(rows, device=k.device)[:, None]
-    keys = torch.cat((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]
-    values = torch.cat((state.values, v.to(state.values.dtype)), dim=1)[row, source]
+    keys = concatenate((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]
+    values = concatenate((state.values, v.to(state.values.dtype)), dim=1)[row, source]
     return KeyValueState(keys, values)
 
 

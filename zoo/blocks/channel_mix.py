@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.mixer import Mixer
@@ -37,6 +38,7 @@ class ChannelMix(Mixer):
         self.value = ResidualLinear(hidden, context.width, bias=False)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as published, whatever `std` other weights have."""
         width, layer, layers = self.context.width, self.context.layer, self.context.layers

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part
-from zoo.blocks.window import Window
+from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.window import Token, Window
+from zoo.kernels.precision import concatenate
 
 __all__ = ["CausalConvolution"]
 
@@ -29,21 +31,26 @@ class CausalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw as torch's own convolutions do, from U(-1 / sqrt(W), 1 / sqrt(W)), whatever `std` other weights have."""
         bound = 1 / math.sqrt(self.width)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, tail: Tensor | None, window: Window | Token) -> tuple[Tensor, Tensor]:
         """Return the outputs `[B, T, channels]` of x, and the tail after it.
 
-        Padding does not enter the tail, and a token that is reset sees nothing before it.
+        Padding does not enter the tail, and a token that is reset sees nothing before it. Of one token a row, x
+        `[B, channels]` in the window `Token`, the tail is written in place.
         """
+        if isinstance(window, Token):
+            assert tail is not None
+            return self._step(x, tail), tail
         B, T, channels = x.shape
         before = self.width - 1
         tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
-        seen = torch.cat((tail, x), 1)
+        seen = concatenate((tail, x), 1)
         document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
         if window.resets is not None:
             document = window.resets.long().cumsum(1)
@@ -65,9 +72,9 @@ class CausalConvolution(nn.Module):
         """
         check_part(name, tail, (x.shape[0], self.width - 1, self.weight.shape[0]), None, x.device)
 
-    def step(self, x: Tensor, tail: Tensor) -> Tensor:
+    def _step(self, x: Tensor, tail: Tensor) -> Tensor:
         """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""
-        seen = torch.cat((tail.to(x.dtype), x[:, None]), 1)
+        seen = concatenate((tail.to(x.dtype), x[:, None]), 1)
         tail.copy_(seen[:, 1:])
         return self.bias.to(x.dtype) + torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
 

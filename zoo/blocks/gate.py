@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from zoo.blocks.in_float32 import in_float32
 from zoo.config import Pair
 
 __all__ = ["Retention", "RetentionGate", "with_resets"]
@@ -24,8 +25,11 @@ Retention = Annotated[Pair, AfterValidator(_check_retention)]
 """Share of its past that the most forgetful and the most retentive head keep at each token, before training."""
 
 
-class RetentionGate(nn.Linear):
+class RetentionGate(nn.Module):
     """`log_g = log sigmoid(W x + b)` per head, float32 (float64 for a float64 model): `x [..., M]` to `[..., H]`.
+
+    It is no `nn.Linear`, since what it gives is not linear: an adapter that adds to the output of every linear layer
+    would make log gates positive, and what quantises them all would lose the digits of the bias.
 
     The bias starts such that the shares forgotten, `1 - g`, are spread over the heads evenly in their logarithm: from
     the first step on some heads remember long contexts and some follow the last few tokens.
@@ -37,36 +41,32 @@ class RetentionGate(nn.Linear):
     """
 
     def __init__(self, width: int, heads: int, retention: tuple[float, float]) -> None:
-        self.retention = retention  # before nn.Linear draws its parameters
-        super().__init__(width, heads)
+        super().__init__()
+        self.retention = retention
+        self.weight = nn.Parameter(torch.empty(heads, width))
+        self.bias = nn.Parameter(torch.empty(heads))
+        self.initialize(std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._log_gates(F.linear(x, self.weight))
-
-    def token(self, x: Tensor) -> Tensor:
-        """The same for one token of each row, `x [B, M]` to `[B, H]`.
-
-        As sums, which the compiler turns into one kernel; a matrix product for so few numbers takes several times as
-        long on a GPU.
-        """
+        if x.dim() > 2:
+            return self._log_gates(F.linear(x, self.weight))
+        # One token of each row: as sums, which the compiler turns into one kernel; a matrix product for so few numbers
+        # takes several times as long on a GPU.
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return self._log_gates((x[:, None].to(dtype) * self.weight.to(dtype)).sum(-1))
+        return self._log_gates((x[..., None, :].to(dtype) * self.weight.to(dtype)).sum(-1))
 
     def _log_gates(self, logits: Tensor) -> Tensor:
         # The bias joins in float32: near 9, where a retention of 0.9999 stands, bfloat16 steps by 6%.
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return F.logsigmoid(logits.to(dtype) + self.bias.to(dtype))
 
-    def reset_parameters(self) -> None:
-        """Start as in a model with the usual range."""
-        self.initialize(std=0.02)
-
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw the weight from N(0, std) and spread the bias."""
         low, high = self.retention
         nn.init.normal_(self.weight, std=std)
         log_forgotten = torch.linspace(
-            math.log1p(-low), math.log1p(-high), self.out_features, device=self.bias.device, dtype=torch.float32
+            math.log1p(-low), math.log1p(-high), len(self.bias), device=self.bias.device, dtype=torch.float32
         )
         with torch.no_grad():
             self.bias.copy_(torch.log1p(-log_forgotten.exp()) - log_forgotten)
@@ -79,5 +79,5 @@ def with_resets(log_g: Tensor | None, resets: Tensor | None, heads: int) -> Tens
     """
     if resets is None:
         return log_g
-    kept = torch.zeros((), device=resets.device) if log_g is None else log_g
+    kept = torch.zeros((), device=resets.device, dtype=torch.float32) if log_g is None else log_g
     return torch.where(resets[..., None], -math.inf, kept).expand(-1, -1, heads)

@@ -94,12 +94,13 @@ class QueryKeyValue(nn.Module):
         self.key_norm = HeadNorm(heads.key_value, heads.width, context.norm_eps) if normed else nn.Identity()
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place."""
-        return self._heads(x, positions, rotary_table)
+        """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place.
 
-    def token(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for one token of each row: `x [B, M]` at `position [B]` to `[B, H, K]`."""
-        q, k, v = self._heads(x[:, None], position[:, None], fused_rotary_table)
+        Of one token of each row, `x [B, M]` at `positions [B]`, the heads are `[B, H, K]`.
+        """
+        if x.dim() > 2:
+            return self._heads(x, positions, rotary_table)
+        q, k, v = self._heads(x[:, None], positions[:, None], fused_rotary_table)
         return q[:, 0], k[:, 0], v[:, 0]
 
     def _heads(

@@ -70,6 +70,10 @@ class Layer(nn.Module, ABC):
         """Return the state before the first token, all zeros."""
         return ()
 
+    def capacity(self, state: Any) -> int | None:
+        """Return how many tokens a state can hold in all; None: any number."""
+        return None
+
     def check_state(self, state: Any, x: Tensor) -> None:
         """Check that a state is this layer's, for the rows of `x [B, ...]` and on its device.
 

@@ -1,9 +1,37 @@
-"""Linear layers that initialisation tells apart."""
+"""Linear layers that initialisation tells apart, what stands in their place, and hooks."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["ResidualLinear"]
+__all__ = ["ResidualLinear", "hooks_of", "is_plain_linear", "weight_of"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class ResidualLinear(nn.Linear):
     """A projection whose output is added to the residual stream: the deeper the model, the smaller it starts."""
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module's weight, without a bias, is all that a call of it does.
+
+    It is not where there are hooks or an adapter around it, or the weight is no plain tensor, as of int8.
+    """
+    if type(module) is not nn.Linear or module.bias is not None:
+        return False
+    return not any(getattr(module, hooks) for hooks in _HOOKS) and not is_traceable_wrapper_subclass(module.weight)
+
+
+def hooks_of(model: nn.Module) -> tuple[int, ...]:
+    """Return what tells apart the hooks on all modules of a model."""
+    return tuple(id(hook) for module in model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Return a linear layer's weight, for its dtype and device: those of what the layer gives.
+
+    Some kinds of quantisation replace the weight by a method; they compute in float32 on a CPU.
+    """
+    weight = module.weight
+    return weight if isinstance(weight, Tensor) else torch.empty(0)

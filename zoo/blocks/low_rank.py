@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from zoo.blocks.in_float32 import in_float32
+
 __all__ = ["LowRank", "low_rank"]
 
 
@@ -34,6 +36,7 @@ class LowRank(nn.Module):
         inner = self.contract(x)
         return self.expand(inner if self.between is None else self.between(inner))
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as published, whatever `std` other weights have."""
         nn.init.zeros_(self.contract.weight)

@@ -9,6 +9,7 @@ from torch import Tensor
 from zoo.blocks.checks import check_progress, check_sequence
 from zoo.blocks.layer import Layer, Room
 from zoo.blocks.window import Token, Window, open_token, open_window
+from zoo.kernels.devices import usable_device
 
 __all__ = ["Mixer", "MixerOutput", "MixerState"]
 
@@ -114,7 +115,10 @@ class Mixer(Layer):
             dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
                 float64 model) whatever this says.
         """
-        room, parameter = Room(batch_size, max_len, device, dtype), next(self.parameters())
+        room, parameter = (
+            Room(batch_size, max_len, usable_device(device), dtype),
+            next(self.parameters()),
+        )
         return MixerState(self.empty_state(room), room.no_tokens(parameter), room.no_tokens(parameter))
 
     @torch.no_grad()

@@ -6,9 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm"]
+__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "RMSNorm", "make_norm"]
 
 NormName = Literal["layernorm", "rmsnorm"]
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm whose weight and bias may have fewer bits than its input, as under autocast to another dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -89,4 +98,4 @@ class GroupedRMSNorm(nn.Module):
 
 def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:
     """Return the layer called `name`; only LayerNorm knows a bias."""
-    return nn.LayerNorm(width, eps, bias=bias) if name == "layernorm" else RMSNorm(width, eps)
+    return LayerNorm(width, eps, bias=bias) if name == "layernorm" else RMSNorm(width, eps)

@@ -10,6 +10,7 @@ from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.gate import RetentionGate, with_resets
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.window import Token, Window
 from zoo.kernels.power import (
@@ -85,12 +86,12 @@ class PowerLayer(Mixer):
         return self.output(o), state
 
     def mix_token(self, x: Tensor, state: PowerState, token: Token) -> Tensor:
-        q, k, v = self.input.token(x, token.position)
-        log_g = None if self.gate is None else self.gate.token(x)
+        q, k, v = self.input(x, token.position)
+        log_g = None if self.gate is None else self.gate(x)
         return self.output(power_attention_step(q, k, v, log_g, state=state, p=self.p, normalize=self.normalize))
 
     def empty_state(self, room: Room) -> PowerState:
-        weight, (_, heads, width) = self.input.projection.weight, self.heads
+        weight, (_, heads, width) = weight_of(self.input.projection), self.heads
         return init_power_state(
             room.batch_size, heads, width, width, self.p,
             device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
@@ -99,7 +100,7 @@ class PowerLayer(Mixer):
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, PowerState, x)
         _, heads, width = self.heads
-        dtype = accumulation_dtype(self.input.projection.weight.dtype)
+        dtype = accumulation_dtype(weight_of(self.input.projection).dtype)
         check_power_state(state, x, heads, width, width, self.p, dtype)
 
     @property

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.kernels.precision import concatenate
+
 __all__ = ["RotaryTable", "fused_rotary_table", "rotary_table", "rotate"]
 
 
@@ -39,7 +41,7 @@ def _angles(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> t
     turns = positions[..., None, None].double() * (base ** (-2 * pairs / width) / (2 * math.pi))
     angles = (2 * math.pi * (turns - turns.round())).to(dtype)
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return concatenate((cos, cos), -1), concatenate((-sin, sin), -1)
 
 
 # Opaque, because the compiler would compute powers, sines and cosines anew in each kernel that rotates, for each head

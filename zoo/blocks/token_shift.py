@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from zoo.blocks.window import Window
+from zoo.kernels.precision import concatenate
 
 __all__ = ["lerp_start", "shift"]
 
@@ -14,7 +15,7 @@ def shift(x: Tensor, last: Tensor | None, window: Window) -> tuple[Tensor, Tenso
     Before the first token stands `last [B, M]`, or zero where it is None; before one that is reset stands nothing.
     """
     first = x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last[:, None].to(x.dtype)
-    seen = torch.cat((first, x), 1)
+    seen = concatenate((first, x), 1)
     before = seen[:, :-1]
     if window.resets is not None:
         before = torch.where(window.resets[..., None], 0, before)

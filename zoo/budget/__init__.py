@@ -1,5 +1,6 @@
 """The state budget of a model: how its work for a token divides between its weights and its state."""
 
+from zoo.budget.authors import authors_table
 from zoo.budget.counts import Budget, budgets, measure, weight_flops
 from zoo.budget.paper import paper_table
 from zoo.budget.plan import Choice, Plan, make_plan, parse_parameters
@@ -13,6 +14,7 @@ __all__ = [
     "Ratio",
     "RatioTable",
     "Row",
+    "authors_table",
     "budgets",
     "exact_table",
     "make_plan",

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from zoo.accounting import layer_mixers
+from zoo.blocks.gate import RetentionGate
 from zoo.builder import build
 from zoo.errors import InputError
 from zoo.kernels.contractions import contraction_flops
@@ -96,7 +97,7 @@ def measure(model: Decoder, context: int, dtype: torch.dtype | None = None) -> B
 
 def weight_flops(model: Decoder) -> int:
     """Return the forward FLOPs of one token in all linear layers and the head."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear | RetentionGate)]
     if model.head is None:
         matrices.append(model.token_embedding.weight)
     return sum(contraction_flops("tm,nm->tn", (1, matrix.shape[1]), tuple(matrix.shape)) for matrix in matrices)

@@ -1,10 +1,11 @@
 """The weight-state FLOP ratio as published for a model of 124M parameters, by a formula that was fitted to the table.
 
 Published are ratios for GPT-2's small shape (12 layers of width 768, 12 heads of width 64, 50,257 tokens) with
-exponential (softmax), linear and windowed attention. The formula here is a fit to them and not the authors' own. It
-takes the weights' work as tokens attended to, `t* = 5 M + vocab / L`, against `t` for softmax attention,
-`min(t, window)` for a window, and `2 D + C` for a state of D rows a head that is worked on in chunks of C = 128. It
-gives the rows of softmax and of the window to the digit, and 31:1 where 30:1 was published for linear attention.
+exponential (softmax), linear and windowed attention. The formula here is a fit to them; the authors' own, which gives
+other numbers for softmax, is in `zoo.budget.authors`. It takes the weights' work as tokens attended to,
+`t* = 5 M + vocab / L`, against `t` for softmax attention, `min(t, window)` for a window, and `2 D + C` for a state of D
+rows a head that is worked on in chunks of C = 128. It gives the rows of softmax and of the window to the digit, and
+31:1 where 30:1 was published for linear attention.
 
 Source of the ratios: Gelada et al., "Scaling Context Requires Rethinking Attention", arXiv 2507.04239.
 """
@@ -30,7 +31,7 @@ from zoo.recipe.model import DecoderConfig
 from zoo.report.numbers import ratio_text
 from zoo.states import any_state
 
-__all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "paper_table"]
+__all__ = ["PUBLISHED", "PUBLISHED_CONTEXTS", "balance", "check_terms", "paper_table"]
 
 CHUNK = 128
 
@@ -70,7 +71,7 @@ def paper_table(recipe: Recipe, names: Sequence[str], contexts: Sequence[int]) -
         f"C = {CHUNK}"
     )
     notes = (
-        "The formula is a fit to the published table, not the authors' own.",
+        "The formula is a fit to the published table; the authors' own is --accounting authors.",
         "Published are softmax, linear and a window of 8,192 for gpt2-124m at 1,024, 8,192, 65,536 and 1,000,000 "
         "tokens; everything else is derived from the fit.",
     )
@@ -79,34 +80,41 @@ def paper_table(recipe: Recipe, names: Sequence[str], contexts: Sequence[int]) -
 
 
 def _row(recipe: Recipe, contexts: Sequence[int]) -> Row:
-    around = recipe.model.around
-    model = build(recipe, device="meta")
-    layers = layer_mixers(model)
-    if any(isinstance(mixer, Around) for mixer in layers):
-        raise InputError(
-            f"accounting: paper has no term for what model.around={around} of {recipe.name} puts around "
-            f"{mixer_label(recipe)}; set model.around=none, or take exact"
-        )
+    layers = layer_mixers(build(recipe, device="meta"))
+    check_terms("paper", recipe, layers)
     published = _published(recipe)
     ratios = []
     for context in contexts:
-        tokens = fmean(_state_tokens(mixer, context, recipe) for mixer in layers)
+        tokens = fmean(_state_tokens(mixer, context) for mixer in layers)
         value, printed = balance(recipe.model) / tokens, published.get(context)
         ratios.append(Ratio(context, value, published=printed, source=_source(value, printed)))
     return Row(mixer_label(recipe), tuple(ratios))
 
 
-def _state_tokens(mixer: Mixer, context: int, recipe: Recipe) -> int:
+def check_terms(accounting: str, recipe: Recipe, layers: Sequence[Mixer]) -> None:
+    """Check that a formula for caches of keys and for power attention has a term for all of a recipe's layers.
+
+    Raises:
+        InputError: it has none.
+    """
+    if any(isinstance(mixer, Around) for mixer in layers):
+        raise InputError(
+            f"accounting: {accounting} has no term for what model.around={recipe.model.around} of {recipe.name} puts "
+            f"around {mixer_label(recipe)}; set model.around=none, or take exact"
+        )
+    if not all(isinstance(any_state(mixer, 1).layer, KeyValueState | PowerState) for mixer in layers):
+        raise InputError(
+            f"accounting: {accounting} has terms for caches of keys and for power attention, not for "
+            f"{mixer_label(recipe)} in {recipe.name}; name other mixers, or take exact, which has them for all"
+        )
+
+
+def _state_tokens(mixer: Mixer, context: int) -> int:
     """Return what one layer's work on its state for one token comes to, in tokens attended to."""
     state = any_state(mixer, context).layer
     if isinstance(state, KeyValueState):
         return min(context, state.keys.shape[1])
-    if isinstance(state, PowerState):
-        return 2 * state.S.shape[2] + CHUNK
-    raise InputError(
-        f"accounting: paper has terms for caches of keys and for power attention, not for {mixer_label(recipe)} in "
-        f"{recipe.name}; name other mixers, or take exact, which has them for all"
-    )
+    return int(2 * state.S.shape[2] + CHUNK)
 
 
 def _published(recipe: Recipe) -> dict[int, str]:

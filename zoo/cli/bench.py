@@ -287,10 +287,8 @@ def rwkv7(
 
 def _run(benchmark: "Benchmark", csv_path: Path | None, plot_path: Path | None = None) -> None:
     """Run a benchmark; its tables make room for a file on standard output."""
-    from rich.console import Console
-
     from zoo.bench.engine import run
-    from zoo.report.tables import console_beside
+    from zoo.report.tables import GuardedConsole, console_beside
 
     console = console_beside(csv_path, plot_path)
-    run(benchmark, console=console, progress=Console(stderr=True), csv_path=csv_path, plot_path=plot_path)
+    run(benchmark, console=console, progress=GuardedConsole(stderr=True), csv_path=csv_path, plot_path=plot_path)

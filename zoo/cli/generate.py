@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zoo.cli.options import Folder
+from zoo.report.terminal import say
 
 if TYPE_CHECKING:
     from zoo.data import DataConfig, Tokenizer
@@ -63,7 +64,7 @@ def generate(
         seed=seed,
         prefill_chunk=prefill_chunk,
     )
-    click.echo(prompt + text)
+    say(prompt + text)
 
 
 def _tokenizer(data: DataConfig) -> Tokenizer:

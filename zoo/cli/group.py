@@ -2,12 +2,15 @@
 
 import errno
 import importlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from zoo.errors import ZooError, nearest
+from zoo.report.terminal import PrintableFormatter, printable
 
 __all__ = ["LazyGroup"]
 
@@ -22,6 +25,18 @@ class _Interrupted(click.ClickException):
     """Ctrl-C; 128 and the number of the signal, as shells have it."""
 
     exit_code = 130
+
+
+@contextmanager
+def _told_printably() -> Iterator[None]:
+    """Keep what documents and paths hold from giving the terminal orders, in errors and in what is logged."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)
+        raise
 
 
 class LazyGroup(click.Group):
@@ -56,7 +71,15 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in self._lazy.items()])
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _told_printably():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
+        with _told_printably():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ZooError as error:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zoo.report.tables import GuardedConsole
+
 __all__ = ["list_command"]
 
 
@@ -19,14 +21,14 @@ def list_command(matrix: bool) -> None:
     A file of your own serves as well: zoo show path/to/mine.yaml
     """
     if matrix:
-        _print_matrix(Console())
+        _print_matrix(GuardedConsole())
         return
     from zoo.accounting import count_parameters
     from zoo.mixers import mixers
     from zoo.recipe import available_recipes, load_recipe
     from zoo.recipe.study import available_studies, load_study
 
-    console = Console()
+    console = GuardedConsole()
     recipes = [load_recipe(name) for name in available_recipes()]
     _print(
         console,

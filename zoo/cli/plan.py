@@ -44,14 +44,13 @@ def plan(
     """
     from math import isnan
 
-    from rich.console import Console
-
     from zoo.budget.plan import make_plan, parse_parameters
     from zoo.budget.plan_report import print_plan
+    from zoo.report.tables import GuardedConsole
 
     if isnan(state_limit):
         raise click.BadParameter("nan is not a number of GiB.", param_hint="'--state-limit'")
     found = make_plan(
         parse_parameters(params), context, mixers, base=recipe, state_limit=round(state_limit * 2**30), limit=limit
     )
-    print_plan(found, batch_size, Console())
+    print_plan(found, batch_size, GuardedConsole())

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from zoo.report.tables import GuardedConsole
 
 if TYPE_CHECKING:
     from zoo.accounting import Accounting
@@ -67,7 +68,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
     if loaded.model.positions == "learned":
         contexts.add(loaded.model.max_positions)
     costs = account(loaded, sorted(contexts), getattr(torch, dtype or "float32"))
-    console = Console()
+    console = GuardedConsole()
     console.print(f"[bold]{escape(loaded.name)}[/bold]  {escape(loaded.description)}")
     console.print(_facts(loaded, costs))
     console.print(_parameter_table(costs))
@@ -166,7 +167,7 @@ def _show_compilation(recipe: Recipe) -> None:
     from zoo.compiling.check import check_compilation
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console()
+    console = GuardedConsole()
     table = Table(escape(recipe.name), box=SIMPLE_HEAD)
     for heading in ("lengths", "graphs", "breaks", "recompiles", "seconds"):
         table.add_column(heading, justify="right")

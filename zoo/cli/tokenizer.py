@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from zoo.report.terminal import say
+
 __all__ = ["tokenizer"]
 
 
@@ -53,6 +55,6 @@ def train(source: str, vocab_size: int, output: Path, validation_fraction: float
     trained.save(output)
     tokens = sum(len(trained.encode(document)) for document in held_back)
     ratio = sum(map(len, held_back)) / tokens
-    click.echo(f"{output}: {trained.vocab_size:,} tokens, {ratio:.2f} bytes each in the text held back")
+    say(f"{output}: {trained.vocab_size:,} tokens, {ratio:.2f} bytes each in the text held back")
     overrides = [f"data.source={source}", f"data.tokenizer={output}", f"model.vocab_size={trained.vocab_size}"]
-    click.echo(f"zoo train RECIPE {shlex.join(overrides)}")
+    say(f"zoo train RECIPE {shlex.join(overrides)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from zoo.cli.options import Folder
+from zoo.report.terminal import say
 
 __all__ = ["train"]
 
@@ -37,7 +38,5 @@ def train(recipe: str, overrides: tuple[str, ...], folder: Path | None, device: 
     result = train_recipe(loaded, folder, device=device, progress=make_progress(loaded.name))
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this once for every device
         unit = "bits per token" if loaded.data.tokenizer == "none" else "bits per byte"
-        click.echo(
-            f"{loaded.name}: {result.final_bits_per_byte:.3f} {unit} on validation text ({result.tokens:,} tokens)"
-        )
-        click.echo(f"{folder}: metrics and checkpoints; see zoo generate {folder} --prompt ...")
+        say(f"{loaded.name}: {result.final_bits_per_byte:.3f} {unit} on validation text ({result.tokens:,} tokens)")
+        say(f"{folder}: metrics and checkpoints; see zoo generate {folder} --prompt ...")

@@ -31,7 +31,6 @@ def tune(widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int,
     Example: zoo tune --head-width 64 --power 2
     """
     import torch
-    from rich.console import Console
 
     from zoo.kernels.power.supported import POWERS, WIDTHS
     from zoo.kernels.triton_support import DTYPES, TRITON
@@ -48,9 +47,10 @@ def tune(widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int,
         raise click.ClickException("zoo tune needs a GPU and the package triton")
 
     from zoo.kernels.power.triton.configs import TABLE
+    from zoo.report.tables import GuardedConsole
     from zoo.tuning import tune_case
 
-    console = Console()
+    console = GuardedConsole()
     for dtype, width, p in product(wanted, widths, powers):
         console.print(f"[bold]{dtype}, K = V = {width}, p = {p}[/bold]")
         tune_case(names[dtype], width, p, tokens, heads, table or TABLE, console.print)

@@ -23,8 +23,8 @@ _RECIPE = "gpt2-124m-rotary"
     help="Tokens, with commas; 64K is 65536.",
 )  # fmt: skip
 @click.option(
-    "--accounting", type=click.Choice(["exact", "paper"]), default="exact", show_default=True,
-    help="exact counts what runs; paper is a fit to the published table.",
+    "--accounting", type=click.Choice(["exact", "authors", "paper"]), default="exact", show_default=True,
+    help="exact counts what runs; authors is the authors' formula, paper a fit to their table.",
 )  # fmt: skip
 @csv_option
 @output_option("json", "Also write this JSON file")
@@ -53,6 +53,7 @@ def wsfr(
       zoo wsfr hybrid-124m --mixers recipe,softmax,power:p=2,power:p=3 --plot wsfr.png
       zoo wsfr gpt2-124m --accounting paper
     """
+    from zoo.budget.authors import authors_table
     from zoo.budget.paper import paper_table
     from zoo.budget.report import print_table, ratio_csv, ratio_json
     from zoo.budget.wsfr import exact_table
@@ -63,8 +64,8 @@ def wsfr(
     if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
         recipe, overrides = _RECIPE, (recipe, *overrides)
     check_outputs(csv=csv_path, json=json_path, plot=plot_path)
-    make_table = exact_table if accounting == "exact" else paper_table
-    table = make_table(load_recipe(recipe, overrides), mixers, contexts)
+    tables = {"exact": exact_table, "authors": authors_table, "paper": paper_table}
+    table = tables[accounting](load_recipe(recipe, overrides), mixers, contexts)
     print_table(table, console_beside(csv_path, json_path, plot_path))
     if csv_path is not None:
         replace_file(csv_path, ratio_csv(table).encode())

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree
 
+from zoo.blocks.cache import check_room
+from zoo.blocks.checks import values_at_hand
+from zoo.blocks.linear import hooks_of
 from zoo.errors import InputError
 from zoo.generation.prefill import Prefill, check_prompts, read_prompts
 from zoo.generation.sampling import Sampling, check_whole
@@ -39,10 +42,12 @@ class CompiledDecoder:
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """As `Decoder.prefill`."""
+        self._check_room(tokens, state, lengths)
         return self._named(self._prefill, tokens, state, lengths)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """As `Decoder.step`."""
+        self._check_room(tokens, state, 1)
         return self._named(self._step, tokens, state)
 
     def decoding(
@@ -85,17 +90,24 @@ class CompiledDecoder:
         return decoding
 
     def _key(self, state: DecoderState, sampling: Sampling) -> tuple[object, ...]:
-        """What must be as it was for a recording to hold: sizes, options, and where the weights are."""
+        """What must be as it was for a recording to hold: sizes, options, hooks, and where the weights are."""
         sizes = tuple((part.shape, part.dtype) for part in _pytree.tree_leaves(state))
         weights = tuple(x.data_ptr() for x in (*self.model.parameters(), *self.model.buffers()))
         device = self.model.token_embedding.weight.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        return sizes, sampling, weights, autocast
+        return sizes, sampling, weights, autocast, hooks_of(self.model)
+
+    def _check_room(self, tokens: Tensor, state: DecoderState, new: Tensor | int) -> None:
+        """Refuse tokens that a cache has no room for, which a graph cannot, and first of all other states."""
+        if isinstance(state, DecoderState) and values_at_hand(state.position):
+            self.model.check_state(state, tokens)
+            check_room(self.model.capacity(state), state.position + new)
 
     def _named(self, run: Callable[..., Any], tokens: Tensor, state: DecoderState, *rest: Tensor) -> Any:
         """Run what is compiled; input that it refuses is named, which the compiler would not."""
         try:
-            return run(tokens, state, *rest)
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):  # hooks that come or go compile anew
+                return run(tokens, state, *rest)
         except TorchDynamoException:
             self.model.check_state(state, tokens)
             raise
@@ -127,10 +139,11 @@ class Decoding:
         stepper: chooses tokens; its state is this object's as long as this object lives.
         chosen: whether the stepper's tokens are already the first ones to give, or the last ones of the prompts.
         max_new_tokens: how many there are to give; None: no limit.
+        room: how many more tokens the state can hold; None: as many as there are to give.
     """
 
-    def __init__(self, stepper: Stepper, *, chosen: bool, max_new_tokens: int | None) -> None:
-        self._stepper, self._chosen, self._left = stepper, chosen, max_new_tokens
+    def __init__(self, stepper: Stepper, *, chosen: bool, max_new_tokens: int | None, room: int | None = None) -> None:
+        self._stepper, self._chosen, self._left, self._room = stepper, chosen, max_new_tokens, room
 
     @classmethod
     def from_state(
@@ -151,19 +164,25 @@ class Decoding:
             model: whose state it is.
             state: what came before; taken over, and written in place from now on.
             tokens: `[B]` int64, the last token of each row, which the state has not seen.
-            max_new_tokens: None: no limit, and the caller sees to it that a cache has room.
+            max_new_tokens: None: no limit but the room in a cache.
             temperature, top_k, top_p, seed: as in `zoo.generation.generate`.
 
         Raises:
-            InputError: an option out of its range, or a state of another batch size, dtype, device or model.
+            InputError: an option out of its range, a state of another batch size, dtype, device or model, or one whose
+                cache has no room for `max_new_tokens`.
         """
         sampling = Sampling(temperature, top_k, top_p)
         if max_new_tokens is not None:
             check_whole("max_new_tokens", max_new_tokens, 0)
         model.check_state(state, tokens)
+        room = _room(model, state)
+        if room is not None and max_new_tokens is not None and max_new_tokens > room:
+            raise InputError(
+                f"max_new_tokens: expected at most {room}, for which the state has room, was {max_new_tokens}"
+            )
         stepper = _make_stepper(model, state, tokens.to(torch.int64, copy=True), sampling)
         stepper.seed(seed)
-        return cls(stepper, chosen=False, max_new_tokens=max_new_tokens)
+        return cls(stepper, chosen=False, max_new_tokens=max_new_tokens, room=room)
 
     def read(self, prefill: Prefill, tokens: Tensor, lengths: Tensor, *, seed: int | None, piece: int | None) -> None:
         """Read prompts into an empty state and choose the first tokens; see `read_prompts` and `Stepper.seed`."""
@@ -188,13 +207,17 @@ class Decoding:
         It is the same tensor each time, which the next call overwrites; -1 where the logits were NaN.
 
         Raises:
-            InputError: all `max_new_tokens` were given.
+            InputError: all `max_new_tokens` were given, or a cache is full.
         """
         if self._left == 0:
             raise InputError("max_new_tokens: expected more, all of them were given")
         if self._chosen:
             self._chosen = False
         else:
+            if self._room is not None:  # counted here, so that nobody waits for the device to tell
+                if self._room == 0:
+                    raise InputError("state: its cache is full; make it with a larger max_len")
+                self._room -= 1
             self._stepper.advance()
         if self._left is not None:
             self._left -= 1
@@ -230,6 +253,14 @@ def start_decoding(
         decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
     decoding.read(model.prefill, tokens, lengths, seed=seed, piece=prefill_chunk)
     return decoding
+
+
+def _room(model: Decoder | CompiledDecoder, state: DecoderState) -> int | None:
+    """How many more tokens a state can hold; waits for the device, once for all that are then decoded."""
+    capacity = (model.model if isinstance(model, CompiledDecoder) else model).capacity(state)
+    if capacity is None or not state.position.shape[0]:
+        return None
+    return capacity - int(state.position.amax())
 
 
 def _make_stepper(model: Decoder | CompiledDecoder, state: DecoderState, tokens: Tensor, sampling: Sampling) -> Stepper:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from zoo.blocks.checks import check_state
 from zoo.blocks.convolution import CausalConvolution
 from zoo.blocks.gate import with_resets
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.linear import ResidualLinear, weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import GroupedRMSNorm
 from zoo.blocks.power_layer import check_power_state
@@ -137,6 +138,7 @@ class Mamba2(Mixer):
         self.output = ResidualLinear(self.inner, context.width, context.bias)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Draw decays and step sizes from their ranges, whatever `std` other weights have."""
         nn.init.uniform_(self.log_decay, *self.config.decay)
@@ -163,7 +165,8 @@ class Mamba2(Mixer):
 
     def mix_token(self, x: Tensor, state: Mamba2State, token: Token) -> Tensor:
         z, mixed, steps = self._project(x)
-        values, k, q = self._heads(self.convolution.step(mixed, state.convolution))
+        mixed, _ = self.convolution(mixed, state.convolution, token)
+        values, k, q = self._heads(mixed)
         steps, log_g = self._gates(steps)
         o = power_attention_step(
             q, k, values * steps[..., None].to(values.dtype), log_g, state=PowerState(state.S, state.z),
@@ -173,7 +176,7 @@ class Mamba2(Mixer):
 
     def empty_state(self, room: Room) -> Mamba2State:
         _check_state_width(self.config, self.width)
-        weight = self.input.weight
+        weight = weight_of(self.input)
         tail = room.zeros(weight, self.config.convolution - 1, self.inner + 2 * self.shared)
         past = init_power_state(
             room.batch_size, self.heads, self.config.state_width, self.width, self.config.p,
@@ -184,7 +187,7 @@ class Mamba2(Mixer):
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, Mamba2State, x)
         self.convolution.check_tail("convolution", state.convolution, x)
-        keys, dtype = self.config.state_width, accumulation_dtype(self.input.weight.dtype)
+        keys, dtype = self.config.state_width, accumulation_dtype(weight_of(self.input).dtype)
         check_power_state(PowerState(state.S, state.z), x, self.heads, keys, self.width, self.config.p, dtype)
 
     @property

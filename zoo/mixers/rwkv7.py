@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part, check_state
+from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.linear import ResidualLinear, weight_of
 from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import HeadLayerNorm
@@ -108,6 +109,7 @@ class Rwkv7(Mixer):
         self.output = ResidualLinear(width, width, bias=False)
         self.initialize(std=0.02)
 
+    @in_float32
     def initialize(self, std: float) -> None:
         """Start as published, whatever `std` other weights have."""
         width, layer, layers = self.context.width, self.context.layer, self.context.layers
@@ -151,7 +153,7 @@ class Rwkv7(Mixer):
         return self._output(o, projected)
 
     def empty_state(self, room: Room) -> Rwkv7State:
-        weight = self.output.weight
+        weight = weight_of(self.output)
         S = init_rwkv7_state(
             room.batch_size, self.heads, self.width, room.device or weight.device, accumulation_dtype(weight.dtype)
         )
@@ -159,7 +161,7 @@ class Rwkv7(Mixer):
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, Rwkv7State, x)
-        rows, sums = x.shape[0], accumulation_dtype(self.output.weight.dtype)
+        rows, sums = x.shape[0], accumulation_dtype(weight_of(self.output).dtype)
         check_part("last", state.last, (rows, self.context.width), None, x.device)
         check_part("S", state.S, (rows, self.heads, self.width, self.width), sums, x.device)
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
 from zoo.kernels.interval_attention import interval_attention, supports_flex
+from zoo.kernels.precision import concatenate
 from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
@@ -52,11 +54,11 @@ class SlidingWindow(Mixer):
         return self.output(attended), append(past, k, v, window) if window.return_state else None
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
-        q, k, v = self.input.token(x, token.position)
+        q, k, v = self.input(x, token.position)
         return self.output(attend_in_place(q, k, v, state, token))
 
     def empty_state(self, room: Room) -> KeyValueState:
-        return empty_cache(room, self.input.projection.weight, self.window, self.heads.key_value, self.heads.width)
+        return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_cache(state, x, self.window, self.heads.key_value, self.heads.width)
@@ -89,9 +91,9 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, windo
     row = torch.arange(B, device=q.device)[:, None]
 
     def key_blocks(old: Tensor, new: Tensor) -> Tensor:
-        whole = F.pad(torch.cat((old[row, slots].to(new.dtype), new), dim=1), (0, 0, 0, 0, 0, padding))
+        whole = F.pad(concatenate((old[row, slots].to(new.dtype), new), dim=1), (0, 0, 0, 0, 0, padding))
         cut = whole.unflatten(1, (-1, block))
-        return torch.cat([cut[:, i : i + blocks] for i in range(before + 1)], dim=2).flatten(0, 1)
+        return concatenate([cut[:, i : i + blocks] for i in range(before + 1)], dim=2).flatten(0, 1)
 
     query = torch.arange(block, device=q.device)[:, None]
     key = torch.arange(-before * block, block, device=q.device)  # counted, like the query, from its block's first token

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
-from zoo.blocks.checks import values_at_hand
+from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, within_room
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
+from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
@@ -27,7 +27,7 @@ class Softmax(Mixer):
     """`o_t = sum_{j <= t} w_tj v_j` with `w_t = softmax_j(q_t . k_j / sqrt(K))`; cost quadratic in T.
 
     The state holds keys and values of as many tokens as `init_state` was told, and never grows: one that a call without
-    a state returns is full.
+    a state returns is full. A token too many is refused, or gives NaN where that cannot be told (`within_room`).
 
     Source: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762.
     """
@@ -43,16 +43,15 @@ class Softmax(Mixer):
         if state is None:
             after = KeyValueState(k.contiguous(), v.contiguous())
         else:
-            _check_room(state, window.after)
-            after = append(state, k, v, window)
+            after = append(state, within_room(k, state.keys.shape[1], window.after), v, window)
         if state is None and window.resets is None:
             return self.output(causal_attention(q, k, v)), after
         last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache
         return self.output(interval_attention(q, *after, window.starts[:, 1:], last)), after
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
-        _check_room(state, token.after)
-        q, k, v = self.input.token(x, token.position)
+        q, k, v = self.input(x, token.position)
+        k = within_room(k, state.keys.shape[1], token.after)
         return self.output(attend_in_place(q, k, v, state, token))
 
     def empty_state(self, room: Room) -> KeyValueState:
@@ -60,10 +59,13 @@ class Softmax(Mixer):
             raise InputError(
                 f"max_len: softmax attention needs the number of tokens its cache shall hold, was {room.max_len}"
             )
-        return empty_cache(room, self.input.projection.weight, room.max_len, self.heads.key_value, self.heads.width)
+        return empty_cache(room, weight_of(self.input.projection), room.max_len, self.heads.key_value, self.heads.width)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_cache(state, x, None, self.heads.key_value, self.heads.width)
+
+    def capacity(self, state: KeyValueState) -> int:
+        return state.keys.shape[1]
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -71,12 +73,3 @@ class Softmax(Mixer):
 
     def flops(self, tokens: int) -> int:
         return attention_flops(tokens * (tokens + 1) // 2, self.heads.query, self.heads.width)
-
-
-def _check_room(state: KeyValueState, after: Tensor) -> None:
-    """Check that a cache has room for `after [B]` tokens in all; unchecked, the oldest would be overwritten."""
-    if not values_at_hand(after) or not after.shape[0]:
-        return
-    capacity, needed = state.keys.shape[1], int(after.amax())
-    if needed > capacity:
-        raise InputError(f"state: holds {capacity} tokens, {needed} needed; make it with init_state(max_len={needed})")

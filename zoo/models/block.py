@@ -73,6 +73,11 @@ class Block(nn.Module):
         for (_, layer), part in zip(layers, state, strict=True):
             layer.check_state(part, x)
 
+    def capacity(self, state: Sequence[Any]) -> int | None:
+        """As `Layer.capacity`, of the layer that holds the fewest tokens."""
+        found = (layer.capacity(part) for (_, layer), part in zip(self._layers(), state, strict=True))
+        return min((capacity for capacity in found if capacity is not None), default=None)
+
     def flops(self, tokens: int) -> int:
         """As `Layer.flops`, of all layers."""
         return sum(layer.flops(tokens) for _, layer in self._layers())

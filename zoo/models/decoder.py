@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
+from zoo.blocks.gate import RetentionGate
 from zoo.blocks.layer import Room
+from zoo.blocks.linear import is_plain_linear
 from zoo.blocks.norms import make_norm
 from zoo.blocks.window import Shared, Token, Window, document_positions, open_token, open_window
 from zoo.errors import ConfigError, InputError
-from zoo.kernels.linear_cross_entropy import check_targets, linear_cross_entropy, plain_cross_entropy
+from zoo.kernels.devices import usable_device
+from zoo.kernels.linear_cross_entropy import (
+    check_targets,
+    linear_cross_entropy,
+    logits_cross_entropy,
+    plain_cross_entropy,
+)
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.initialization import initialize, initialize_rwkv7
@@ -131,10 +139,13 @@ class Decoder(nn.Module):
         self._check_targets(tokens, targets, weights)
         x, _ = self._hidden(tokens, resets=resets)
         x = self.norm(x).flatten(0, 1)
+        targets, weights = targets.flatten(), None if weights is None else weights.flatten()
         weight = self._head_weight
+        if weight is None:
+            return logits_cross_entropy(self._head(x), targets, weights).float()
         in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
         cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
-        return cross_entropy(x, weight, targets.flatten(), None if weights is None else weights.flatten()).float()
+        return cross_entropy(x, weight, targets, weights).float()
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.
@@ -181,7 +192,10 @@ class Decoder(nn.Module):
         """
         if max_len is None and self.position_embedding is not None:
             max_len = self.config.max_positions
-        room, weight = Room(batch_size, max_len, device, dtype), self.token_embedding.weight
+        room, weight = (
+            Room(batch_size, max_len, usable_device(device), dtype),
+            self.token_embedding.weight,
+        )
         layers = tuple(block.empty_state(room) for block in self._blocks())
         return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
 
@@ -203,9 +217,15 @@ class Decoder(nn.Module):
         """Return the number of parameters, a tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def capacity(self, state: DecoderState) -> int | None:
+        """Return how many tokens a state can hold in all, which its caches say; None: any number."""
+        found = (block.capacity(part) for block, part in zip(self._blocks(), state.layers, strict=True))
+        return min((capacity for capacity in found if capacity is not None), default=None)
+
     def flops(self, tokens: int) -> int:
         """Return the forward FLOPs (a multiply-add is 2) of one sequence of `tokens`: linear layers, mixers, head."""
-        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        linear = [module for module in self.modules() if isinstance(module, nn.Linear | RetentionGate)]
+        weights = sum(module.weight.numel() for module in linear)
         if self.head is None:
             weights += self.token_embedding.weight.numel()
         return 2 * weights * tokens + sum(block.flops(tokens) for block in self._blocks())
@@ -250,7 +270,13 @@ class Decoder(nn.Module):
         return x + self.position_embedding(positions.clamp(max=self.config.max_positions - 1))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self._head_weight)
+        return self._head(self.norm(x))
+
+    def _head(self, x: Tensor) -> Tensor:
+        if self.head is None:
+            return F.linear(x, self.token_embedding.weight)
+        logits: Tensor = self.head(x)
+        return logits
 
     def _next_logits(self, x: Tensor) -> Tensor:
         """`[B, vocab]` for one token a row, `x [B, M]`.
@@ -258,11 +284,15 @@ class Decoder(nn.Module):
         Made with the vocabulary in rows: a row of GPT-2's 50,257 logits is of no even number of bytes, and makes a GPU
         read the weights, which are all there is to read here, two bytes at a time.
         """
-        return (self._head_weight @ self.norm(x).mT).mT
+        x, weight = self.norm(x), self._head_weight
+        return self._head(x) if weight is None else (weight @ x.mT).mT
 
     @property
-    def _head_weight(self) -> Tensor:
-        return self.token_embedding.weight if self.head is None else self.head.weight
+    def _head_weight(self) -> Tensor | None:
+        """The matrix that is all there is to the head; None where the head has to be called as a module."""
+        if self.head is None:
+            return self.token_embedding.weight
+        return self.head.weight if is_plain_linear(self.head) else None
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))

@@ -6,17 +6,27 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zoo.report.files import is_standard_output, opened, writing
+from zoo.report.terminal import printable
 
-__all__ = ["console_beside", "csv_rows", "csv_text", "latex_text", "markdown_text", "plain_table"]
+__all__ = ["GuardedConsole", "console_beside", "csv_rows", "csv_text", "latex_text", "markdown_text", "plain_table"]
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$"}  # noqa: RUF001
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+class GuardedConsole(Console):
+    """A console that shows control characters in a terminal, in place of obeying them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text) if self.is_terminal else text, **options)
 
 
 def plain_table(*headings: str, words: int = 1) -> Table:
@@ -36,7 +46,7 @@ def plain_table(*headings: str, words: int = 1) -> Table:
 
 def console_beside(*paths: Path | None) -> Console:
     """Return standard output for tables, or standard error where one of some files goes to standard output."""
-    return Console(stderr=any(path is not None and is_standard_output(path) for path in paths))
+    return GuardedConsole(stderr=any(path is not None and is_standard_output(path) for path in paths))
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from zoo.config import load_yaml
-from zoo.errors import InputError
+from zoo.kernels.devices import usable_device
 from zoo.report.files import replace_file, writing
 from zoo.study.summary import Machine
 from zoo.version import __version__
@@ -22,12 +22,7 @@ def describe_machine(device: str | None = None) -> Machine:
     Raises:
         InputError: there is no such device.
     """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise InputError(f"device: must be one such as 'cpu' or 'cuda', got {device!r}") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: must be one that torch finds here, got {device!r}")
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Machine(
         zoo=__version__,
         torch=str(torch.__version__),

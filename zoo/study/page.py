@@ -1,6 +1,7 @@
-"""The page of a study: one HTML file with its plots and tables inside, which loads nothing and runs no script."""
+"""The page of a study: one HTML file with its plots and tables, which loads nothing and runs no script, by policy."""
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
@@ -19,7 +20,9 @@ __all__ = ["render_page"]
 def render_page(summary: StudySummary) -> str:
     """Return the page of a study with at least one finished variant."""
     template = Template(files("zoo.study").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    page = template.substitute(
+        policy="$policy",
+        swatches=_swatches(summary),
         title=escape(summary.name),
         description=f'<p class="description">{escape(summary.description)}</p>' if summary.description else "",
         finding=f'<p class="finding">{_finding(summary)}</p>',
@@ -34,6 +37,17 @@ def render_page(summary: StudySummary) -> str:
         study=escape(summary.study_yaml),
         footer=_footer(summary),
     )
+    return page.replace("$policy", _policy(page), 1)
+
+
+def _policy(page: str) -> str:
+    """Return a Content-Security-Policy under which a page has its own style and pictures inside, and nothing else.
+
+    Whatever found its way into the text would neither run nor load anything.
+    """
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
 def _finding(summary: StudySummary) -> str:
@@ -111,8 +125,15 @@ def _class(name: str) -> str:
 
 
 def _swatch(variant: VariantSummary, summary: StudySummary) -> str:
-    colors = f"--light: {color_of(variant, summary, LIGHT)}; --dark: {color_of(variant, summary, DARK)}"
-    return f'<span class="swatch" style="{colors}"></span>'
+    return f'<span class="swatch of-{summary.variants.index(variant)}"></span>'
+
+
+def _swatches(summary: StudySummary) -> str:
+    """The variants' colours, in the page's one style: the policy knows no styles of elements."""
+    return "".join(
+        f".of-{index} {{ --light: {color_of(variant, summary, LIGHT)}; --dark: {color_of(variant, summary, DARK)}; }}\n"
+        for index, variant in enumerate(summary.variants)
+    )
 
 
 def _notes(summary: StudySummary) -> str:

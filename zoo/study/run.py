@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 
-from rich.console import Console
-
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
 from zoo.errors import ConfigError, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
 from zoo.report.files import replace_file, writing
+from zoo.report.tables import GuardedConsole
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
 from zoo.study.summary import StudySummary
@@ -58,7 +57,7 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "study.yaml", summary.study_yaml.encode())
-    console = Console(stderr=True, quiet=not progress)
+    console = GuardedConsole(stderr=True, quiet=not progress)
     try:
         for number, variant in enumerate(variants, 1):
             title = f"{variant.name} ({number} of {len(variants)})"

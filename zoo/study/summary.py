@@ -142,7 +142,7 @@ class StudySummary(Config):
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source}: not JSON: {error}") from None
         return cls.from_mapping(values, source)
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.report.numbers import count, difference, duration, size
+from zoo.report.tables import GuardedConsole
 from zoo.study.summary import StudySummary, VariantSummary
 
 __all__ = ["Column", "columns", "print_summary", "short_columns", "text_rows"]
@@ -149,7 +150,7 @@ def text_rows(summary: StudySummary) -> tuple[list[str], list[list[str]]]:
 
 def print_summary(summary: StudySummary, page: Path, console: Console | None = None) -> None:
     """Print the table of a study and where its page is; numbers stay whole from 80 characters' width on."""
-    console = console or Console()
+    console = console or GuardedConsole()
     table = Table(
         title=escape(summary.name),
         title_justify="left",

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from zoo.data import Batch
 from zoo.errors import InputError
+from zoo.kernels.devices import usable_device
 
 __all__ = ["Processes", "blocks_of", "choose_device", "join_processes", "shard"]
 
@@ -113,12 +114,7 @@ def choose_device(name: torch.device | str | None) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name is None:
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: must be one such as 'cpu' or 'cuda:0', got {name!r}") from None
-    if device.type == "cuda":
-        device = torch.device("cuda", local if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise InputError(f"device: {name!r} is not on this machine, which has {torch.cuda.device_count()} GPUs")
-    return device
+    device = usable_device(name)
+    if device.type == "meta":
+        raise InputError("device: must be one that computes, such as 'cpu', got 'meta'")
+    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device

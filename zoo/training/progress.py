@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from zoo.report.numbers import clock
+from zoo.report.tables import GuardedConsole
 
 __all__ = ["LineProgress", "ProgressReporter", "SilentProgress", "TerminalProgress", "make_progress"]
 
@@ -145,5 +146,5 @@ class _Latest:
 
 def make_progress(description: str, console: Console | None = None) -> ProgressReporter:
     """Return a bar where `console` (standard error by default) is a terminal, else lines."""
-    console = Console(stderr=True) if console is None else console
+    console = GuardedConsole(stderr=True) if console is None else console
     return TerminalProgress(description, console) if console.is_terminal else LineProgress(description, console)

@@ -48,6 +48,13 @@ def test_resuming_keeps_the_whole_lines_up_to_the_checkpoint(tmp_path_factory, c
     assert path.read_bytes().count(b"\n") == len(found)
 
 
+def test_a_line_nested_without_end_is_no_record(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [0])
+    path.write_bytes(path.read_bytes() + b"[" * 200_000 + b"\n")
+    assert read_metrics(path) == [record(0)]
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     class Full:
         def write(self, line):

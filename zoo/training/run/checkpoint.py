@@ -4,7 +4,6 @@ A checkpoint is written to a hidden folder beside its place and renamed into it;
 is deleted. So a folder called `step-...` was whole when it got that name, and hidden ones are leftovers.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.errors import CheckpointError
-from zoo.reading import open_regular, read_regular
+from zoo.reading import hash_document, hash_file, read_regular
 from zoo.report.files import sync_file, sync_folder, writing
 
 __all__ = ["Checkpoint", "CheckpointStore"]
@@ -152,9 +151,9 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]],
         path = folder / f"{name}.safetensors"
         safetensors.torch.save_file(dict(group), path)
         sync_file(path)
-        files[path.name] = _hash_file(path)
+        files[path.name] = hash_file(path)
     document = {"format": _FORMAT, "step": step, "files": files, "facts": dict(facts)}
-    document["sha256"] = _hash_document(document)
+    document["sha256"] = hash_document(document)
     path = folder / _FACTS
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     sync_file(path)
@@ -167,7 +166,7 @@ def _open(place: Path) -> Checkpoint:
     try:
         document = json.loads(read_regular(path))
         claimed = document.pop("sha256")
-        sound = claimed == _hash_document(document)
+        sound = claimed == hash_document(document)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         sound = False
     if not sound:
@@ -176,18 +175,9 @@ def _open(place: Path) -> Checkpoint:
         raise CheckpointError(f"{place}: has checkpoint format {document['format']}, this version reads {_FORMAT}")
     for name, expected in document["files"].items():
         try:
-            found = _hash_file(place / name)
+            found = hash_file(place / name)
         except OSError as error:
             raise _DamagedError(f"{place / name} cannot be read: {error.strerror}") from None
         if found != expected:
             raise _DamagedError(f"{place / name} is damaged: its bytes are not those that were written")
     return Checkpoint(place, document["step"], document["facts"])
-
-
-def _hash_file(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_document(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

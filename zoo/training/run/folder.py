@@ -15,6 +15,7 @@ from zoo.errors import CheckpointError, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.report.files import replace_file, writing
+from zoo.training.distributed import choose_device
 from zoo.training.run.checkpoint import CheckpointStore
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
@@ -144,7 +145,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     checkpoint = run.checkpoints.newest()
     if checkpoint is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
-    model = build(recipe, device=device)
+    model = build(recipe, device=None if device is None else choose_device(device))
     restore_model(model, checkpoint.tensors("model"), str(checkpoint.path))
     return recipe, model.eval()
 

@@ -74,7 +74,7 @@ def _whole_records(text: bytes) -> Iterator[dict[str, Any]]:
             return
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # After a power loss the lines up to the last checkpoint are whole and those behind it may be anything.
             return
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):

@@ -79,6 +79,6 @@ def read_result(path: Path) -> TrainingResult:
     """
     try:
         return TrainingResult(folder=path.parent, **json.loads(read_regular(path)))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         hint = "delete it and train again, which makes it anew from the last checkpoint"
         raise CheckpointError(f"{path}: not the result of a run; {hint}") from None
