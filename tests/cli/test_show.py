@@ -32,12 +32,15 @@ def test_list_names_everything(zoo: Callable[..., Result]) -> None:
     assert "124,439,808" in words["gpt2-124m"]
 
 
-def test_the_matrix_has_every_recipe_and_mixer(zoo: Callable[..., Result]) -> None:
+def test_the_matrix_has_every_recipe_and_mixer(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = zoo("list", "--matrix")
     assert result.exit_code == 0
-    rows = {cells[0]: cells[1:] for line in result.stdout.splitlines() if (cells := line.split())}
-    assert rows.keys() >= set(mixers)
-    assert {len(rows[name]) for name in mixers} == {len(available_recipes())}
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    rows: dict[str, list[str]] = {name: [] for name in mixers}
+    for name, *cells in filter(None, map(str.split, result.stdout.splitlines())):
+        rows.get(name, []).extend(cells)  # of several tables, one beneath the other
+    assert {len(cells) for cells in rows.values()} == {len(available_recipes())}
     assert rows["softmax"][available_recipes().index("gpt2-124m")] == "124.4"
     assert rows["rwkv7"][available_recipes().index("rwkv7-124m")] == "124.3"
 
