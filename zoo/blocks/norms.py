@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm"]
+__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm", "unit_length"]
 
 NormName = Literal["layernorm", "rmsnorm"]
 
@@ -85,6 +85,12 @@ class GroupedRMSNorm(nn.Module):
     def initialize(self, std: float) -> None:
         """Start at one, whatever `std` other weights have."""
         nn.init.ones_(self.weight)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Vectors `[..., K]` of length one, or less near zero; computed at least in float32, and returned as x is."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
 def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:
