@@ -28,6 +28,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gated-power, p=4, no rotation": ("gated-power", {"p": 4, "rotary": False}),
     "power behind a convolution": ("power", {"around": "mamba2"}),
     "window behind a token shift": ("sliding-window", {"window": 3, "around": "rwkv7"}),
+    "gla": ("gla", {"head_width": 2}),
+    "gla behind a convolution": ("gla", {"head_width": 4, "expand": 1, "convolution": 3}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),

@@ -10,6 +10,7 @@ from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
+from zoo.mixers.gla import Gla, GlaConfig
 from zoo.mixers.linear import Linear, LinearConfig
 from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
@@ -26,6 +27,7 @@ MixerConfig = Annotated[
     | GatedLinearConfig
     | PowerConfig
     | GatedPowerConfig
+    | GlaConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -47,6 +49,7 @@ mixers: dict[str, MixerSpec] = {
     "gated-linear": MixerSpec(GatedLinearConfig, GatedLinear),
     "power": MixerSpec(PowerConfig, Power),
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
+    "gla": MixerSpec(GlaConfig, Gla),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
