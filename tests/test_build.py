@@ -21,6 +21,7 @@ from zoo.recipe import Recipe, available_recipes, load_recipe
         ("mamba2-130m", 128_989_632),
         ("rwkv7-124m", 124_250_112),
         ("gla-340m", 341_707_776),
+        ("hgrn2-340m", 341_147_648),
     ],
 )
 def test_recipes_have_exactly_the_parameters_they_promise(name: str, parameters: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.blocks.delta_layer import DeltaLayer
 from zoo.blocks.matrix_state import MatrixStateLayer, resolve_matrix_heads
-from zoo.blocks.window import Shared
+from zoo.blocks.window import Shared, open_window
 from zoo.errors import ConfigError
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.mixers import LayerContext, mixers
@@ -110,6 +110,7 @@ def by_the_equations(mixer: Any, name: str, x: Tensor) -> Tensor:
     [
         ("gla", {"heads": 3, "head_width": 2}),
         ("gla", {"head_width": 3, "expand": 1, "convolution": 2}),
+        ("hgrn2", {"head_width": 3}),
     ],
 )
 def test_follows_the_equations(name: str, options: dict[str, Any]) -> None:
@@ -132,8 +133,30 @@ def test_follows_the_equations(name: str, options: dict[str, Any]) -> None:
     check()
 
 
+def test_gates_of_hgrn2_rise_by_layer_from_shares_that_the_first_one_owns() -> None:
+    def layer(number: int) -> Any:
+        context = LayerContext(width=M, heads=2, key_value_heads=1, head_width=6, layer=number, layers=4)
+        return build("hgrn2", context)
+
+    first, x, shared = layer(0), torch.randn(1, 5, M), Shared()
+    window = open_window(x, None, lengths=None, resets=None, return_state=False)
+    first.shares.data.normal_()
+    first(x, window=window._replace(shared=shared))
+    earlier, logits = shared.take(), torch.zeros(1, 5, 2, 6)
+    shares = torch.cat((torch.zeros(1, M), first.shares)).softmax(0)
+    assert first._least_gates(Shared(earlier), logits) is None
+    for number in (1, 2, 3):
+        rising = layer(number)._least_gates(Shared(earlier), logits)
+        torch.testing.assert_close(rising.flatten(), shares[1 : number + 1].sum(0))
+        assert layer(number)._least_gates(Shared(), logits) == number / 4
+    later = layer(2)
+    later(x, window=window._replace(shared=Shared(earlier))).y.sum().backward()
+    assert first.shares.grad is not None
+    assert first.shares.grad.isfinite().all()
+
+
 def test_gates_and_rates_keep_their_digits_in_narrow_models() -> None:
-    for name in ("gla",):
+    for name in ("gla", "hgrn2"):
         mixer = build(name).bfloat16()
         x = torch.randn(1, 3, M, dtype=torch.bfloat16)
         read = mixer.read(x, mixer._split(mixer.input(x)), Shared())

@@ -29,6 +29,7 @@ def test_the_recipes_that_come_with_the_package() -> None:
         "gla-340m",
         "gpt2-124m",
         "gpt2-124m-rotary",
+        "hgrn2-340m",
         "hybrid-124m",
         "llama-360m",
         "mamba2-130m",

@@ -11,6 +11,7 @@ from zoo.config import Config
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.gla import Gla, GlaConfig
+from zoo.mixers.hgrn2 import Hgrn2, Hgrn2Config
 from zoo.mixers.linear import Linear, LinearConfig
 from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
@@ -28,6 +29,7 @@ MixerConfig = Annotated[
     | PowerConfig
     | GatedPowerConfig
     | GlaConfig
+    | Hgrn2Config
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -50,6 +52,7 @@ mixers: dict[str, MixerSpec] = {
     "power": MixerSpec(PowerConfig, Power),
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
     "gla": MixerSpec(GlaConfig, Gla),
+    "hgrn2": MixerSpec(Hgrn2Config, Hgrn2),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
