@@ -111,6 +111,8 @@ def by_the_equations(mixer: Any, name: str, x: Tensor) -> Tensor:
         ("gla", {"heads": 3, "head_width": 2}),
         ("gla", {"head_width": 3, "expand": 1, "convolution": 2}),
         ("hgrn2", {"head_width": 3}),
+        ("delta", {}),
+        ("delta", {"output_gate": True, "negative_eigenvalues": True, "convolution": None}),
     ],
 )
 def test_follows_the_equations(name: str, options: dict[str, Any]) -> None:
@@ -176,6 +178,7 @@ def test_sizes_of_heads_follow_from_those_that_are_set() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("delta", {"heads": 5}, "heads: must divide the width of all keys, 12, got 5"),
         ("gla", {"head_width": 5}, "head_width: must divide the width of all keys, 6, got 5"),
     ],
 )

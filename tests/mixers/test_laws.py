@@ -31,6 +31,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gla": ("gla", {"head_width": 2}),
     "gla behind a convolution": ("gla", {"head_width": 4, "expand": 1, "convolution": 3}),
     "hgrn2": ("hgrn2", {}),
+    "delta": ("delta", {}),
+    "delta, gated output, rates up to 2": (
+        "delta",
+        {"output_gate": True, "negative_eigenvalues": True, "convolution": None},
+    ),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),

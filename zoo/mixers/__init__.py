@@ -8,6 +8,7 @@ from pydantic import Field
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
+from zoo.mixers.delta import Delta, DeltaNetConfig
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.gla import Gla, GlaConfig
@@ -30,6 +31,7 @@ MixerConfig = Annotated[
     | GatedPowerConfig
     | GlaConfig
     | Hgrn2Config
+    | DeltaNetConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -53,6 +55,7 @@ mixers: dict[str, MixerSpec] = {
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
     "gla": MixerSpec(GlaConfig, Gla),
     "hgrn2": MixerSpec(Hgrn2Config, Hgrn2),
+    "delta": MixerSpec(DeltaNetConfig, Delta),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
