@@ -23,6 +23,7 @@ from zoo.recipe import Recipe, available_recipes, load_recipe
         ("gla-340m", 341_707_776),
         ("hgrn2-340m", 341_147_648),
         ("delta-340m", 341_594_112),
+        ("gated-delta-400m", 516_837_830),
     ],
 )
 def test_recipes_have_exactly_the_parameters_they_promise(name: str, parameters: int) -> None:

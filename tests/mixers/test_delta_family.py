@@ -113,6 +113,8 @@ def by_the_equations(mixer: Any, name: str, x: Tensor) -> Tensor:
         ("hgrn2", {"head_width": 3}),
         ("delta", {}),
         ("delta", {"output_gate": True, "negative_eigenvalues": True, "convolution": None}),
+        ("gated-delta", {"head_width": 3}),
+        ("gated-delta", {"heads": 2, "head_width": 2, "value_heads": 4, "expand": 1}),
     ],
 )
 def test_follows_the_equations(name: str, options: dict[str, Any]) -> None:
@@ -157,8 +159,22 @@ def test_gates_of_hgrn2_rise_by_layer_from_shares_that_the_first_one_owns() -> N
     assert first.shares.grad.isfinite().all()
 
 
+def test_start_as_published() -> None:
+    torch.manual_seed(0)
+    context = LayerContext(width=64, heads=512, key_value_heads=1, head_width=1)
+    for name, least in (("gated-delta", 0),):
+        gate = build(name, context).gate
+        decay, steps = gate.log_decay.exp(), F.softplus(gate.step_bias)
+        assert least <= decay.min()
+        assert decay.max() <= 16
+        assert abs(decay.mean() - (16 + least) / 2) < 0.6
+        assert steps.min() >= 1e-3 * 0.99
+        assert steps.max() <= 0.1 * 1.01
+        assert abs(steps.log().mean() - torch.tensor([1e-3, 0.1]).log().mean()) < 0.15
+
+
 def test_gates_and_rates_keep_their_digits_in_narrow_models() -> None:
-    for name in ("gla", "hgrn2"):
+    for name in ("gla", "hgrn2", "gated-delta"):
         mixer = build(name).bfloat16()
         x = torch.randn(1, 3, M, dtype=torch.bfloat16)
         read = mixer.read(x, mixer._split(mixer.input(x)), Shared())

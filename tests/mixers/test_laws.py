@@ -36,6 +36,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "delta",
         {"output_gate": True, "negative_eigenvalues": True, "convolution": None},
     ),
+    "gated-delta": ("gated-delta", {}),
+    "gated-delta, 2 value heads a key": ("gated-delta", {"heads": 2, "head_width": 3, "value_heads": 4, "expand": 1}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),

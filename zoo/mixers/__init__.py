@@ -9,6 +9,7 @@ from zoo.blocks.layer import LayerContext
 from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
 from zoo.mixers.delta import Delta, DeltaNetConfig
+from zoo.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.gla import Gla, GlaConfig
@@ -32,6 +33,7 @@ MixerConfig = Annotated[
     | GlaConfig
     | Hgrn2Config
     | DeltaNetConfig
+    | GatedDeltaConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -56,6 +58,7 @@ mixers: dict[str, MixerSpec] = {
     "gla": MixerSpec(GlaConfig, Gla),
     "hgrn2": MixerSpec(Hgrn2Config, Hgrn2),
     "delta": MixerSpec(DeltaNetConfig, Delta),
+    "gated-delta": MixerSpec(GatedDeltaConfig, GatedDelta),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
