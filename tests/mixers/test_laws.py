@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gated-delta": ("gated-delta", {}),
     "gated-delta, 2 value heads a key": ("gated-delta", {"heads": 2, "head_width": 3, "value_heads": 4, "expand": 1}),
+    "kda": ("kda", {"head_width": 4}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),

@@ -33,6 +33,7 @@ def test_the_recipes_that_come_with_the_package() -> None:
         "gpt2-124m-rotary",
         "hgrn2-340m",
         "hybrid-124m",
+        "kda-340m",
         "llama-360m",
         "mamba2-130m",
         "rwkv7-124m",

@@ -14,6 +14,7 @@ from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
 from zoo.mixers.gla import Gla, GlaConfig
 from zoo.mixers.hgrn2 import Hgrn2, Hgrn2Config
+from zoo.mixers.kda import Kda, KdaConfig
 from zoo.mixers.linear import Linear, LinearConfig
 from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
@@ -34,6 +35,7 @@ MixerConfig = Annotated[
     | Hgrn2Config
     | DeltaNetConfig
     | GatedDeltaConfig
+    | KdaConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -59,6 +61,7 @@ mixers: dict[str, MixerSpec] = {
     "hgrn2": MixerSpec(Hgrn2Config, Hgrn2),
     "delta": MixerSpec(DeltaNetConfig, Delta),
     "gated-delta": MixerSpec(GatedDeltaConfig, GatedDelta),
+    "kda": MixerSpec(KdaConfig, Kda),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
