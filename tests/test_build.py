@@ -25,6 +25,7 @@ from zoo.recipe import Recipe, available_recipes, load_recipe
         ("delta-340m", 341_594_112),
         ("gated-delta-400m", 516_837_830),
         ("kda-340m", 354_226_368),
+        ("delta-power-124m", 123_884_064),
     ],
 )
 def test_recipes_have_exactly_the_parameters_they_promise(name: str, parameters: int) -> None:

@@ -116,6 +116,8 @@ def by_the_equations(mixer: Any, name: str, x: Tensor) -> Tensor:
         ("gated-delta", {"head_width": 3}),
         ("gated-delta", {"heads": 2, "head_width": 2, "value_heads": 4, "expand": 1}),
         ("kda", {"heads": 3, "head_width": 4}),
+        ("delta-power", {"head_width": 3}),
+        ("delta-power", {"head_width": 2, "p": 3, "gated": False}),
     ],
 )
 def test_follows_the_equations(name: str, options: dict[str, Any]) -> None:
@@ -163,7 +165,7 @@ def test_gates_of_hgrn2_rise_by_layer_from_shares_that_the_first_one_owns() -> N
 def test_start_as_published() -> None:
     torch.manual_seed(0)
     context = LayerContext(width=64, heads=512, key_value_heads=1, head_width=1)
-    for name, least in (("gated-delta", 0), ("kda", 1)):
+    for name, least in (("gated-delta", 0), ("kda", 1), ("delta-power", 0)):
         gate = build(name, context).gate
         decay, steps = gate.log_decay.exp(), F.softplus(gate.step_bias)
         assert least <= decay.min()
@@ -175,7 +177,7 @@ def test_start_as_published() -> None:
 
 
 def test_gates_and_rates_keep_their_digits_in_narrow_models() -> None:
-    for name in ("gla", "hgrn2", "gated-delta", "kda"):
+    for name in ("gla", "hgrn2", "gated-delta", "kda", "delta-power"):
         mixer = build(name).bfloat16()
         x = torch.randn(1, 3, M, dtype=torch.bfloat16)
         read = mixer.read(x, mixer._split(mixer.input(x)), Shared())
@@ -198,6 +200,7 @@ def test_sizes_of_heads_follow_from_those_that_are_set() -> None:
         ("delta", {"heads": 5}, "heads: must divide the width of all keys, 12, got 5"),
         ("gla", {"head_width": 5}, "head_width: must divide the width of all keys, 6, got 5"),
         ("kda", {"value_heads": 3}, "value_heads: must be a multiple of the 2 heads, got 3"),
+        ("delta-power", {"p": 5}, "p: must be less than or equal to 4, got 5"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(name: str, options: dict[str, Any], message: str) -> None:

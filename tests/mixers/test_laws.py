@@ -39,6 +39,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gated-delta": ("gated-delta", {}),
     "gated-delta, 2 value heads a key": ("gated-delta", {"heads": 2, "head_width": 3, "value_heads": 4, "expand": 1}),
     "kda": ("kda", {"head_width": 4}),
+    "delta-power": ("delta-power", {"head_width": 4}),
+    "delta-power, p=3, no gates": ("delta-power", {"head_width": 2, "p": 3, "gated": False}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, one head": ("rwkv7", {"head_width": 16, "decay_rank": 2, "gate_rank": 3}),
     "mamba2": ("mamba2", {"head_width": 8, "state_width": 4}),

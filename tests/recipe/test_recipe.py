@@ -27,6 +27,7 @@ def line(name: str | Path, *overrides: str) -> str:
 def test_the_recipes_that_come_with_the_package() -> None:
     assert available_recipes() == [
         "delta-340m",
+        "delta-power-124m",
         "gated-delta-400m",
         "gla-340m",
         "gpt2-124m",

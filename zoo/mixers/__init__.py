@@ -9,6 +9,7 @@ from zoo.blocks.layer import LayerContext
 from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
 from zoo.mixers.delta import Delta, DeltaNetConfig
+from zoo.mixers.delta_power import DeltaPower, DeltaPowerConfig
 from zoo.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
@@ -36,6 +37,7 @@ MixerConfig = Annotated[
     | DeltaNetConfig
     | GatedDeltaConfig
     | KdaConfig
+    | DeltaPowerConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -62,6 +64,7 @@ mixers: dict[str, MixerSpec] = {
     "delta": MixerSpec(DeltaNetConfig, Delta),
     "gated-delta": MixerSpec(GatedDeltaConfig, GatedDelta),
     "kda": MixerSpec(KdaConfig, Kda),
+    "delta-power": MixerSpec(DeltaPowerConfig, DeltaPower),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }
