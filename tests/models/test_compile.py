@@ -15,7 +15,7 @@ from zoo.models import Decoder, DecoderConfig
 from zoo.recipe import available_recipes, load_recipe
 from zoo.states import detach_state
 
-ONE_OF_EACH = ("softmax", "gated-power", "rwkv7")  # of each op; the others take longer than they tell
+ONE_OF_EACH = ("softmax", "gated-power", "gated-delta", "rwkv7")  # of each op; the others take longer than they tell
 LENGTHS = (5, 64, 2, 3, 17, 128, 300, 1024, 2048)
 
 
