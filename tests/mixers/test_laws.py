@@ -16,9 +16,10 @@ WIDTH = 16
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("softmax", {}),
-    "softmax, all norms": ("softmax", {"query_key_norm": True, "output_norm": True}),
+    "softmax, all norms, gated": ("softmax", {"query_key_norm": True, "output_norm": True, "output_gate": True}),
     "window of 5": ("sliding-window", {"window": 5}),
     "window of 1": ("sliding-window", {"window": 1}),
+    "window of 3 with sinks": ("sliding-window", {"window": 3, "sinks": True}),
     "linear": ("linear", {}),
     "gated-linear": ("gated-linear", {"retention": (0.3, 0.99)}),
     "power": ("power", {}),
