@@ -1,10 +1,12 @@
 """Normalisation layers."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.blocks.treatment import STEADY
 
 __all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "NormName", "RMSNorm", "make_norm", "unit_length"]
 
@@ -31,6 +33,8 @@ class HeadNorm(nn.Module):
     Computed in the wider of the input's and the weight's dtype; output in the input's.
     """
 
+    treatments: ClassVar = {"weight": STEADY}
+
     def __init__(self, heads: int, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
@@ -50,6 +54,8 @@ class HeadLayerNorm(nn.Module):
 
     Computed in the wider of the input's and the weight's dtype; output in the input's.
     """
+
+    treatments: ClassVar = {"weight": STEADY}
 
     def __init__(self, heads: int, width: int, eps: float) -> None:
         super().__init__()
