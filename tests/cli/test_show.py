@@ -1,5 +1,6 @@
 """`zoo list` and `zoo show`."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +56,17 @@ def test_show_says_positions_and_exact_parameters(zoo: Callable[..., Result]) ->
     assert "123,653,376" in rotary
     for context in ("1,024", "4,096", "16,384", "65,536", "1,048,576"):
         assert context in rotary
+
+
+def test_show_says_what_decays_and_how_fast_it_moves(zoo: Callable[..., Result]) -> None:
+    result = zoo("show", "rwkv7-124m", "--optimizer", "training.learning_rate=0.25", "training.weight_decay=0.5")
+    assert result.exit_code == 0, result.output
+    decaying, twice, steady = re.split(r"\n(?=no decay)", result.stdout)
+    assert decaying.startswith("decay 0.5, learning rate 0.25  ")
+    assert re.search(r"  blocks\.\*\.mixer\.receptance\.weight +7,077,888", decaying)
+    assert re.findall(r"^  (\S+)", twice, flags=re.MULTILINE) == ["blocks.*.mixer.decay.expand.bias"]
+    assert twice.startswith("no decay, learning rate 0.5  9,216 parameters")
+    assert "blocks.*.mixer.norm.weight" in steady
 
 
 def test_show_takes_overrides(zoo: Callable[..., Result]) -> None:
