@@ -43,7 +43,7 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, sink: Tensor) -
     more = _SINK_CHANNELS
     score = (sink * q.shape[-1] ** 0.5).to(q.dtype)[:, None].expand(*q.shape[:-1], 1)
     q = F.pad(torch.cat((q, score), -1), (0, more - 1))
-    one = F.one_hot(torch.tensor(k.shape[-1], device=k.device), k.shape[-1] + more).to(k.dtype)
+    one = (torch.arange(k.shape[-1] + more, device=k.device) == k.shape[-1]).to(k.dtype)
     k = torch.cat((one.expand(k.shape[0], 1, k.shape[2], -1), F.pad(k, (0, more))), 1)
     return q, k, F.pad(v, (0, more, 0, 0, 1, 0)), F.pad(visible, (1, 0), value=True)
 
