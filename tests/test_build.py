@@ -24,11 +24,16 @@ from zoo.states import move_state
         ("tiny", 357_120),
         ("mamba2-130m", 128_989_632),
         ("rwkv7-124m", 124_250_112),
+        ("gla-340m", 341_707_776),
+        ("hgrn2-340m", 341_147_648),
+        ("delta-340m", 341_594_112),
+        ("gated-delta-400m", 516_837_830),
+        ("kda-340m", 354_226_368),
+        ("delta-power-124m", 123_884_064),
     ],
 )
 def test_recipes_have_exactly_the_parameters_they_promise(name: str, parameters: int) -> None:
-    own = {"mamba2-130m": "mamba2", "rwkv7-124m": "rwkv7"}
-    model = build(name, mixer=own.get(name, "softmax"), device="meta")
+    model = build(name, device="meta")
     assert model.num_parameters() == parameters
     assert all(parameter.is_meta for parameter in model.parameters())
 

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from zoo.builder import build, configure, shrink
 from zoo.errors import InputError
@@ -21,20 +23,46 @@ from zoo.mixers import mixers
 DECODE = """
 import json, sys, torch
 from zoo.export import load_exported
-model = load_exported(sys.argv[1], trusted=True)
-prompts, lengths = (torch.tensor(x) for x in json.loads(sys.argv[2]))
-logits, state = model.prefill(prompts, model.init_state(), lengths)
-found = []
-for _ in range(8):
-    tokens = logits.argmax(-1)
-    found.append(tokens.tolist())
-    logits = model.step(tokens, state)
-print(json.dumps(found))
+for line in sys.stdin:
+    folder, prompts, lengths = json.loads(line)
+    model = load_exported(folder, trusted=True)
+    logits, state = model.prefill(torch.tensor(prompts), model.init_state(), torch.tensor(lengths))
+    found = []
+    for _ in range(8):
+        tokens = logits.argmax(-1)
+        found.append(tokens.tolist())
+        logits = model.step(tokens, state)
+    print(json.dumps(found), flush=True)
 """
+
+Decode = Callable[[Path, Tensor, Tensor], list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def decode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decode]:
+    """Decodes greedily from exported folders in one process for all of them, as most of its time is its start."""
+    errors = (tmp_path_factory.mktemp("decode") / "errors.txt").open("w+")
+    command = [sys.executable, "-W", "ignore", "-c", DECODE]
+    pipe = subprocess.PIPE
+    with errors, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+
+        def run(folder: Path, prompts: Tensor, lengths: Tensor) -> list[list[int]]:
+            print(json.dumps([str(folder), prompts.tolist(), lengths.tolist()]), file=questions, flush=True)
+            answer = answers.readline()
+            errors.seek(0)
+            assert answer, errors.read()[-2000:]
+            found: list[list[int]] = json.loads(answer)
+            return found
+
+        yield run
+        questions.close()
 
 
 @pytest.mark.parametrize("mixer", mixers)
-def test_a_fresh_process_decodes_the_same_tokens(mixer: str, tmp_path: Path) -> None:
+def test_a_fresh_process_decodes_the_same_tokens(mixer: str, decode: Decode, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = "rwkv7-124m" if mixer == "rwkv7" else "tiny"
     model = build(shrink(configure(backbone, mixer=mixer))).eval()
@@ -50,10 +78,7 @@ def test_a_fresh_process_decodes_the_same_tokens(mixer: str, tmp_path: Path) -> 
             tokens = logits.argmax(-1)
             expected.append(tokens.tolist())
             logits = model.step(tokens, state)
-    arguments = [str(tmp_path / "exported"), json.dumps([prompts.tolist(), lengths.tolist()])]
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODE, *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads(result.stdout) == expected
+    assert decode(tmp_path / "exported", prompts, lengths) == expected
 
 
 def test_a_prompt_of_one_token(tmp_path: Path) -> None:

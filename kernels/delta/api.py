@@ -94,10 +94,9 @@ def delta_attention(
     check_call(inputs, p)
     check_options(inputs, lengths, resets, chunk_size, impl)
     check_values(None, cu_seqlens, lengths, q.shape[1])
-    inputs = _without_padding(inputs, lengths)
+    inputs = _without_padding(_with_resets(inputs, resets), lengths)  # in this order: resets in the padding are none
     check_values(inputs.log_g, None, None, q.shape[1])
     check_rates(inputs.beta)
-    inputs = _with_resets(inputs, resets)
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     options = Options(p, scale, chunk_size or 0, return_state, save_errors=wants_gradient)

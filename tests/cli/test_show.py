@@ -1,5 +1,6 @@
 """`zoo list` and `zoo show`."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,12 +33,15 @@ def test_list_names_everything(zoo: Callable[..., Result]) -> None:
     assert "124,439,808" in words["gpt2-124m"]
 
 
-def test_the_matrix_has_every_recipe_and_mixer(zoo: Callable[..., Result]) -> None:
+def test_the_matrix_has_every_recipe_and_mixer(zoo: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = zoo("list", "--matrix")
     assert result.exit_code == 0
-    rows = {cells[0]: cells[1:] for line in result.stdout.splitlines() if (cells := line.split())}
-    assert rows.keys() >= set(mixers)
-    assert {len(rows[name]) for name in mixers} == {len(available_recipes())}
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    rows: dict[str, list[str]] = {name: [] for name in mixers}
+    for name, *cells in filter(None, map(str.split, result.stdout.splitlines())):
+        rows.get(name, []).extend(cells)  # of several tables, one beneath the other
+    assert {len(cells) for cells in rows.values()} == {len(available_recipes())}
     assert rows["softmax"][available_recipes().index("gpt2-124m")] == "124.4"
     assert rows["rwkv7"][available_recipes().index("rwkv7-124m")] == "124.3"
 
@@ -52,6 +56,17 @@ def test_show_says_positions_and_exact_parameters(zoo: Callable[..., Result]) ->
     assert "123,653,376" in rotary
     for context in ("1,024", "4,096", "16,384", "65,536", "1,048,576"):
         assert context in rotary
+
+
+def test_show_says_what_decays_and_how_fast_it_moves(zoo: Callable[..., Result]) -> None:
+    result = zoo("show", "rwkv7-124m", "--optimizer", "training.learning_rate=0.25", "training.weight_decay=0.5")
+    assert result.exit_code == 0, result.output
+    decaying, twice, steady = re.split(r"\n(?=no decay)", result.stdout)
+    assert decaying.startswith("decay 0.5, learning rate 0.25  ")
+    assert re.search(r"  blocks\.\*\.mixer\.receptance\.weight +7,077,888", decaying)
+    assert re.findall(r"^  (\S+)", twice, flags=re.MULTILINE) == ["blocks.*.mixer.decay.expand.bias"]
+    assert twice.startswith("no decay, learning rate 0.5  9,216 parameters")
+    assert "blocks.*.mixer.norm.weight" in steady
 
 
 def test_show_takes_overrides(zoo: Callable[..., Result]) -> None:

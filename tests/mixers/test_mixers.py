@@ -57,7 +57,7 @@ def test_output_follows_the_definition(name: str, options: dict[str, Any], weigh
     total = gates.cumsum(1).transpose(1, 2)
     o = torch.einsum("bhts,bshv->bthv", weights(scores, total[..., :, None] - total[..., None, :]), v)
 
-    torch.testing.assert_close(mixer(x).y, mixer.output(o))
+    torch.testing.assert_close(mixer(x).y, mixer.output(o, x))
 
 
 def test_rotary_scores_depend_on_distance_only() -> None:
@@ -128,6 +128,35 @@ def test_what_has_no_normaliser_ends_in_a_norm() -> None:
     assert not normed("softmax")
     assert not normed("linear", output_norm=False)
     assert normed("sliding-window", output_norm=True)
+
+
+def test_a_sink_takes_its_part_of_the_softmax() -> None:
+    mixer, plain = build("sliding-window", window=7, sinks=True), build("sliding-window", window=7)
+    state = mixer.state_dict()
+    mixer.sink.data.normal_()
+    del state["sink"]
+    plain.load_state_dict(state)
+    x = torch.randn(2, 20, 24, dtype=torch.float64)
+    q, k, _ = mixer.input(x, torch.arange(20)[None])
+    scores = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(2, dim=2)) / math.sqrt(6)
+    inside = torch.ones(20, 20, dtype=torch.bool).tril().triu(-6)
+    total = scores.exp().masked_fill(~inside, 0).sum(-1)
+    share = (total / (total + mixer.sink.exp()[:, None])).mT  # of a token's weights that keys have
+    seen: list[Tensor] = []
+    plain.output.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    plain(x)
+    torch.testing.assert_close(mixer(x).y, mixer.output(seen[0] * share[..., None], x))
+
+
+@pytest.mark.parametrize("name", ["softmax", "gated-power"])
+def test_a_gate_multiplies_what_heads_give(name: str) -> None:
+    mixer, plain = build(name, output_gate=True), build(name)
+    assert plain.output.gate is None
+    plain.load_state_dict({key: value for key, value in mixer.state_dict().items() if "output.gate" not in key})
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    ungated = torch.linalg.solve(plain.output.projection.weight, plain(x).y.mT).mT
+    gated = torch.sigmoid(x @ mixer.output.gate.weight.mT) * ungated
+    torch.testing.assert_close(mixer(x).y, gated @ mixer.output.projection.weight.mT)
 
 
 def test_flops() -> None:

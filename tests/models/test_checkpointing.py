@@ -15,7 +15,7 @@ from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.models.checkpointing import Checkpointing
 
-KINDS = ["softmax", "gated-power", "rwkv7"]  # one for each op; the others take longer than they tell
+KINDS = ["softmax", "gated-power", "gated-delta", "rwkv7"]  # one for each op; the others take longer than they tell
 MIXERS = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in mixers]
 MODES = ["selective", pytest.param("full", marks=pytest.mark.slow)]
 
@@ -110,6 +110,7 @@ def trace(
     [
         ("softmax", "aten._scaled_dot_product_flash_attention_for_cpu.default"),
         ("gated-power", "zoo.power_attention_chunked.default"),
+        ("gated-delta", "zoo.delta_attention.default"),
         ("rwkv7", "zoo.rwkv7.default"),
     ],
 )

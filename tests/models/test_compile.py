@@ -15,7 +15,8 @@ from zoo.models import Decoder, DecoderConfig
 from zoo.recipe import available_recipes, load_recipe
 from zoo.states import detach_state
 
-ONE_OF_EACH = ("softmax", "gated-power", "rwkv7")  # of each op; the others take longer than they tell
+ONE_OF_EACH = ("softmax", "gated-power", "gated-delta", "rwkv7")  # of each op; the others take longer than they tell
+LIKE_ANOTHER = ("delta", "gated-delta", "delta-power")  # of the same layer and op as kda, and simpler around it
 LENGTHS = (5, 64, 2, 3, 17, 128, 300, 1024, 2048)
 
 
@@ -38,7 +39,9 @@ def batch(T: int) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 61, (2, T)), torch.rand(2, T) < 0.05
 
 
-@pytest.mark.parametrize("name", mixers)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name for name in mixers]
+)
 def test_lengths_compile_twice_at_most(name: str) -> None:
     model = build([name])
     counter = CompileCounterWithBackend("aot_eager")

@@ -26,9 +26,15 @@ def line(name: str | Path, *overrides: str) -> str:
 
 def test_the_recipes_that_come_with_the_package() -> None:
     assert available_recipes() == [
+        "delta-340m",
+        "delta-power-124m",
+        "gated-delta-400m",
+        "gla-340m",
         "gpt2-124m",
         "gpt2-124m-rotary",
+        "hgrn2-340m",
         "hybrid-124m",
+        "kda-340m",
         "llama-360m",
         "mamba2-130m",
         "rwkv7-124m",

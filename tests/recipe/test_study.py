@@ -78,7 +78,7 @@ def test_a_mapping_is_the_overrides_that_set_it(values: dict[str, object]) -> No
     [
         ("for-mixers", None, r"^unknown study or recipe 'for-mixers' \(did you mean 'four-mixers'\?\)$"),
         ("gpt2-124", None, r"^unknown study or recipe 'gpt2-124' \(did you mean 'gpt2-124m'\?\)$"),
-        ("zzz", None, r"^unknown study or recipe 'zzz'; there are four-mixers, gpt2-124m.*$"),
+        ("zzz", None, r"^unknown study or recipe 'zzz'; there are four-mixers, delta-340m.*$"),
         ("no/such.yaml", None, r"^no/such.yaml: no such file$"),
         ("tiny", ["pwoer"], r"^mixers: unknown mixer 'pwoer' \(did you mean 'power'\?\)$"),
         ("tiny", ["power", "power"], r"^mixers: 'power' stands twice$"),

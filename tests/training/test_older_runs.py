@@ -1,6 +1,7 @@
 """Runs that earlier code wrote: they load, answer as they did, and go on with the losses that they went on with.
 
-Each folder in `data/` is a run as it stood after 4 of 8 steps, beside what came of it (`expected.json`).
+Each folder in `data/` is a run as it stood after 4 of 8 steps, beside what came of it (`expected.json`). They
+were written when everything of two dimensions decayed, and all moved at one rate.
 """
 
 import json
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from zoo.blocks.treatment import Treatment
 from zoo.config import load_yaml
 from zoo.data import Corpus
 from zoo.recipe import Recipe
-from zoo.training import train
+from zoo.training import optimizer, train
 from zoo.training.run import load_run
 
 DATA = Path(__file__).parent / "data"
@@ -38,8 +41,17 @@ def test_an_older_model_answers_as_it_did(name: str) -> None:
         torch.testing.assert_close(found[:, 97:105], torch.tensor(expected(name)[wanted]), rtol=1e-4, atol=1e-5)
 
 
+def earlier_treatments(model: nn.Module) -> dict[str, Treatment]:
+    return {name: Treatment(decays=parameter.ndim >= 2) for name, parameter in model.named_parameters()}
+
+
 @every_run
-def test_an_older_run_goes_on(name: str, corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("treated", ["as it was", "as its mixers say"])
+def test_an_older_run_goes_on(
+    name: str, treated: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if treated == "as it was":
+        monkeypatch.setattr(optimizer, "treatments", earlier_treatments)
     folder = tmp_path / name
     shutil.copytree(DATA / name, folder)
     recipe = Recipe.from_mapping(load_yaml(folder / "recipe.yaml"), name)
@@ -48,4 +60,5 @@ def test_an_older_run_goes_on(name: str, corpus: Corpus, tmp_path: Path) -> None
     later = [(line["kind"], line["step"], line["loss"]) for line in lines if line["step"] > 4]
     for (kind, step, loss), wanted in zip(later, expected(name)["later"], strict=True):
         assert [kind, step] == wanted[:2]
-        assert loss == pytest.approx(wanted[2], rel=1e-5)
+        # Otherwise RWKV-7's mixtures, norms and thin matrices no longer decay, and its decays move at twice the rate.
+        assert loss == pytest.approx(wanted[2], rel=1e-5 if treated == "as it was" else 1e-2)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zoo.builder import build
 from zoo.errors import ConfigError
 from zoo.training import TrainingConfig
-from zoo.training.optimizer import autocast_dtype, build_optimizer, clip_gradients, learning_rate_at
+from zoo.training.optimizer import autocast_dtype, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
 
 
 @given(
@@ -65,6 +66,17 @@ def test_matrices_decay_and_vectors_do_not(tiny_model):
     assert len(decays) == len(list(model.parameters()))
     for parameter in model.parameters():
         assert decays[id(parameter)] == (0.3 if parameter.ndim >= 2 else 0.0)
+
+
+def test_every_group_moves_at_its_share_of_the_rate():
+    model = build("rwkv7-124m", overrides=["model.layers=1"], device="meta")
+    optimizer = build_optimizer(model, TrainingConfig(learning_rate=0.5, epsilon=1e-18))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5, 1.0}
+    set_learning_rate(optimizer, 0.1)
+    assert {(group["share"], group["lr"]) for group in optimizer.param_groups} == {(1.0, 0.1), (2.0, 0.2)}
+    (twice,) = (group for group in optimizer.param_groups if group["share"] == 2)
+    assert twice["params"] == [model.get_parameter("blocks.0.mixer.decay.expand.bias")]
+    assert {group["eps"] for group in optimizer.param_groups} == {1e-18}
 
 
 def test_frozen_parameters_are_left_out(tiny_model):

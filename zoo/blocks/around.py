@@ -115,7 +115,7 @@ class ConvolvedMixer(Around):
         self.convolution.check_tail("tail", tail, x)
 
     def flops(self, tokens: int) -> int:
-        return super().flops(tokens) + 2 * _CONVOLUTION * self.width * tokens
+        return super().flops(tokens) + self.convolution.flops(tokens)
 
 
 class ShiftedMixer(Around):

@@ -10,7 +10,7 @@ from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.window import Token, Window
 from zoo.kernels.precision import concatenate
 
-__all__ = ["CausalConvolution"]
+__all__ = ["CausalConvolution", "NoConvolution"]
 
 
 class CausalConvolution(nn.Module):
@@ -22,13 +22,14 @@ class CausalConvolution(nn.Module):
     Args:
         channels: of the input.
         width: W, tokens that an output sees.
+        bias: whether there is a b.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, bias: bool = True) -> None:
         super().__init__()
         self.width = width
         self.weight = nn.Parameter(torch.empty(channels, width))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.initialize(std=0.02)
 
     @in_float32
@@ -36,7 +37,8 @@ class CausalConvolution(nn.Module):
         """Draw as torch's own convolutions do, from U(-1 / sqrt(W), 1 / sqrt(W)), whatever `std` other weights have."""
         bound = 1 / math.sqrt(self.width)
         nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, tail: Tensor | None, window: Window | Token) -> tuple[Tensor, Tensor]:
         """Return the outputs `[B, T, channels]` of x, and the tail after it.
@@ -55,7 +57,7 @@ class CausalConvolution(nn.Module):
         if window.resets is not None:
             document = window.resets.long().cumsum(1)
             document = torch.cat((document.new_zeros(B, before), document), 1)
-        y = self.bias.to(x.dtype).expand_as(x)
+        y = torch.zeros_like(x) if self.bias is None else self.bias.to(x.dtype).expand_as(x)
         for j in range(self.width):
             shifted = seen[:, j : j + T]
             if document is not None:
@@ -72,11 +74,16 @@ class CausalConvolution(nn.Module):
         """
         check_part(name, tail, (x.shape[0], self.width - 1, self.weight.shape[0]), None, x.device)
 
+    def flops(self, tokens: int) -> int:
+        """FLOPs (a multiply-add is 2) of so many tokens."""
+        return 2 * self.weight.numel() * tokens
+
     def _step(self, x: Tensor, tail: Tensor) -> Tensor:
         """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""
         seen = concatenate((tail.to(x.dtype), x[:, None]), 1)
         tail.copy_(seen[:, 1:])
-        return self.bias.to(x.dtype) + torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
+        y = torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
+        return y if self.bias is None else self.bias.to(x.dtype) + y
 
     def _tail(self, seen: Tensor, document: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The last W - 1 real inputs, zero where they are of an earlier document than the last of them."""
@@ -91,3 +98,28 @@ class CausalConvolution(nn.Module):
         if documents is None:
             return tail
         return torch.where((documents == documents[:, -1:])[..., None], tail, 0)
+
+
+class NoConvolution(nn.Module):
+    """Every token by itself, where a layer has no convolution: what `CausalConvolution` takes and gives, unchanged.
+
+    The tail is empty, `[B, 0, channels]`.
+    """
+
+    width = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor, tail: Tensor | None, window: Window | Token) -> tuple[Tensor, Tensor]:
+        if isinstance(window, Token):
+            assert tail is not None
+            return x, tail
+        return x, x[:, :0]
+
+    def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
+        check_part(name, tail, (x.shape[0], 0, self.channels), None, x.device)
+
+    def flops(self, tokens: int) -> int:
+        return 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,6 +38,9 @@ class HeadConfig(Config):
 
     output_norm: bool | None = None
     """RMSNorm over each head's output; None: only where the mixer has no normaliser of its own."""
+
+    output_gate: bool = False
+    """Multiply each head's output, behind its norm, by the sigmoid of a projection of the input."""
 
 
 class HeadShape(NamedTuple):
@@ -117,12 +121,26 @@ class QueryKeyValue(nn.Module):
 
 
 class HeadOutput(nn.Module):
-    """Project the heads' outputs `[..., Hq, V]` back to `[..., M]`, after an RMSNorm of each head if `norm`."""
+    """Project the heads' outputs `[..., Hq, V]` back to `[..., M]`: an RMSNorm of each head and a gate, if there are.
 
-    def __init__(self, context: LayerContext, heads: HeadShape, norm: bool) -> None:
+    The gate is the sigmoid of a projection of the layer's input (Qiu et al., "Gated Attention for Large Language
+    Models", arXiv 2505.06708; in Qwen3-Next).
+
+    Args:
+        config: the mixer's options.
+        context: the model's.
+        heads: what `resolve_heads` made of both.
+        normalized: whether the mixer has a normaliser, so that there is no norm unless the config says otherwise.
+    """
+
+    def __init__(self, config: HeadConfig, context: LayerContext, heads: HeadShape, *, normalized: bool) -> None:
         super().__init__()
+        norm = not normalized if config.output_norm is None else config.output_norm
+        channels = heads.query * heads.width
         self.norm = HeadNorm(heads.query, heads.width, context.norm_eps) if norm else nn.Identity()
-        self.projection = ResidualLinear(heads.query * heads.width, context.width, context.bias)
+        self.gate = nn.Linear(context.width, channels, context.bias) if config.output_gate else None
+        self.projection = ResidualLinear(channels, context.width, context.bias)
 
-    def forward(self, o: Tensor) -> Tensor:
-        return self.projection(self.norm(o).flatten(-2))
+    def forward(self, o: Tensor, x: Tensor) -> Tensor:
+        y = self.norm(o).flatten(-2)
+        return self.projection(y if self.gate is None else y * torch.sigmoid(self.gate(x)))

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.treatment import STEADY
 
 __all__ = ["LowRank", "low_rank"]
 
@@ -18,12 +20,16 @@ def low_rank(width: int, share: float) -> int:
 class LowRank(nn.Module):
     """`b + f(x W_1) W_2` with inner width `rank`; the first matrix starts at zero, the second orthogonal.
 
+    Neither decays, as in RWKV-7.
+
     Args:
         width: of input and output.
         rank: of the product.
         between: f; None: nothing.
         bias: whether there is a b, which is its owner's to start.
     """
+
+    treatments: ClassVar = {"contract.weight": STEADY, "expand.weight": STEADY}
 
     def __init__(self, width: int, rank: int, between: Callable[[Tensor], Tensor] | None, *, bias: bool) -> None:
         super().__init__()

@@ -1,12 +1,16 @@
 """Normalisation layers."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "RMSNorm", "make_norm"]
+from zoo.blocks.treatment import STEADY
+
+__all__ = [
+    "GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "RMSNorm", "make_norm", "unit_length",
+]  # fmt: skip
 
 NormName = Literal["layernorm", "rmsnorm"]
 
@@ -40,6 +44,8 @@ class HeadNorm(nn.Module):
     Computed in the wider of the input's and the weight's dtype; output in the input's.
     """
 
+    treatments: ClassVar = {"weight": STEADY}
+
     def __init__(self, heads: int, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
@@ -59,6 +65,8 @@ class HeadLayerNorm(nn.Module):
 
     Computed in the wider of the input's and the weight's dtype; output in the input's.
     """
+
+    treatments: ClassVar = {"weight": STEADY}
 
     def __init__(self, heads: int, width: int, eps: float) -> None:
         super().__init__()
@@ -94,6 +102,12 @@ class GroupedRMSNorm(nn.Module):
     def initialize(self, std: float) -> None:
         """Start at one, whatever `std` other weights have."""
         nn.init.ones_(self.weight)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Vectors `[..., K]` of length one, or less near zero; computed at least in float32, and returned as x is."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
 def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:

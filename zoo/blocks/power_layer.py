@@ -72,8 +72,7 @@ class PowerLayer(Mixer):
         self.heads = resolve_heads(config, context)
         self.input = QueryKeyValue(config, context, self.heads)
         self.gate = None if retention is None else RetentionGate(context.width, self.heads.key_value, retention)
-        norm = not self.normalize if config.output_norm is None else config.output_norm
-        self.output = HeadOutput(context, self.heads, norm)
+        self.output = HeadOutput(config, context, self.heads, normalized=self.normalize)
 
     def mix(self, x: Tensor, state: PowerState | None, window: Window) -> tuple[Tensor, PowerState | None]:
         q, k, v = self.input(x, window.positions)
@@ -83,12 +82,13 @@ class PowerLayer(Mixer):
             q, k, v, log_g, p=self.p, normalize=self.normalize, state=state, return_state=window.return_state,
             lengths=window.lengths, save_states=self.keep_states,
         )  # fmt: skip
-        return self.output(o), state
+        return self.output(o, x), state
 
     def mix_token(self, x: Tensor, state: PowerState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
         log_g = None if self.gate is None else self.gate(x)
-        return self.output(power_attention_step(q, k, v, log_g, state=state, p=self.p, normalize=self.normalize))
+        o = power_attention_step(q, k, v, log_g, state=state, p=self.p, normalize=self.normalize)
+        return self.output(o, x)
 
     def empty_state(self, room: Room) -> PowerState:
         weight, (_, heads, width) = weight_of(self.input.projection), self.heads

@@ -3,15 +3,13 @@
 The first layer may differ from the others, as it does in models whose layers look back at it; the others are alike.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.budget.counts import Budget, measure
+from zoo.builder import NothingWritten
 from zoo.errors import InputError
 from zoo.mixers import MixerConfig
 from zoo.models.decoder import Decoder
@@ -58,7 +56,7 @@ def layer_costs(config: DecoderConfig, mixer: MixerConfig, context: int, dtype: 
     Raises:
         ConfigError: the mixer does not fit the model.
     """
-    with torch.device("meta"), _NothingWritten():
+    with torch.device("meta"), NothingWritten():
         models = [Decoder(config.replace(layers=layers), [mixer] * layers) for layers in (1, 2)]
     one, two = ((model.num_parameters(), measure(model, context, dtype)) for model in models)
     return LayerCosts(one, two, refused=_refused(models[1], context))
@@ -70,13 +68,3 @@ def _refused(model: Decoder, context: int) -> bool:
     except InputError:
         return True
     return False
-
-
-class _NothingWritten(TorchDispatchMode):
-    """Leaves out writes, which mean nothing on the meta device and take most of the time of a build there."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        in_place = func._schema.name.endswith("_")
-        return args[0] if in_place else func(*args, **(kwargs or {}))

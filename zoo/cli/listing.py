@@ -1,7 +1,10 @@
 """`zoo list`."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -9,6 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.report.tables import GuardedConsole
+
+if TYPE_CHECKING:
+    from zoo.recipe import Recipe
 
 __all__ = ["list_command"]
 
@@ -58,22 +64,59 @@ def _print(console: Console, title: str, rows: Sequence[tuple[str, ...]], usage:
 
 def _print_matrix(console: Console) -> None:
     """Print what every mixer makes of every recipe, a recipe's own in bold."""
-    from zoo.accounting import count_parameters
-    from zoo.builder import configure
     from zoo.mixers import mixers
     from zoo.recipe import available_recipes, load_recipe
 
     recipes = [load_recipe(name) for name in available_recipes()]
-    table = Table("", *(recipe.name.replace("-", "-\n") for recipe in recipes), box=None, padding=(0, 1, 0, 1))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for mixer in mixers:
-        cells = []
-        for recipe in recipes:
-            own = mixer == recipe.mixer.name
-            counted = count_parameters(recipe if own else configure(recipe, mixer=mixer))
-            millions = f"{counted.total / 1e6:.1f}"
-            cells.append(f"[bold]{millions}[/bold]" if own else millions)
-        table.add_row(mixer, *cells)
-    console.print(table)
+    columns = [_matrix_column(recipe) for recipe in recipes]
+    for part in _parts(columns, console.width - max(map(len, mixers)) - 1):
+        table = Table("", box=None, padding=(0, 1, 0, 1))
+        for heading, _ in part:
+            table.add_column(heading, justify="right")
+        for mixer in mixers:
+            table.add_row(mixer, *(cells[mixer] for _, cells in part))
+        console.print(table)
     console.print("[dim]Million parameters; bold: the recipe's own mixer. zoo train RECIPE mixer=NAME[/dim]")
+
+
+_Column = tuple[str, dict[str, str]]
+"""A recipe's name in lines, and what stands beside each mixer."""
+
+
+def _matrix_column(recipe: Recipe) -> _Column:
+    from zoo.builder import configure
+    from zoo.mixers import mixers
+
+    cells = {}
+    for mixer in mixers:
+        own = mixer == recipe.mixer.name
+        millions = f"{_parameters(recipe if own else configure(recipe, mixer=mixer)) / 1e6:.1f}"
+        cells[mixer] = f"[bold]{millions}[/bold]" if own else millions
+    return recipe.name.replace("-", "-\n"), cells
+
+
+def _parameters(recipe: Recipe) -> int:
+    """Return the parameters of a recipe's model, from two layers of it where all but the first are alike."""
+    import torch
+
+    from zoo.accounting import count_parameters
+    from zoo.budget.layers import layer_costs
+
+    if recipe.hybrid is not None:
+        return count_parameters(recipe).total
+    return layer_costs(recipe.model, recipe.mixer, 1, torch.float32).parameters(recipe.model.layers)
+
+
+def _parts(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:
+    """Cut a table's columns into as many tables as it takes, none of them wider than `width` characters."""
+    part: list[_Column] = []
+    left = width
+    for column in columns:
+        needed = max(map(len, column[0].split("\n"))) + 2
+        if part and needed > left:
+            yield part
+            part, left = [], width
+        part.append(column)
+        left -= needed
+    if part:
+        yield part

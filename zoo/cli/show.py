@@ -32,7 +32,10 @@ __all__ = ["show"]
 @click.option(
     "--compile", "compiles", is_flag=True, help="Compile the model instead, and show graphs, breaks and recompiles."
 )
-def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | None, compiles: bool) -> None:
+@click.option("--optimizer", "optimizes", is_flag=True, help="Show which parameters decay instead, and their rates.")
+def show(
+    recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | None, compiles: bool, optimizes: bool
+) -> None:
     """Show what RECIPE is and what its model costs: parameters, state bytes and FLOPs by context.
 
     RECIPE is a name from `zoo list` or the path of a .yaml file. Nothing is allocated, so that sizes can
@@ -44,6 +47,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
       zoo show llama-360m mixer=gated-power mixer.p=2 --dtype bfloat16
       zoo show tiny --yaml > mine.yaml
       zoo show hybrid-124m --compile
+      zoo show rwkv7-124m --optimizer
     """
     import torch
 
@@ -51,7 +55,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
     from zoo.errors import InputError
     from zoo.recipe import load_recipe
 
-    chosen = {"--yaml": as_yaml, "--compile": compiles, "--dtype": dtype is not None}
+    chosen = {"--yaml": as_yaml, "--compile": compiles, "--optimizer": optimizes, "--dtype": dtype is not None}
     together = [option for option, given in chosen.items() if given]
     if len(together) > 1:
         raise InputError(
@@ -63,6 +67,9 @@ def show(recipe: str, overrides: tuple[str, ...], as_yaml: bool, dtype: str | No
         return
     if compiles:
         _show_compilation(loaded)
+        return
+    if optimizes:
+        _show_optimizer(loaded)
         return
     contexts = set(CONTEXTS)
     if loaded.model.positions == "learned":
@@ -188,3 +195,29 @@ def _show_compilation(recipe: Recipe) -> None:
         f"[dim]The model {where}. Expected are one graph for the first length and one for all others; recompiles are "
         "graphs beyond that.[/dim]"
     )
+
+
+def _show_optimizer(recipe: Recipe) -> None:
+    """Print the groups in which the optimiser treats parameters alike, with their names; `*` stands for any layer."""
+    from zoo.blocks.treatment import Treatment, treatments
+    from zoo.builder import build
+    from zoo.report.numbers import counted
+
+    model, training = build(recipe, device="meta"), recipe.training
+    groups: dict[Treatment, dict[str, list[int]]] = {}
+    for name, treatment in treatments(model).items():
+        kind = ".".join("*" if part.isdecimal() else part for part in name.split(".", 2)[:2])
+        kind = ".".join([kind, *name.split(".", 2)[2:]])
+        groups.setdefault(treatment, {}).setdefault(kind, []).append(model.get_parameter(name).numel())
+    console = GuardedConsole()
+    for treatment in sorted(groups, reverse=True):
+        kinds = groups[treatment]
+        decay = f"decay {training.weight_decay:g}" if treatment.decays else "no decay"
+        total = counted(sum(map(sum, kinds.values())), "parameter")
+        console.print(f"[bold]{decay}, learning rate {treatment.share * training.learning_rate:g}[/bold]  {total}")
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        for kind, sizes in kinds.items():
+            table.add_row(escape(kind), f"{sum(sizes):,}")
+        console.print(table)

@@ -8,8 +8,14 @@ from pydantic import Field
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.mixer import Mixer, MixerOutput
 from zoo.config import Config
+from zoo.mixers.delta import Delta, DeltaNetConfig
+from zoo.mixers.delta_power import DeltaPower, DeltaPowerConfig
+from zoo.mixers.gated_delta import GatedDelta, GatedDeltaConfig
 from zoo.mixers.gated_linear import GatedLinear, GatedLinearConfig
 from zoo.mixers.gated_power import GatedPower, GatedPowerConfig
+from zoo.mixers.gla import Gla, GlaConfig
+from zoo.mixers.hgrn2 import Hgrn2, Hgrn2Config
+from zoo.mixers.kda import Kda, KdaConfig
 from zoo.mixers.linear import Linear, LinearConfig
 from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.mixers.power import Power, PowerConfig
@@ -26,6 +32,12 @@ MixerConfig = Annotated[
     | GatedLinearConfig
     | PowerConfig
     | GatedPowerConfig
+    | GlaConfig
+    | Hgrn2Config
+    | DeltaNetConfig
+    | GatedDeltaConfig
+    | KdaConfig
+    | DeltaPowerConfig
     | Mamba2Config
     | Rwkv7Config,
     Field(discriminator="name"),
@@ -47,6 +59,12 @@ mixers: dict[str, MixerSpec] = {
     "gated-linear": MixerSpec(GatedLinearConfig, GatedLinear),
     "power": MixerSpec(PowerConfig, Power),
     "gated-power": MixerSpec(GatedPowerConfig, GatedPower),
+    "gla": MixerSpec(GlaConfig, Gla),
+    "hgrn2": MixerSpec(Hgrn2Config, Hgrn2),
+    "delta": MixerSpec(DeltaNetConfig, Delta),
+    "gated-delta": MixerSpec(GatedDeltaConfig, GatedDelta),
+    "kda": MixerSpec(KdaConfig, Kda),
+    "delta-power": MixerSpec(DeltaPowerConfig, DeltaPower),
     "mamba2": MixerSpec(Mamba2Config, Mamba2),
     "rwkv7": MixerSpec(Rwkv7Config, Rwkv7),
 }

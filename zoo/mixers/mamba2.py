@@ -1,16 +1,16 @@
 """Mamba-2's time mixing: a short convolution, linear attention with gates that depend on the token, a gated norm."""
 
-import math
 from bisect import bisect_right
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_state
 from zoo.blocks.convolution import CausalConvolution
+from zoo.blocks.decay import PositiveRange, Range, draw_decays, draw_steps
 from zoo.blocks.gate import with_resets
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
@@ -19,7 +19,7 @@ from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import GroupedRMSNorm
 from zoo.blocks.power_layer import check_power_state
 from zoo.blocks.window import Token, Window
-from zoo.config import Config, Pair
+from zoo.config import Config
 from zoo.errors import ConfigError, InputError
 from zoo.kernels.power import (
     Heads,
@@ -37,24 +37,6 @@ from zoo.limits import MOST, WIDEST_HEAD
 __all__ = ["Mamba2", "Mamba2Config", "Mamba2State"]
 
 _WIDEST_HEAD = 64
-_LEAST_STEP = 1e-4
-_LARGEST = 1e6  # of decays and steps; beyond it nothing is left of any token
-
-
-def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
-    if not 0 <= limits[0] <= limits[1] <= _LARGEST:
-        raise ValueError(f"must be two numbers in order, from 0 to {_LARGEST:g}, was {list(limits)}")
-    return limits
-
-
-def _positive(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] <= 0:
-        raise ValueError(f"must be two numbers above 0, was {list(limits)}")
-    return limits
-
-
-_Range = Annotated[Pair, AfterValidator(_in_order)]
-_PositiveRange = Annotated[_Range, AfterValidator(_positive)]
 
 
 class Mamba2Config(Config):
@@ -80,13 +62,13 @@ class Mamba2Config(Config):
     p: int = Field(1, ge=1, le=4)
     """The power of the scores; 1 is Mamba-2, and 2 takes C(state_width + 1, 2) rows a head, so fewer channels do."""
 
-    decay: _PositiveRange = (1.0, 16.0)
+    decay: PositiveRange = (1.0, 16.0)
     """Range of -A at the start, from which it is drawn evenly."""
 
-    step: _PositiveRange = (1e-3, 0.1)
+    step: PositiveRange = (1e-3, 0.1)
     """Range of the step sizes at the start, drawn evenly in their logarithm."""
 
-    step_limit: _Range | None = None
+    step_limit: Range | None = None
     """What step sizes are kept to; None: any."""
 
 
@@ -141,13 +123,8 @@ class Mamba2(Mixer):
     @in_float32
     def initialize(self, std: float) -> None:
         """Draw decays and step sizes from their ranges, whatever `std` other weights have."""
-        nn.init.uniform_(self.log_decay, *self.config.decay)
-        low, high = self.config.step
-        nn.init.uniform_(self.step_bias, math.log(low), math.log(high))
-        with torch.no_grad():
-            self.log_decay.log_()
-            steps = self.step_bias.exp().clamp_(min=_LEAST_STEP)
-            self.step_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        draw_decays(self.log_decay, *self.config.decay)
+        draw_steps(self.step_bias, *self.config.step)
         nn.init.ones_(self.skip)
 
     def mix(self, x: Tensor, state: Mamba2State | None, window: Window) -> tuple[Tensor, Mamba2State | None]:
@@ -195,11 +172,11 @@ class Mamba2(Mixer):
         return self.heads, self.heads
 
     def flops(self, tokens: int) -> int:
-        groups, convolved = self.config.groups, self.inner + 2 * self.shared
+        groups = self.config.groups
         core = forward_flops(
             1, tokens, Heads(groups, groups, self.heads), self.config.state_width, self.width, self.config.p
         )
-        return core + 2 * self.config.convolution * convolved * tokens
+        return core + self.convolution.flops(tokens)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gate z `[..., d]`, the convolution's input `[..., d + 2 G N]`, step sizes before softplus `[..., H]`."""

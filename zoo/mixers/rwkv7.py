@@ -1,7 +1,7 @@
 """RWKV-7's time mixing: a token shift, a state that unlearns before it learns, decays by channel."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import HeadLayerNorm
 from zoo.blocks.token_shift import lerp_start, shift
+from zoo.blocks.treatment import Treatment
 from zoo.blocks.window import Shared, Token, Window
 from zoo.config import Config
 from zoo.errors import ConfigError
@@ -85,6 +86,7 @@ class Rwkv7(Mixer):
     """
 
     architecture = "rwkv7"
+    treatments: ClassVar = {"decay.expand.bias": Treatment(decays=False, share=2.0)}
 
     def __init__(self, config: Rwkv7Config, context: LayerContext) -> None:
         super().__init__()

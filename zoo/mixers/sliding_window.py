@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
@@ -29,11 +29,15 @@ class SlidingWindowConfig(HeadConfig):
     window: int = Field(256, ge=1, le=LONGEST)
     """Tokens that a token sees, itself included. Through L layers a token is reached by L x (window - 1) before it."""
 
+    sinks: bool = False
+    """A learned score a head that takes its part of the softmax and gives nothing, so that a token may look nowhere."""
+
 
 class SlidingWindow(Mixer):
     """Softmax attention over the last `window` tokens; cost linear in T, and a state of fixed size.
 
-    Source: Beltagy et al., "Longformer", arXiv 2004.05150; Jiang et al., "Mistral 7B", arXiv 2310.06825.
+    Source: Beltagy et al., "Longformer", arXiv 2004.05150; Jiang et al., "Mistral 7B", arXiv 2310.06825; sinks as in
+    OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv 2508.10925.
     """
 
     def __init__(self, config: SlidingWindowConfig, context: LayerContext) -> None:
@@ -41,21 +45,27 @@ class SlidingWindow(Mixer):
         self.window = config.window
         self.heads = resolve_heads(config, context)
         self.input = QueryKeyValue(config, context, self.heads)
-        self.output = HeadOutput(context, self.heads, norm=bool(config.output_norm))
+        self.sink = nn.Parameter(torch.zeros(self.heads.query)) if config.sinks else None
+        self.output = HeadOutput(config, context, self.heads, normalized=True)
+
+    def initialize(self, std: float) -> None:
+        """Start sinks at zero, the score of a query and a key that have nothing in common."""
+        if self.sink is not None:
+            nn.init.zeros_(self.sink)
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState | None]:
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         q, k, v = self.input(x, window.positions)
-        if state is None and supports_flex(q):
+        if state is None and self.sink is None and supports_flex(q):
             first = torch.maximum(window.starts[:, 1:], window.positions - (self.window - 1))
             attended = interval_attention(q, k, v, first, window.positions)
         else:
-            attended = banded_attention(q, k, v, past, window, self.window)
-        return self.output(attended), append(past, k, v, window) if window.return_state else None
+            attended = banded_attention(q, k, v, past, window, self.window, self.sink)
+        return self.output(attended, x), append(past, k, v, window) if window.return_state else None
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
-        return self.output(attend_in_place(q, k, v, state, token))
+        return self.output(attend_in_place(q, k, v, state, token, self.sink), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
         return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)
@@ -73,8 +83,12 @@ class SlidingWindow(Mixer):
         return attention_flops(rising * (rising + 1) // 2 + full * self.window, self.heads.query, self.heads.width)
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, window: Window, width: int) -> Tensor:
+def banded_attention(
+    q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, window: Window, width: int, sink: Tensor | None = None
+) -> Tensor:
     """Attend from q `[B, T, Hq, K]` to the `width` keys up to each query, among `past` and k, v `[B, T, Hk, K]`.
+
+    `sink [Hq]` is as in `attend_where`.
 
     The queries are cut into blocks, each of which meets its own block of keys and those before it that its band can
     reach: a quarter of the band to a block, which keeps both the copies of keys and the pairs computed in vain few.
@@ -106,5 +120,5 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, windo
     visible = (in_band & not_before).expand(B, -1, -1, -1).flatten(0, 1)
 
     query_blocks = F.pad(q, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
-    o = attend_where(query_blocks, key_blocks(past.keys, k), key_blocks(past.values, v), visible)
+    o = attend_where(query_blocks, key_blocks(past.keys, k), key_blocks(past.values, v), visible, sink)
     return o.unflatten(0, (B, blocks)).flatten(1, 2)[:, :T]

@@ -36,7 +36,7 @@ class Softmax(Mixer):
         super().__init__()
         self.heads = resolve_heads(config, context)
         self.input = QueryKeyValue(config, context, self.heads)
-        self.output = HeadOutput(context, self.heads, norm=bool(config.output_norm))
+        self.output = HeadOutput(config, context, self.heads, normalized=True)
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
         q, k, v = self.input(x, window.positions)
@@ -45,14 +45,14 @@ class Softmax(Mixer):
         else:
             after = append(state, within_room(k, state.keys.shape[1], window.after), v, window)
         if state is None and window.resets is None:
-            return self.output(causal_attention(q, k, v)), after
+            return self.output(causal_attention(q, k, v), x), after
         last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache
-        return self.output(interval_attention(q, *after, window.starts[:, 1:], last)), after
+        return self.output(interval_attention(q, *after, window.starts[:, 1:], last), x), after
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
         k = within_room(k, state.keys.shape[1], token.after)
-        return self.output(attend_in_place(q, k, v, state, token))
+        return self.output(attend_in_place(q, k, v, state, token), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
         if room.max_len is None or room.max_len < 1:

@@ -27,6 +27,8 @@ _ATTENTION = (
     "_scaled_dot_product_fused_attention_overrideable",
 )
 
+_OPS = ("power_attention", "delta_attention", "rwkv7", "interval_attention")
+
 
 def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arguments: *Arguments) -> Any:
     """Return `run(*arguments)`, whose backward pass computes again what the mode does not keep.
@@ -42,7 +44,7 @@ def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arg
 @cache
 def _mixing_ops() -> frozenset[Any]:
     """The ops that mix over time, whose outputs cost more to compute again than to keep."""
-    own = (getattr(torch.ops.zoo, name).default for name in ("power_attention", "rwkv7", "interval_attention"))
+    own = (getattr(torch.ops.zoo, name).default for name in _OPS)
     return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION)))
 
 

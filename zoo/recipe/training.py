@@ -42,13 +42,16 @@ class TrainingConfig(Config):
     """Shape of the decay from the peak after the warm-up to the minimum at the last step."""
 
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled decay of matrices, embeddings included; biases, norms and other vectors do not decay."""
+    """Decoupled decay of matrices, embeddings included; biases, norms, gates' offsets and the like do not decay."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's memory of the gradient."""
 
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's memory of the squared gradient."""
+
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of AdamW's mean squared gradient."""
 
     clip_norm: float | None = Field(default=1.0, gt=0)
     """The gradient's largest norm over all parameters together; `null` leaves it as it is."""

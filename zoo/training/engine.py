@@ -9,7 +9,14 @@ from zoo.models import Decoder
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes, blocks_of, shard
 from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
-from zoo.training.optimizer import autocast, autocast_dtype, build_optimizer, clip_gradients, learning_rate_at
+from zoo.training.optimizer import (
+    autocast,
+    autocast_dtype,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_at,
+    set_learning_rate,
+)
 from zoo.training.run.checkpoint import Checkpoint
 from zoo.training.state import (
     generator_tensors,
@@ -73,8 +80,7 @@ class Engine:
             The mean loss in nats per token and the norm of its gradient before clipping, `[2]` float32, on the device:
             reading them waits for the step to end. Under several processes the loss is that of this one's share.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate_at(self._config, step)
+        set_learning_rate(self._optimizer, learning_rate_at(self._config, step))
         self._model.train()
         self._modes.add("train")
         accumulate = self._config.accumulate

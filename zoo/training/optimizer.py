@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from zoo.blocks.treatment import Treatment, treatments
 from zoo.recipe.training import TrainingConfig
 
 __all__ = [
@@ -17,28 +18,41 @@ __all__ = [
     "clip_gradients",
     "deterministic_on_cpu",
     "learning_rate_at",
+    "set_learning_rate",
 ]
 
 _FUSED_DEVICES = {"cpu", "cuda"}
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over the model's trainable parameters.
+    """Return AdamW over the model's trainable parameters, in groups that are treated alike (`zoo.blocks.treatment`).
 
-    Matrices decay, embeddings among them (a tied embedding is also the output layer); biases, norm weights, gates'
-    offsets and whatever else has one dimension do not. The learning rate is for the loop to set before each step.
+    The learning rate is for the loop to set before each step: `set_learning_rate`.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    treated = treatments(model)
+    grouped: dict[Treatment, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            grouped.setdefault(treated[name], []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": grouped[treatment], "weight_decay": config.weight_decay * treatment.decays}
+            | {"share": treatment.share}
+            for treatment in sorted(grouped, reverse=True)  # what decays first
+        ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
-        fused=all(parameter.device.type in _FUSED_DEVICES for parameter in parameters),
+        eps=config.epsilon,
+        fused=all(parameter.device.type in _FUSED_DEVICES for parameter in model.parameters()),
     )
+    set_learning_rate(optimizer, config.learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group to its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
 
 
 def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:

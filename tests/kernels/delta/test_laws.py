@@ -262,7 +262,10 @@ def test_padding_changes_nothing(impl: str) -> None:
             return None if x is None else torch.where(padding.view(B, T, *[1] * (x.dim() - 2)), value, x)
 
         garbage = {name: fill(getattr(problem, name), torch.nan) for name in TOKENS}
-        ours = run(replace(problem, **garbage, do=fill(problem.do, 9.0)), impl, lengths=torch.tensor(lengths))
+        resets = padding if data.draw(st.booleans()) else None
+        ours = run(
+            replace(problem, **garbage, do=fill(problem.do, 9.0)), impl, lengths=torch.tensor(lengths), resets=resets
+        )
         for name, x in ours.items():
             assert name in ("S_out", "dS") or not x[padding].any(), f"{name}: not zero at padding"
         for i, length in enumerate(lengths):
