@@ -30,7 +30,7 @@ def ablate(
 
     STUDY_OR_RECIPE is a name from `zoo list` or the path of a .yaml file. Parameters are matched within 1%. The folder
     gets a run for each variant, summary.json, plots and one page, index.html. The same command again skips what is
-    finished and goes on with the rest.
+    finished and goes on with the rest, also after Ctrl-C or SIGTERM.
 
     \b
     Examples:

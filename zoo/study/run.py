@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
-from zoo.errors import ConfigError, TrainingError, ZooError
+from zoo.errors import ConfigError, Interruption, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
 from zoo.report.files import replace_file, writing
 from zoo.study.machine import describe_machine, write_machine
@@ -19,6 +19,7 @@ from zoo.study.summary import StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
 from zoo.training.run.metrics import check_tensorboard
+from zoo.training.signals import watching_signals
 
 __all__ = ["run_study"]
 
@@ -30,7 +31,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
 
     The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, the table as `summary.csv`,
     `.md` and `.tex`, the plots as PNG files and `index.html`. Everything is checked before anything is trained. If a
-    variant fails, or at Ctrl-C, the study ends with a report of what is finished; the same call goes on from there.
+    variant fails, or at a signal (see `zoo.training.train`), the study ends with a report of what is finished; the
+    same call goes on from there.
 
     Args:
         study: what to compare.
@@ -45,7 +47,13 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
         TrainingError: training of a variant cannot go on, or a file cannot be written.
+        Interruption: a signal ended the study.
     """
+    with watching_signals():
+        return _run_study(study, folder, device, progress=progress)
+
+
+def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool) -> StudySummary:
     if find_spec("matplotlib") is None:
         raise ConfigError("a study's plots need matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
     machine = describe_machine(device)
@@ -67,9 +75,10 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
                 _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
             else:
                 console.print(f"{title}: finished before", markup=False, highlight=False)
-    except BaseException:
-        with suppress(TrainingError):  # a disk may be too full for the report too; what stopped the study is told
-            _report(summary, variants, folder)
+    except BaseException as error:
+        if not (isinstance(error, Interruption) and error.at_once):
+            with suppress(TrainingError):  # a disk may be too full for the report too; what stopped the study is told
+                _report(summary, variants, folder)
         raise
     return _report(summary, variants, folder)
 

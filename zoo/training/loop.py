@@ -1,6 +1,7 @@
 """The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
 
 import math
+import signal
 import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
 from zoo.data import Corpus
-from zoo.errors import CheckpointError, TrainingError
+from zoo.errors import CheckpointError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
@@ -22,6 +23,7 @@ from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder, check_same_recipe
 from zoo.training.run.metrics import EventLog, MetricsLog, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
+from zoo.training.signals import SignalWatch, watching_signals
 
 __all__ = ["Stopwatch", "Trainer"]
 
@@ -65,6 +67,7 @@ class Trainer:
         self._unread: list[Tensor] = []  # losses and gradient norms that are still on the device
         self._losses: list[float] = []  # of the steps since the last line of training metrics
         self._gradient_norm = 0.0
+        self._saved_step = -1  # what the newest checkpoint is of
         self._last_checkpoint: Path | None = None
         self._resume()
         self._metrics: MetricsLog | None = None
@@ -76,31 +79,37 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
-                not suffice, a file cannot be written, or another process trains here. As after Ctrl-C, the checkpoints
-                so far stay whole.
+                not suffice, a file cannot be written, or another process trains here. The checkpoints so far stay
+                whole.
+            Interruption: SIGINT (Ctrl-C), SIGTERM or SIGHUP came; the step was finished and a checkpoint saved. After a
+                second signal nothing more is done.
         """
         with ExitStack() as stack:
+            signals = stack.enter_context(watching_signals())
             if self._processes.is_main:
                 self._run.claim(self._recipe)
                 stack.enter_context(self._run.locked())
                 self._run.checkpoints.clean()
-                since = -1 if self._last_checkpoint is None else self._step
-                self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, since)))
+                self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, self._saved_step)))
                 if self._config.tensorboard:
-                    self._events = stack.enter_context(closing(EventLog(self._run.events_path, since)))
+                    self._events = stack.enter_context(closing(EventLog(self._run.events_path, self._saved_step)))
             stack.callback(self._progress.finish)
             self._progress.start(self._step, self._config.steps)
             device = self._processes.device
-            with naming_compile_errors(), naming_memory_errors(self._config), deterministic_on_cpu(device):
-                self._train()
+            stack.enter_context(naming_compile_errors())
+            stack.enter_context(naming_memory_errors(self._config))
+            with deterministic_on_cpu(device), signals.holding():
+                self._train(signals)
             result = self._result()
         self._processes.barrier()
         return result
 
-    def _train(self) -> None:
+    def _train(self, signals: SignalWatch) -> None:
         if self._step == 0:
             self._evaluate()
         while self._step < self._config.steps:
+            if self._processes.any(signals.received is not None):
+                raise self._interruption(signals.received or signal.SIGTERM)
             self._stopwatch.start()
             self._step += 1
             self._unread.append(self._engine.step(self._step))
@@ -111,6 +120,13 @@ class Trainer:
             if self._is_due(self._config.checkpoint_every):
                 self._save()
             self._progress.advance(self._step)
+
+    def _interruption(self, number: signal.Signals) -> Interruption:
+        if self._step == 0:
+            return Interruption(number)
+        if self._step != self._saved_step:
+            self._save()
+        return Interruption(number, saved=self._step)
 
     def _is_due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._config.steps
@@ -192,6 +208,7 @@ class Trainer:
                 "recent_losses": self._losses,
             }
             self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
+        self._saved_step = self._step
         self._processes.barrier()
 
     def _resume(self) -> None:
@@ -206,7 +223,7 @@ class Trainer:
                 f"now {self._corpus.hash[:12]}); choose another folder to start anew"
             )
         self._engine.restore(checkpoint)
-        self._step = checkpoint.step
+        self._step = self._saved_step = checkpoint.step
         self._last_checkpoint = checkpoint.path
         self._stopwatch = Stopwatch(facts["seconds"])
         self._losses = facts["recent_losses"]

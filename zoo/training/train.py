@@ -14,6 +14,7 @@ from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.run.result import TrainingResult
+from zoo.training.signals import watching_signals
 
 __all__ = ["train"]
 
@@ -30,8 +31,9 @@ def train(
 
     The folder holds everything: `recipe.yaml`, `metrics.jsonl` (one JSON object a line), `checkpoints/` and, when
     training is finished, `result.json`. Called again, `train` continues from the newest whole checkpoint, on a CPU with
-    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. Under `torchrun`
-    the processes train one model together. The global random number generators are left as they were. With
+    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP end it after the step that is being made, with a checkpoint; a second one ends it at once. Under
+    `torchrun` the processes train one model together. The global random number generators are left as they were. With
     `training.tensorboard`, `tensorboard/` gets the metrics as events.
 
     Args:
@@ -48,10 +50,21 @@ def train(
         InputError: there is no such device, or `folder` is empty.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
             be written, for example on a full disk; or another process is training in the folder.
+        Interruption: a signal ended training; it is a KeyboardInterrupt.
     """
     if folder == "":
         raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
-    run = RunFolder(Path(folder))
+    with watching_signals():
+        return _train(recipe, RunFolder(Path(folder)), corpus, device, progress)
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    corpus: Corpus | None,
+    device: torch.device | str | None,
+    progress: ProgressReporter | None,
+) -> TrainingResult:
     if run.status() != "missing":
         run.check(recipe)
     if run.status() == "finished":
