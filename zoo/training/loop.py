@@ -1,5 +1,6 @@
 """The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
 
+import logging
 import math
 import signal
 import time
@@ -17,15 +18,19 @@ from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
+from zoo.training.losses import SpikeWatch, StepLosses
 from zoo.training.memory import naming_memory_errors
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder, check_same_recipe
+from zoo.training.run.checkpoint import first_not_finite
 from zoo.training.run.metrics import EventLog, MetricsLog, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
 from zoo.training.signals import SignalWatch, watching_signals
 
 __all__ = ["Stopwatch", "Trainer"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -64,9 +69,7 @@ class Trainer:
         self._step = 0
         self._compiled_before = CompileReport()
         self._stopwatch = Stopwatch()
-        self._unread: list[Tensor] = []  # losses and gradient norms that are still on the device
-        self._losses: list[float] = []  # of the steps since the last line of training metrics
-        self._gradient_norm = 0.0
+        self._losses = StepLosses(processes.mean, self._on_spike, self._not_finite)
         self._saved_step = -1  # what the newest checkpoint is of
         self._last_checkpoint: Path | None = None
         self._resume()
@@ -112,7 +115,7 @@ class Trainer:
                 raise self._interruption(signals.received or signal.SIGTERM)
             self._stopwatch.start()
             self._step += 1
-            self._unread.append(self._engine.step(self._step))
+            self._make_step()
             if self._is_due(self._config.log_every):
                 self._log()
             if self._is_due(self._config.evaluate_every):
@@ -131,30 +134,38 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._config.steps
 
-    def _read_losses(self) -> None:
-        """Wait for the device, end the stopwatch's stretch and check what the steps so far came to.
+    def _make_step(self) -> None:
+        if self._config.spike == "skip":
+            self._engine.step(self._step, self._is_no_spike)
+        else:
+            self._losses.add(self._step, self._engine.step(self._step))
 
-        Not after every step: a GPU would idle while the next one is prepared.
-        """
-        if not self._unread:
-            return
-        rows = self._processes.mean(torch.stack(self._unread)).tolist()
+    def _is_no_spike(self, values: Tensor) -> bool:
+        self._losses.add(self._step, values)
+        return not self._losses.read()
+
+    def _read_losses(self) -> None:
+        """Check what the steps so far came to, and end the stopwatch's stretch."""
+        self._losses.read()
         self._stopwatch.stop()
-        self._unread.clear()
-        for step, (loss, norm) in enumerate(rows, self._step - len(rows) + 1):
-            for name, value in (("loss", loss), ("gradient norm", norm)):
-                if not math.isfinite(value):
-                    raise self._not_finite(step, name, value)
-            self._losses.append(loss)
-            self._gradient_norm = norm
+
+    def _on_spike(self, step: int, loss: float, before: float) -> None:
+        line = self._describe(step, f"the loss jumped to {loss:.3f} from {before:.3f} on average")
+        if self._config.spike == "stop":
+            raise TrainingError(f"{line}; {self._kept()}; training.spike=warn goes on")
+        if self._processes.is_main:
+            _logger.warning("%s%s", line, "; its update is left out" if self._config.spike == "skip" else "")
 
     def _not_finite(self, step: int, name: str, value: float) -> TrainingError:
+        return TrainingError(f"{self._describe(step, f'the {name} is {value}')}; {self._kept()}")
+
+    def _describe(self, step: int, what: str) -> str:
         rate = learning_rate_at(self._config, step)
-        kept = (
+        return f"step {step}: {what}, on {self._engine.origin(step)}, at learning rate {rate:g}"
+
+    def _kept(self) -> str:
+        return (
             f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "there is no checkpoint yet"
-        )
-        return TrainingError(
-            f"step {step}: the {name} is {value}, on {self._engine.origin(step)}, at learning rate {rate:g}; {kept}"
         )
 
     def _log(self) -> None:
@@ -163,12 +174,11 @@ class Trainer:
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
         self._record(
             "train",
-            loss=math.fsum(self._losses) / len(self._losses),
+            loss=self._losses.take_mean(),
             learning_rate=learning_rate_at(self._config, self._step),
-            gradient_norm=self._gradient_norm,
+            gradient_norm=self._losses.gradient_norm,
             tokens_per_second=steps * self._config.tokens_per_step / seconds,
         )
-        self._losses.clear()
 
     def _evaluate(self) -> None:
         self._read_losses()
@@ -197,6 +207,8 @@ class Trainer:
     def _save(self) -> None:
         self._read_losses()
         tensors = self._engine.tensors()
+        if (name := first_not_finite(tensors)) is not None:
+            raise TrainingError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
         if self._metrics is not None:
             self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
             facts = {
@@ -205,7 +217,8 @@ class Trainer:
                 "corpus": self._corpus.hash,
                 "torch": torch.__version__,
                 "compilation": asdict(self._compilation()),
-                "recent_losses": self._losses,
+                "recent_losses": self._losses.since_line,
+                "losses_before_spikes": list(self._losses.spikes.recent),
             }
             self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
         self._saved_step = self._step
@@ -226,7 +239,8 @@ class Trainer:
         self._step = self._saved_step = checkpoint.step
         self._last_checkpoint = checkpoint.path
         self._stopwatch = Stopwatch(facts["seconds"])
-        self._losses = facts["recent_losses"]
+        self._losses.since_line = facts["recent_losses"]
+        self._losses.spikes = SpikeWatch(facts.get("losses_before_spikes", ()))
         self._compiled_before = CompileReport(**facts["compilation"])
 
     def _compilation(self) -> CompileReport:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import CheckpointError
 from zoo.reading import open_regular, read_regular
 from zoo.report.files import sync_file, sync_folder, writing
 
-__all__ = ["Checkpoint", "CheckpointStore"]
+__all__ = ["Checkpoint", "CheckpointStore", "first_not_finite"]
 
 _FORMAT = 1
 _FACTS = "checkpoint.json"
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _DamagedError(CheckpointError):
-    """A checkpoint that was written whole once and is no more; an older one may do."""
+    """A checkpoint that is no longer whole, or never was worth keeping; an older one may do."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class CheckpointStore:
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
         """Write a checkpoint and return its folder; older ones beyond the newest `keep` are then deleted.
 
+        Those of later steps are deleted too: who saves has gone back to before them, since they are unsound.
+
         Args:
             step: its number.
             tensors: by file, without the suffix, then by name.
@@ -86,8 +88,8 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 _write(partial, step, tensors, facts)
-                if place.exists():  # a damaged one that training has come by again
-                    self._discard(place)
+                for unsound in self._from(step):
+                    self._discard(unsound)
                 os.rename(partial, place)
                 sync_folder(self.folder)
             finally:
@@ -108,10 +110,12 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where none was ever saved.
 
-        A damaged one is passed over with a warning in the log, for an older one gives the same run once more.
+        One that is damaged or not finite is passed over with a warning in the log, for an older one gives the same run
+        once more.
 
         Raises:
-            CheckpointError: every checkpoint there is is damaged, or the newest whole one has another format.
+            CheckpointError: every checkpoint there is is damaged or not finite, or the newest sound one has another
+                format.
         """
         damage: _DamagedError | None = None
         for place in reversed(self._steps()):
@@ -124,7 +128,7 @@ class CheckpointStore:
                 return checkpoint
         if damage is not None:
             raise CheckpointError(
-                f"{damage}, and no older checkpoint is whole; delete {self.folder.parent} to start anew"
+                f"{damage}, and no older checkpoint is sound; delete {self.folder.parent} to start anew"
             )
         return None
 
@@ -134,8 +138,13 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
+        return self._from(0)
+
+    def _from(self, step: int) -> list[Path]:
+        """Return the checkpoints of that step and later ones, in their order."""
         found = ((match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
-        return [path for _, path in sorted((int(match[1]), path) for match, path in found)]
+        numbered = sorted((int(match[1]), path) for match, path in found)
+        return [path for number, path in numbered if number >= step]
 
     def _discard(self, place: Path) -> None:
         discarded = place.with_name(f".{place.name}.discarded")
@@ -181,7 +190,28 @@ def _open(place: Path) -> Checkpoint:
             raise _DamagedError(f"{place / name} cannot be read: {error.strerror}") from None
         if found != expected:
             raise _DamagedError(f"{place / name} is damaged: its bytes are not those that were written")
+        _check_finite(place / name)
     return Checkpoint(place, document["step"], document["facts"])
+
+
+def _check_finite(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the library's own)
+                if not _is_finite(file.get_tensor(name)):
+                    raise _DamagedError(f"{path} is not sound: {name} is not finite")
+    except (OSError, SafetensorError) as error:
+        raise _DamagedError(f"{path} cannot be read: {error}") from None
+
+
+def first_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """Return the name of a tensor that holds NaN or infinity, if any does."""
+    every = ((name, tensor) for group in tensors.values() for name, tensor in group.items())
+    return next((name for name, tensor in every if not _is_finite(tensor)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _hash_file(path: Path) -> str:
