@@ -67,6 +67,15 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
     Raises:
         CheckpointError: the run was trained on another corpus, or its files are damaged.
     """
+    try:
+        return _summarise_variant(variant, folder, summary)
+    except (KeyError, TypeError, IndexError):  # of a run whose result, an earlier version's, does not tell its metrics
+        raise CheckpointError(
+            f"{folder / 'metrics.jsonl'}: is damaged; put it back from a copy, or delete {folder} to train anew"
+        ) from None
+
+
+def _summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> VariantSummary:
     result, records = load_result(folder), read_metrics(folder / "metrics.jsonl")
     if result.corpus_hash != summary.corpus.hash:
         raise CheckpointError(

@@ -24,7 +24,7 @@ from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder, check_same_recipe
 from zoo.training.run.checkpoint import first_not_finite
-from zoo.training.run.metrics import EventLog, MetricsLog, read_metrics
+from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
 from zoo.training.signals import SignalWatch, watching_signals
 
@@ -72,6 +72,7 @@ class Trainer:
         self._losses = StepLosses(processes.mean, self._on_spike, self._not_finite)
         self._saved_step = -1  # what the newest checkpoint is of
         self._last_checkpoint: Path | None = None
+        self._metrics_extent: Extent | None = None  # at the step that training goes on from
         self._resume()
         self._metrics: MetricsLog | None = None
         self._events: EventLog | None = None
@@ -81,6 +82,7 @@ class Trainer:
         """Train to the last step and return what the run came to.
 
         Raises:
+            CheckpointError: the metrics up to the newest checkpoint are damaged.
             TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
                 not suffice, a file cannot be written, or another process trains here. The checkpoints so far stay
                 whole.
@@ -93,7 +95,8 @@ class Trainer:
                 self._run.claim(self._recipe)
                 stack.enter_context(self._run.locked())
                 self._run.checkpoints.clean()
-                self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, self._saved_step)))
+                metrics = MetricsLog(self._run.metrics_path, self._saved_step, self._metrics_extent)
+                self._metrics = stack.enter_context(closing(metrics))
                 if self._config.tensorboard:
                     self._events = stack.enter_context(closing(EventLog(self._run.events_path, self._saved_step)))
             stack.callback(self._progress.finish)
@@ -218,6 +221,7 @@ class Trainer:
                 "torch": torch.__version__,
                 "compilation": asdict(self._compilation()),
                 "recent_losses": self._losses.since_line,
+                "metrics": self._metrics.extent(),
                 "losses_before_spikes": list(self._losses.spikes.recent),
             }
             self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
@@ -238,6 +242,7 @@ class Trainer:
         self._engine.restore(checkpoint)
         self._step = self._saved_step = checkpoint.step
         self._last_checkpoint = checkpoint.path
+        self._metrics_extent = Extent(*facts["metrics"]) if "metrics" in facts else None
         self._stopwatch = Stopwatch(facts["seconds"])
         self._losses.since_line = facts["recent_losses"]
         self._losses.spikes = SpikeWatch(facts.get("losses_before_spikes", ()))
@@ -251,6 +256,8 @@ class Trainer:
     def _result(self) -> TrainingResult:
         position = self._position()
         compilation = self._compilation()
+        if self._metrics is not None:
+            check_metrics(self._run.metrics_path, self._metrics.extent())
         result = TrainingResult(
             folder=self._run.path,
             parameters=self._parameters,

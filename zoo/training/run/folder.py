@@ -16,6 +16,7 @@ from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.report.files import replace_file, writing
 from zoo.training.run.checkpoint import CheckpointStore
+from zoo.training.run.metrics import check_metrics, extent_of
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
 
@@ -94,12 +95,23 @@ class RunFolder:
             os.close(descriptor)
 
     def result(self) -> TrainingResult:
-        """Return what the finished run came to."""
-        return read_result(self.result_path)
+        """Return what the finished run came to.
+
+        Raises:
+            CheckpointError: the result or the metrics are no longer what the run wrote.
+        """
+        result, metrics = read_result(self.result_path)
+        if metrics is not None:
+            check_metrics(self.metrics_path, metrics)
+        return result
 
     def finish(self, result: TrainingResult) -> None:
-        """Mark the run as finished."""
-        write_result(self.result_path, result)
+        """Mark the run as finished, with the metrics as they are.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        write_result(self.result_path, result, extent_of(self.metrics_path))
 
 
 def run_status(folder: Path, recipe: Recipe | None = None) -> RunStatus:
@@ -123,7 +135,7 @@ def load_result(folder: Path) -> TrainingResult:
     """Return what the finished run in `folder` came to.
 
     Raises:
-        CheckpointError: it is not finished, or its result is damaged.
+        CheckpointError: it is not finished, or its result or metrics are no longer what was written.
     """
     run = RunFolder(Path(folder))
     if run.status() != "finished":
