@@ -11,6 +11,7 @@ from zoo.builder import shrink
 from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.study import DEFAULT_MIXERS
+from zoo.report.files import locked
 from zoo.study import Study, StudySummary, load_study, run_study
 from zoo.study.machine import describe_machine, read_machine
 from zoo.study.variants import resolve_variants
@@ -171,6 +172,17 @@ def test_a_full_disk_leaves_the_report_that_was_there(
         run_study(study.replace(description="another"), folder, progress=False)
     assert {name: (folder / name).read_bytes() for name in REPORT} == before
     assert files_in(folder) == REPORT
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_or_run_in_use_is_left_alone(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with locked(folder, "is running a study"), pytest.raises(TrainingError, match="s: another process is running a st"):
+        run_study(study, folder, progress=False)
+    assert list(folder.iterdir()) == []
+    with RunFolder(folder / "softmax").locked(), pytest.raises(TrainingError, match="another process is training here"):
+        run_study(study, folder, progress=False)
+    assert list((folder / "softmax").iterdir()) == training.trained == []
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -18,6 +18,7 @@ from zoo.training import (
     run_status,
     train,
 )
+from zoo.training.run import RunFolder
 
 SHORT = [
     "training.steps=6",
@@ -156,6 +157,23 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, corpus):
                 train(short_recipe("tiny"), tmp_path / "run", corpus=corpus)
 
     train(short_recipe("tiny"), tmp_path / "run", corpus=corpus, progress=Second())
+
+
+def test_a_folder_in_use_is_neither_read_nor_written(tmp_path, corpus):
+    """What stands there belongs to the process that trains, which may take it away at any moment."""
+    recipe = short_recipe("tiny")
+    train(recipe, tmp_path, corpus=corpus)
+    (tmp_path / "result.json").unlink()
+    for place in (tmp_path / "checkpoints").iterdir():
+        (place / "model.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with RunFolder(tmp_path).locked(), pytest.raises(TrainingError, match="another process is training here"):
+        train(recipe, tmp_path, corpus=corpus)
+    with RunFolder(tmp_path / "new").locked(), pytest.raises(TrainingError, match="another process is training here"):
+        train(recipe, tmp_path / "new", corpus=corpus)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new").rmdir()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):

@@ -7,7 +7,7 @@ import torch
 
 from zoo.config import load_yaml
 from zoo.errors import InputError
-from zoo.report.files import replace_file, writing
+from zoo.report.files import replace_file
 from zoo.study.summary import Machine
 from zoo.version import __version__
 
@@ -38,13 +38,11 @@ def describe_machine(device: str | None = None) -> Machine:
 
 
 def write_machine(folder: Path, machine: Machine) -> None:
-    """Write into a run's folder, made if missing, what it is trained on.
+    """Write into a run's folder what it is trained on.
 
     Raises:
         TrainingError: the file cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / _FILE, machine.to_yaml().encode())
 
 

@@ -12,12 +12,13 @@ from rich.console import Console
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
 from zoo.errors import ConfigError, Interruption, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
-from zoo.report.files import replace_file, writing
+from zoo.report.files import locked, replace_file
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
-from zoo.study.summary import StudySummary
+from zoo.study.summary import Machine, StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
+from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.signals import watching_signals
 
@@ -46,7 +47,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
-        TrainingError: training of a variant cannot go on, or a file cannot be written.
+        TrainingError: training of a variant cannot go on, a file cannot be written, or another process runs a study in
+            the folder.
         Interruption: a signal ended the study.
     """
     with watching_signals():
@@ -63,24 +65,23 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
         check_tensorboard()
     corpus = load_corpus(variants[0].recipe.data)
     summary = _collect(_describe(study, variants, corpus), variants, folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "study.yaml", summary.study_yaml.encode())
     console = Console(stderr=True, quiet=not progress)
-    try:
-        for number, variant in enumerate(variants, 1):
-            title = f"{variant.name} ({number} of {len(variants)})"
-            if variant in unfinished:
-                write_machine(folder / variant.name, machine)
-                _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
-            else:
-                console.print(f"{title}: finished before", markup=False, highlight=False)
-    except BaseException as error:
-        if not (isinstance(error, Interruption) and error.at_once):
-            with suppress(TrainingError):  # a disk may be too full for the report too; what stopped the study is told
-                _report(summary, variants, folder)
-        raise
-    return _report(summary, variants, folder)
+    with locked(folder, "is running a study"):
+        replace_file(folder / "study.yaml", summary.study_yaml.encode())
+        try:
+            for number, variant in enumerate(variants, 1):
+                title = f"{variant.name} ({number} of {len(variants)})"
+                if variant in unfinished:
+                    _write_machine(folder / variant.name, machine)
+                    _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
+                else:
+                    console.print(f"{title}: finished before", markup=False, highlight=False)
+        except BaseException as error:
+            if not (isinstance(error, Interruption) and error.at_once):
+                with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
+                    _report(summary, variants, folder)
+            raise
+        return _report(summary, variants, folder)
 
 
 def _report(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
@@ -131,6 +132,11 @@ def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -
         if run_status(folder / variant.name) == "finished"
     )
     return summary.replace(variants=tuple(finished), date=_now())
+
+
+def _write_machine(folder: Path, machine: Machine) -> None:
+    with RunFolder(folder).locked():
+        write_machine(folder, machine)
 
 
 def _train(variant: Variant, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:

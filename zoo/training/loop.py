@@ -40,13 +40,12 @@ class Trainer:
         model: newly initialised, on the device of `processes`; changed in place.
         recipe: whose run it is.
         corpus: what to train and to evaluate on.
-        run: the recipe's, or new. Nothing is written to it before `run`.
+        run: the recipe's, or new. It is neither read nor written before `run`.
         processes: who trains together; only the first one writes files and tells `progress`.
         progress: told of every step and line of metrics.
 
     Raises:
         CorpusError: the corpus is too short for one window.
-        CheckpointError: the newest checkpoint is of another recipe, model or corpus.
     """
 
     def __init__(
@@ -73,16 +72,16 @@ class Trainer:
         self._saved_step = -1  # what the newest checkpoint is of
         self._last_checkpoint: Path | None = None
         self._metrics_extent: Extent | None = None  # at the step that training goes on from
-        self._resume()
         self._metrics: MetricsLog | None = None
         self._events: EventLog | None = None
-        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
+        self._lap_step, self._lap_seconds = 0, 0.0
 
     def run(self) -> TrainingResult:
         """Train to the last step and return what the run came to.
 
         Raises:
-            CheckpointError: the metrics up to the newest checkpoint are damaged.
+            CheckpointError: the newest checkpoint is of another recipe, model or corpus; or the metrics up to it are
+                damaged.
             TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
                 not suffice, a file cannot be written, or another process trains here. The checkpoints so far stay
                 whole.
@@ -92,9 +91,12 @@ class Trainer:
         with ExitStack() as stack:
             signals = stack.enter_context(watching_signals())
             if self._processes.is_main:
-                self._run.claim(self._recipe)
                 stack.enter_context(self._run.locked())
+                self._run.claim(self._recipe)
                 self._run.checkpoints.clean()
+            self._processes.barrier()
+            self._resume()
+            if self._processes.is_main:
                 metrics = MetricsLog(self._run.metrics_path, self._saved_step, self._metrics_extent)
                 self._metrics = stack.enter_context(closing(metrics))
                 if self._config.tensorboard:
@@ -246,6 +248,7 @@ class Trainer:
         self._stopwatch = Stopwatch(facts["seconds"])
         self._losses.since_line = facts["recent_losses"]
         self._losses.spikes = SpikeWatch(facts.get("losses_before_spikes", ()))
+        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
         self._compiled_before = CompileReport(**facts["compilation"])
 
     def _compilation(self) -> CompileReport:

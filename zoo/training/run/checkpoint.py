@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class CheckpointStore:
             TrainingError: it cannot be written, for example on a full disk; all others stay as they are.
         """
         place = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{place.name}.partial"
+        partial = _hidden(place, "partial")
         with writing(place):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -147,14 +148,17 @@ class CheckpointStore:
         return [path for number, path in numbered if number >= step]
 
     def _discard(self, place: Path) -> None:
-        discarded = place.with_name(f".{place.name}.discarded")
-        shutil.rmtree(discarded, ignore_errors=True)
+        discarded = _hidden(place, "discarded")
         os.rename(place, discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
 
+def _hidden(place: Path, what: str) -> Path:
+    """Return a name beside a checkpoint's that is nobody else's; `CheckpointStore.clean` finds it."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(8)}.{what}")
+
+
 def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     files = {}
     for name, group in tensors.items():

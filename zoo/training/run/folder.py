@@ -1,9 +1,7 @@
 """The folder of a run: what is where, whose it is and how far it came."""
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +9,10 @@ import torch
 
 from zoo.builder import build
 from zoo.config import Config, flatten, load_yaml
-from zoo.errors import CheckpointError, TrainingError
+from zoo.errors import CheckpointError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
-from zoo.report.files import replace_file, writing
+from zoo.report.files import locked, replace_file, writing
 from zoo.training.run.checkpoint import CheckpointStore
 from zoo.training.run.metrics import check_metrics, extent_of
 from zoo.training.run.result import TrainingResult, read_result, write_result
@@ -76,23 +74,13 @@ class RunFolder:
         """
         check_same_recipe(recipe, load_yaml(self.recipe_path), self.path)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep others from training here at the same time; ends with the process at the latest.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep others from training here at the same time; nothing is read or written for training before.
 
         Raises:
-            TrainingError: another process is training here.
+            TrainingError: another process is training here, or the folder cannot be made.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # file systems without locks
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise TrainingError(f"{self.path}: another process is training here") from None
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.path, "is training")
 
     def result(self) -> TrainingResult:
         """Return what the finished run came to.
