@@ -231,7 +231,7 @@ class Trainer:
         self._processes.barrier()
 
     def _resume(self) -> None:
-        checkpoint = self._run.checkpoints.newest()
+        checkpoint = self._run.newest_checkpoint()
         if checkpoint is None:
             return
         facts = checkpoint.facts

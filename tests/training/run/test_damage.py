@@ -1,6 +1,8 @@
 """A run's files damaged, altered or gone: the run comes out as it was, or one line says what to do."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -134,3 +136,52 @@ def test_a_result_of_an_earlier_version_is_read(runs, tmp_path):
     del fields["sha256"], fields["metrics"]
     path.write_text(json.dumps(fields))
     assert load_result(tmp_path / "run").steps == 12
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_unreadable(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)  # tests may run as root, to whom all is readable
+
+
+def replace_by_file(folder, monkeypatch):
+    folder.rename(folder.parent.parent / "elsewhere")
+    folder.write_text("")
+
+
+LOST = {
+    "moved": lambda folder, _: folder.rename(folder.parent.parent / "elsewhere"),
+    "deleted": lambda folder, _: shutil.rmtree(folder),
+    "emptied": lambda folder, _: [shutil.rmtree(place) for place in folder.iterdir()],
+    "a link to nowhere": lambda folder, _: (folder.rename(folder.parent.parent / "elsewhere"), folder.symlink_to("no")),
+    "a file": replace_by_file,
+    "unreadable": make_unreadable,
+}
+
+
+@pytest.mark.parametrize("name", ["stopped", "finished"])
+@pytest.mark.parametrize("how", LOST)
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(
+    how, name, runs, tmp_path, tiny_recipe, train_tiny, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / name, folder)
+    (folder / "result.json").unlink(missing_ok=True)
+    LOST[how](folder / "checkpoints", monkeypatch)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoints: (they are gone; put them back|cannot be read: )"):
+        train_tiny(tiny_recipe(), folder)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_never_had_a_checkpoint_starts_anew(runs, tmp_path, tiny_recipe, train_tiny):
+    for step in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(tiny_recipe(), tmp_path, progress=StopAt(step))
+    train_tiny(tiny_recipe(), tmp_path)
+    assert untimed(tmp_path) == untimed(runs / "finished")

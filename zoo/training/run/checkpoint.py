@@ -62,7 +62,7 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: holds them as `step-00000100` and so on; made when the first is saved.
+        folder: holds them as `step-00000100` and so on; made when the run is, or else when the first is saved.
         keep: how many of the newest are kept. Two, so that one damaged by the disk is not the end of a run.
     """
 
@@ -108,6 +108,15 @@ class CheckpointStore:
             for older in self._steps()[: -self._keep]:
                 self._discard(older)
 
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint, be it whole or not; 0 where there is none.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        steps = self._steps()
+        return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where none was ever saved.
 
@@ -115,8 +124,8 @@ class CheckpointStore:
         once more.
 
         Raises:
-            CheckpointError: every checkpoint there is is damaged or not finite, or the newest sound one has another
-                format.
+            CheckpointError: every checkpoint there is is damaged or not finite, the newest sound one has another
+                format, or the folder cannot be read.
         """
         damage: _DamagedError | None = None
         for place in reversed(self._steps()):
@@ -143,9 +152,14 @@ class CheckpointStore:
 
     def _from(self, step: int) -> list[Path]:
         """Return the checkpoints of that step and later ones, in their order."""
-        found = ((match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
-        numbered = sorted((int(match[1]), path) for match, path in found)
-        return [path for number, path in numbered if number >= step]
+        try:
+            names = os.listdir(self.folder)  # a glob takes a folder that it cannot read for an empty one
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be read: {error.strerror}") from None
+        numbered = sorted((int(match[1]), name) for name in names if (match := _NAME.fullmatch(name)))
+        return [self.folder / name for number, name in numbered if number >= step]
 
     def _discard(self, place: Path) -> None:
         discarded = _hidden(place, "discarded")

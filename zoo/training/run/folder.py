@@ -12,9 +12,10 @@ from zoo.config import Config, flatten, load_yaml
 from zoo.errors import CheckpointError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
+from zoo.recipe.training import TrainingConfig
 from zoo.report.files import locked, replace_file, writing
-from zoo.training.run.checkpoint import CheckpointStore
-from zoo.training.run.metrics import check_metrics, extent_of
+from zoo.training.run.checkpoint import Checkpoint, CheckpointStore
+from zoo.training.run.metrics import check_metrics, extent_of, read_metrics
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
 
@@ -62,7 +63,7 @@ class RunFolder:
             self.check(recipe)
             return
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)  # so that it is missing from no run
         replace_file(self.recipe_path, recipe.to_yaml().encode())
 
     def check(self, recipe: Config) -> None:
@@ -73,6 +74,27 @@ class RunFolder:
             ConfigError: recipe.yaml is damaged or of another version.
         """
         check_same_recipe(recipe, load_yaml(self.recipe_path), self.path)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest sound checkpoint, or None where none was ever saved.
+
+        Raises:
+            CheckpointError: there is none although there was, or none is sound, or they cannot be read.
+        """
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None and self.recipe_path.exists() and self._had_checkpoint():
+            raise CheckpointError(
+                f"{self.checkpoints.folder}: they are gone; put them back, or delete {self.path} to train anew"
+            )
+        return checkpoint
+
+    def _had_checkpoint(self) -> bool:
+        if self.result_path.exists() or not self.checkpoints.folder.is_dir():
+            return True
+        stored = load_yaml(self.recipe_path).get("training", {})
+        every = TrainingConfig.from_mapping(stored, f"{self.recipe_path}: training").checkpoint_every
+        last = max((record["step"] for record in read_metrics(self.metrics_path)), default=0)
+        return last > every  # at that very step the metrics come first
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep others from training here at the same time; nothing is read or written for training before.
@@ -141,7 +163,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     if run.status() == "missing":
         raise CheckpointError(f"{folder}: holds no run; expected a folder that zoo train wrote")
     recipe = Recipe.from_mapping(load_yaml(run.recipe_path), str(run.recipe_path))
-    checkpoint = run.checkpoints.newest()
+    checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
     model = build(recipe, device=device)
