@@ -129,7 +129,7 @@ def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -
     finished = (
         summarise_variant(variant, folder / variant.name, summary)
         for variant in variants
-        if run_status(folder / variant.name) == "finished"
+        if run_status(folder / variant.name, variant.recipe) == "finished"
     )
     return summary.replace(variants=tuple(finished), date=_now())
 

@@ -22,8 +22,9 @@ from zoo.training.losses import SpikeWatch, StepLosses
 from zoo.training.memory import naming_memory_errors
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
-from zoo.training.run import RunFolder, check_same_recipe
+from zoo.training.run import RunFolder
 from zoo.training.run.checkpoint import first_not_finite
+from zoo.training.run.growth import check_same_run
 from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
 from zoo.training.signals import SignalWatch, watching_signals
@@ -99,6 +100,7 @@ class Trainer:
             if self._processes.is_main:
                 metrics = MetricsLog(self._run.metrics_path, self._saved_step, self._metrics_extent)
                 self._metrics = stack.enter_context(closing(metrics))
+                self._run.reopen(self._recipe)
                 if self._config.tensorboard:
                     self._events = stack.enter_context(closing(EventLog(self._run.events_path, self._saved_step)))
             stack.callback(self._progress.finish)
@@ -235,7 +237,7 @@ class Trainer:
         if checkpoint is None:
             return
         facts = checkpoint.facts
-        check_same_recipe(self._recipe, facts["recipe"], checkpoint.path)
+        check_same_run(self._recipe, facts["recipe"], checkpoint.path, checkpoint.step)
         if facts["corpus"] != self._corpus.hash:
             raise CheckpointError(
                 f"{checkpoint.path}: was trained on another corpus (sha256 {facts['corpus'][:12]}, "

@@ -31,7 +31,8 @@ def train(
 
     The folder holds everything: `recipe.yaml`, `metrics.jsonl` (one JSON object a line), `checkpoints/` and, when
     training is finished, `result.json`. Called again, `train` continues from the newest whole checkpoint, on a CPU with
-    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. SIGINT (Ctrl-C),
+    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is, or goes on where
+    `recipe` asks for more steps (`zoo.training.run.growth` says what else may change). SIGINT (Ctrl-C),
     SIGTERM and SIGHUP end it after the step that is being made, with a checkpoint; a second one ends it at once. Under
     `torchrun` the processes train one model together. The global random number generators are left as they were. With
     `training.tensorboard`, `tensorboard/` gets the metrics as events.
@@ -65,9 +66,7 @@ def _train(
     device: torch.device | str | None,
     progress: ProgressReporter | None,
 ) -> TrainingResult:
-    if run.status() != "missing":
-        run.check(recipe)
-    if run.status() == "finished":
+    if run.status(recipe) == "finished":
         return run.result()
     if recipe.training.tensorboard:
         check_tensorboard()
