@@ -1,7 +1,9 @@
 """Real recipes, shrunk: trained, resumed, loaded again."""
 
+import importlib
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -189,3 +191,35 @@ def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
         assert facts["compilation"]["graphs"] == 2
         assert facts["seconds"] < result.compile_seconds
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+@pytest.mark.parametrize("mixer", ["gated-power", "gated-linear", "mamba2", "rwkv7", "softmax"])
+def test_divergence_has_the_same_words_wherever_values_are_looked_at(tmp_path, corpus, monkeypatch, mixer):
+    """On a CPU, gates that are not finite are refused by the op; on a GPU, and compiled, the loss tells them."""
+    recipe = short_recipe("tiny", f"mixer={mixer}")
+    update = torch.optim.AdamW.step
+
+    def diverge(optimizer, *arguments):
+        update(optimizer, *arguments)
+        calls.append(None)
+        if len(calls) == 4:
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", diverge)
+    lines = []
+    for is_known in (True, False):
+        calls = []
+        folder = tmp_path / "run"
+        if not is_known:
+            for op in ("power", "delta", "rwkv7"):
+                checks = importlib.import_module(f"zoo.kernels.{op}.checks")
+                monkeypatch.setattr(checks, "known", lambda x: False, raising=False)
+        with pytest.raises(TrainingError) as caught:
+            train(recipe, folder, corpus=corpus, device="cpu")
+        lines.append(str(caught.value))
+        shutil.rmtree(folder)
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(
+        "step 5: the loss is nan, on the 4 windows from number 16 of epoch 0 in the order of seed 0"
+    )
+    assert lines[0].endswith("step-00000003")

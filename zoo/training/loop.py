@@ -2,9 +2,11 @@
 
 import logging
 import math
+import re
 import signal
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
 from zoo.data import Corpus
-from zoo.errors import CheckpointError, Interruption, TrainingError
+from zoo.errors import CheckpointError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
@@ -31,6 +33,7 @@ from zoo.training.signals import SignalWatch, watching_signals
 
 __all__ = ["Stopwatch", "Trainer"]
 
+_NOT_FINITE = re.compile(r"\b(nan|inf)\b")
 _logger = logging.getLogger(__name__)
 
 
@@ -142,10 +145,26 @@ class Trainer:
         return self._step % every == 0 or self._step == self._config.steps
 
     def _make_step(self) -> None:
-        if self._config.spike == "skip":
-            self._engine.step(self._step, self._is_no_spike)
-        else:
-            self._losses.add(self._step, self._engine.step(self._step))
+        with self._naming_divergence("loss"):
+            if self._config.spike == "skip":
+                self._engine.step(self._step, self._is_no_spike)
+            else:
+                self._losses.add(self._step, self._engine.step(self._step))
+
+    @contextmanager
+    def _naming_divergence(self, name: str) -> Iterator[None]:
+        """Turn what an op refuses to compute with, where it looks at values, into the line that the loss would give.
+
+        Raises:
+            TrainingError: values are not finite.
+        """
+        try:
+            yield
+        except InputError as error:
+            if not _NOT_FINITE.search(str(error)):
+                raise
+            self._losses.read()  # one before may have been the first
+            raise self._not_finite(self._step, name, math.nan) from error
 
     def _is_no_spike(self, values: Tensor) -> bool:
         self._losses.add(self._step, values)
@@ -189,7 +208,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._read_losses()
-        evaluation = self._engine.evaluate()
+        with self._naming_divergence("validation loss"):
+            evaluation = self._engine.evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._not_finite(self._step, "validation loss", evaluation.loss)
         self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte)
