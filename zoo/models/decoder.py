@@ -15,6 +15,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.kernels.linear_cross_entropy import check_targets, linear_cross_entropy, plain_cross_entropy
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
+from zoo.models.identity import CompiledByItself
 from zoo.models.initialization import initialize, initialize_rwkv7
 from zoo.recipe.model import DecoderConfig
 from zoo.recipe.training import Checkpointing
@@ -46,7 +47,7 @@ class DecoderOutput(NamedTuple):
     state: DecoderState | None
 
 
-class Decoder(nn.Module):
+class Decoder(CompiledByItself):
     """A language model over token ids.
 
     Args:
@@ -56,6 +57,8 @@ class Decoder(nn.Module):
     Raises:
         ConfigError: there is not one mixer a layer, or a mixer's heads do not fit the model.
     """
+
+    compiled_methods = ("forward", "loss", "prefill", "step")
 
     def __init__(self, config: DecoderConfig, mixer_configs: Sequence[MixerConfig]) -> None:
         super().__init__()
