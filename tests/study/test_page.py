@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from zoo.study.measure import validation_curve
 from zoo.study.page import render_page
 from zoo.study.summary import StudySummary
 
@@ -148,3 +149,18 @@ def test_tokens_of_unknown_bytes_are_not_called_bytes(make_summary: Callable[...
     text = Outline(render_page(make_summary(unit="bits per token"))).text
     assert "per byte" not in text
     assert "final bits per token" in text
+
+
+def test_the_page_of_many_long_runs_is_small(make_variant, make_summary) -> None:
+    variants = []
+    for number in range(50):
+        records = [
+            {"kind": "validation", "step": step, "tokens": step * 4096, "flops": step * 1e9, "seconds": step / 5,
+             "bits_per_byte": 2.1 + number / 100 + 6 / (1 + step / 40)}
+            for step in range(5_000)
+        ]  # fmt: skip
+        curve = validation_curve(records)
+        assert (curve.tokens[0], curve.tokens[-1], curve.bits[-1]) == (0, 4999 * 4096, records[-1]["bits_per_byte"])
+        variant = make_variant(f"variant-{number}", curve.bits[-1])
+        variants.append(variant.replace(validation=curve, training=curve))
+    assert len(render_page(make_summary(*variants))) < 5e6

@@ -11,6 +11,7 @@ import numpy as np
 from zoo.accounting import account
 from zoo.data import Corpus, DataConfig, TokenStream
 from zoo.errors import CheckpointError
+from zoo.report.thinning import evenly
 from zoo.study.machine import read_machine
 from zoo.study.summary import CorpusSummary, Curve, StudySummary, VariantSummary
 from zoo.study.variants import Variant
@@ -108,8 +109,8 @@ def _summarise_variant(variant: Variant, folder: Path, summary: StudySummary) ->
 
 
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
-    """Return the evaluations among a run's metrics."""
-    evaluations = [record for record in records if record["kind"] == "validation"]
+    """Return the evaluations among a run's metrics, of many some from the first to the last, each as it was."""
+    evaluations = evenly([record for record in records if record["kind"] == "validation"], _CURVE_POINTS)
     return _curve([[record] for record in evaluations], [record["bits_per_byte"] for record in evaluations])
 
 

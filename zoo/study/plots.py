@@ -15,11 +15,15 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLoc
 
 from zoo.report.numbers import size
 from zoo.report.plots import Format, Theme, color_labels, encode, prepare_axes
+from zoo.report.thinning import evenly
 from zoo.study.summary import StudySummary, VariantSummary
 
 __all__ = ["PLOTS", "Plot", "color_of", "render"]
 
 
+_POINTS_OF_A_CURVE = 300
+_POINTS_OF_A_PLOT = 3_000  # of all curves together, which bounds the size of the page
+_MARKED_POINTS = 40
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
 
@@ -63,11 +67,16 @@ def _fill_loss(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str
     longest = max(getattr(variant.validation, quantity)[-1] for variant in summary.variants) or 1
     ends = [("bigram", summary.bigram_bits, theme.faint)]
     axes.axhline(summary.bigram_bits, color=theme.faint, linewidth=1.1, dashes=(5, 3))
+    points = max(2, min(_POINTS_OF_A_CURVE, _POINTS_OF_A_PLOT // len(summary.variants)))
     for variant in summary.variants:
         color = color_of(variant, summary, theme)
-        places, training = getattr(variant.validation, quantity), getattr(variant.training, quantity)
-        axes.plot(training, variant.training.bits, color=color, linewidth=0.6, alpha=0.4)
-        axes.plot(places, variant.validation.bits, marker="o", markersize=2.6, **_line(variant, summary, theme))
+        places, bits = (
+            evenly(each, points) for each in (getattr(variant.validation, quantity), variant.validation.bits)
+        )
+        training = (evenly(each, points) for each in (getattr(variant.training, quantity), variant.training.bits))
+        axes.plot(*training, color=color, linewidth=0.6, alpha=0.4)
+        marker = "o" if len(places) <= _MARKED_POINTS else ""
+        axes.plot(places, bits, marker=marker, markersize=2.6, **_line(variant, summary, theme))
         axes.plot([places[-1], longest], 2 * [variant.final_bits], color=color, linewidth=0.6, linestyle=":")
         ends.append((variant.name, variant.final_bits, color))
     axes.set(xlim=(0, longest), ylim=(low, high), xlabel=label, ylabel=f"validation loss ({summary.unit})")
