@@ -18,6 +18,7 @@ from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
 from zoo.study.summary import Machine, StudySummary
 from zoo.study.variants import Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
+from zoo.training.memory import READING, naming_memory_errors
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.signals import watching_signals
@@ -63,8 +64,10 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
     unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
     if any(each.recipe.training.tensorboard for each in unfinished):
         check_tensorboard()
-    corpus = load_corpus(variants[0].recipe.data)
-    summary = _collect(_describe(study, variants, corpus), variants, folder)
+    with naming_memory_errors(READING):
+        corpus = load_corpus(variants[0].recipe.data)
+        summary = _describe(study, variants, corpus)
+    summary = _collect(summary, variants, folder)
     console = Console(stderr=True, quiet=not progress)
     with locked(folder, "is running a study"):
         replace_file(folder / "study.yaml", summary.study_yaml.encode())

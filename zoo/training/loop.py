@@ -21,7 +21,7 @@ from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.losses import SpikeWatch, StepLosses
-from zoo.training.memory import naming_memory_errors
+from zoo.training.memory import advice, naming_memory_errors
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
@@ -110,7 +110,7 @@ class Trainer:
             self._progress.start(self._step, self._config.steps)
             device = self._processes.device
             stack.enter_context(naming_compile_errors())
-            stack.enter_context(naming_memory_errors(self._config))
+            stack.enter_context(naming_memory_errors(advice(self._config)))
             with deterministic_on_cpu(device), signals.holding():
                 self._train(signals)
             result = self._result()

@@ -10,6 +10,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.recipe import Recipe
 from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
+from zoo.training.memory import BUILDING, READING, advice, naming_memory_errors
 from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
@@ -50,7 +51,8 @@ def train(
         CorpusError: the corpus cannot be loaded or is too short.
         InputError: there is no such device, or `folder` is empty.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
-            be written, for example on a full disk; or another process is training in the folder.
+            be written, for example on a full disk; memory does not suffice; or another process is training in the
+            folder.
         Interruption: a signal ended training; it is a KeyboardInterrupt.
     """
     if folder == "":
@@ -70,13 +72,17 @@ def _train(
         return run.result()
     if recipe.training.tensorboard:
         check_tensorboard()
-    corpus = load_corpus(recipe.data) if corpus is None else corpus
+    if corpus is None:
+        with naming_memory_errors(READING):
+            corpus = load_corpus(recipe.data)
     if corpus.vocab_size > recipe.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
         )
     with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
         torch.manual_seed(recipe.training.seed)
-        model = build(recipe, device=processes.device)
+        with naming_memory_errors(BUILDING):
+            model = build(recipe, device=processes.device)
         reporter = SilentProgress() if progress is None or not processes.is_main else progress
-        return Trainer(model, recipe, corpus, run, processes, reporter).run()
+        with naming_memory_errors(advice(recipe.training)):
+            return Trainer(model, recipe, corpus, run, processes, reporter).run()
