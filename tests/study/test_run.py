@@ -19,8 +19,8 @@ from zoo.training import TrainingResult, run_status
 from zoo.training.run import RunFolder
 
 REPORT = [
-    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "state-by-context.png"),
-    *("study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
+    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "runs.csv"),
+    *("state-by-context.png", "study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
 ]
 
 
@@ -123,7 +123,7 @@ def test_the_numbers_of_a_variant(study: Study, training: FakeTraining, tmp_path
     assert softmax.training_flops_per_token == 3 * softmax.forward_flops_per_token
     assert softmax.state_bytes[-1] > 200 * softmax.state_bytes[0]
     assert len(set(power.state_bytes)) == 1
-    assert softmax.machine == describe_machine()
+    assert softmax.runs[0].machine == describe_machine()
     assert softmax.feed_forward_width == resolve_variants(study)[0].recipe.model.feed_forward_width
 
 
@@ -232,6 +232,29 @@ def test_variants_may_differ_in_what_is_not_budget(study: Study) -> None:
     assert [variant.mixer for variant in resolved] == ["softmax", "softmax", "softmax, power in 1 of 2 layers"]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_variant_runs_at_every_rate_and_from_every_seed(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    several = study.replace(seeds=2, learning_rates=(1e-3, 4e-3), variants={"a b": (), "c": ("mixer=power",)})
+    summary = run_study(several, tmp_path, progress=False)
+    names = [f"rate-{rate}-seed-{seed}" for rate in (0.001, 0.004) for seed in (0, 1)]
+    assert training.trained == [*names, *names]
+    assert all(run_status(tmp_path / "a b" / name) == "finished" for name in names)
+    assert summary.seeds == (0, 1)
+    assert [len(variant.runs) for variant in summary.variants] == [4, 4]
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[1:5]] == [
+        ["a b", rate, seed] for rate in ("0.001", "0.004") for seed in ("0", "1")
+    ]
+    run_study(several, tmp_path, progress=False)
+    assert len(training.trained) == 8
+
+
+def test_a_rate_of_a_variants_own_is_no_rate_of_the_study(study: Study) -> None:
+    clash = study.replace(learning_rates=(1e-3,), variants={"a": ("training.learning_rate=1e-2",)})
+    with pytest.raises(ConfigError, match=r"^variant 'a': training.learning_rate: must be left to the study's"):
+        resolve_variants(clash)
+
+
 def test_parameters_are_matched(study: Study) -> None:
     from zoo.accounting import count_parameters
 
@@ -240,11 +263,12 @@ def test_parameters_are_matched(study: Study) -> None:
     assert min(counts) / counts[0] > 0.99
 
 
-def test_without_matplotlib_nothing_is_trained(
-    study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["matplotlib", "scipy"])
+def test_without_what_it_needs_nothing_is_trained(
+    missing: str, study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.study.run.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'mixer-zoo\[plots\]'$"):
+    monkeypatch.setattr("zoo.study.run.find_spec", lambda name: None if name == missing else True)
+    with pytest.raises(ConfigError, match=rf"^a study needs {missing}, which .*pip install 'mixer-zoo\[plots\]'$"):
         run_study(study, tmp_path / "s")
     assert training.trained == []
 

@@ -8,7 +8,7 @@ import torch
 from zoo.config import load_yaml
 from zoo.errors import InputError
 from zoo.report.files import replace_file
-from zoo.study.summary import Machine
+from zoo.study.results import Machine
 from zoo.version import __version__
 
 __all__ = ["describe_machine", "read_machine", "write_machine"]

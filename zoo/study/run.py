@@ -15,8 +15,9 @@ from zoo.recipe.study import Study, study_command
 from zoo.report.files import locked, replace_file
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
-from zoo.study.summary import Machine, StudySummary
-from zoo.study.variants import Variant, resolve_variants
+from zoo.study.results import Machine
+from zoo.study.summary import StudySummary
+from zoo.study.variants import Run, Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
 from zoo.training.memory import READING, naming_memory_errors
 from zoo.training.run import RunFolder
@@ -31,10 +32,10 @@ _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
 def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
     """Train the variants of a study that are not finished yet and write what all of them came to.
 
-    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, the table as `summary.csv`,
-    `.md` and `.tex`, the plots as PNG files and `index.html`. Everything is checked before anything is trained. If a
-    variant fails, or at a signal (see `zoo.training.train`), the study ends with a report of what is finished; the
-    same call goes on from there.
+    The folder gets `study.yaml`, the runs of each variant under its name, `summary.json`, the table as `summary.csv`,
+    `.md` and `.tex`, all runs as `runs.csv`, the plots as PNG files and `index.html`. Everything is checked before
+    anything is trained. If a run fails, or at a signal (see `zoo.training.train`), the study ends with a report of the
+    variants that are finished; the same call goes on from there.
 
     Args:
         study: what to compare.
@@ -43,8 +44,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         progress: show a bar for each variant on standard error.
 
     Raises:
-        ConfigError: a variant is not valid or not comparable, or matplotlib is not installed, or tensorboard
-            where it is asked for.
+        ConfigError: a variant is not valid or not comparable, or matplotlib or SciPy is not installed, or
+            tensorboard where it is asked for.
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
@@ -57,11 +58,13 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
 
 
 def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool) -> StudySummary:
-    if find_spec("matplotlib") is None:
-        raise ConfigError("a study's plots need matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
+    for needed in ("matplotlib", "scipy"):
+        if find_spec(needed) is None:
+            raise ConfigError(f"a study needs {needed}, which is not installed: pip install 'mixer-zoo[plots]'")
     machine = describe_machine(device)
     variants = resolve_variants(study)
-    unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
+    runs = [run for variant in variants for run in variant.runs]
+    unfinished = [run for run in runs if run_status(folder / run.name, run.recipe) != "finished"]
     if any(each.recipe.training.tensorboard for each in unfinished):
         check_tensorboard()
     with naming_memory_errors(READING):
@@ -72,11 +75,11 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
     with locked(folder, "is running a study"):
         replace_file(folder / "study.yaml", summary.study_yaml.encode())
         try:
-            for number, variant in enumerate(variants, 1):
-                title = f"{variant.name} ({number} of {len(variants)})"
-                if variant in unfinished:
-                    _write_machine(folder / variant.name, machine)
-                    _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
+            for number, run in enumerate(runs, 1):
+                title = f"{run.name} ({number} of {len(runs)})"
+                if run in unfinished:
+                    _write_machine(folder / run.name, machine)
+                    _train(run, folder / run.name, corpus, device, make_progress(title, console))
                 else:
                     console.print(f"{title}: finished before", markup=False, highlight=False)
         except BaseException as error:
@@ -118,7 +121,7 @@ def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> Stud
         steps=training.steps,
         context_length=training.context_length,
         batch_tokens=training.tokens_per_step,
-        seed=training.seed,
+        seeds=tuple(range(training.seed, training.seed + study.seeds)),
         corpus=describe_corpus(corpus, recipe.data),
         bigram_bits=bigram_bits_per_byte(corpus.train, batches, corpus.tokenizer),
         state_contexts=tuple(context for context in _STATE_CONTEXTS if context <= limit) or (int(limit),),
@@ -130,9 +133,9 @@ def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> Stud
 def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
     """Return the summary with every variant that is finished by now."""
     finished = (
-        summarise_variant(variant, folder / variant.name, summary)
+        summarise_variant(variant, folder, summary)
         for variant in variants
-        if run_status(folder / variant.name, variant.recipe) == "finished"
+        if all(run_status(folder / run.name, run.recipe) == "finished" for run in variant.runs)
     )
     return summary.replace(variants=tuple(finished), date=_now())
 
@@ -142,11 +145,11 @@ def _write_machine(folder: Path, machine: Machine) -> None:
         write_machine(folder, machine)
 
 
-def _train(variant: Variant, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
+def _train(run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
     try:
-        train(variant.recipe, folder, corpus=corpus, device=device, progress=progress)
+        train(run.recipe, folder, corpus=corpus, device=device, progress=progress)
     except ZooError as error:
-        raise TrainingError(f"variant {variant.name!r}: {error}") from error
+        raise TrainingError(f"variant {run.name!r}: {error}") from error
 
 
 def _now() -> str:

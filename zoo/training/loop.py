@@ -22,6 +22,7 @@ from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.losses import SpikeWatch, StepLosses
 from zoo.training.memory import advice, naming_memory_errors
+from zoo.training.objective import HALVES
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
@@ -212,7 +213,8 @@ class Trainer:
             evaluation = self._engine.evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._not_finite(self._step, "validation loss", evaluation.loss)
-        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte)
+        halves = dict(zip(HALVES, evaluation.halves, strict=True))
+        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte, **halves)
 
     def _record(self, kind: str, **values: float) -> None:
         if self._metrics is None:
