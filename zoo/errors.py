@@ -34,6 +34,10 @@ class TrainingError(ZooError):
     """Training that cannot go on, for example because the loss is no longer finite."""
 
 
+class DivergenceError(TrainingError):
+    """Training whose loss, gradient or weights are no longer finite: the same run from the same state ends so again."""
+
+
 class Interruption(KeyboardInterrupt):
     """A signal that ended training, such as Ctrl-C.
 

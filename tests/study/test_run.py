@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from zoo.builder import shrink
-from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
+from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.study import DEFAULT_MIXERS
 from zoo.report.files import locked
@@ -154,6 +154,33 @@ def test_after_a_failure_the_rest_is_done_by_the_same_call(
     assert run_study(study, tmp_path, progress=False).unfinished == ()
     assert training.trained[3:] == ["power", "gated-power"]
     assert "Not finished" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_diverges_is_a_result(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    training.fails["power"] = DivergenceError("step 7: the loss is nan")
+    summary = run_study(study, tmp_path, progress=False)
+    assert training.trained == list(study.variants)
+    assert [variant.name for variant in summary.variants] == ["softmax", "linear", "gated-power"]
+    assert (summary.unfinished, summary.diverged) == ((), ("power",))
+    assert str(summary.divergences[0]) == "power at learning rate 0.004, seed 0"
+    assert "power at learning rate 0.004, seed 0: step 7: the loss is nan." in (tmp_path / "index.html").read_text()
+    assert StudySummary.from_json((tmp_path / "summary.json").read_text()) == summary
+    run_study(study, tmp_path, progress=False)
+    assert len(training.trained) == 4  # it would end so again
+
+    (tmp_path / "power" / "diverged.yaml").unlink()
+    training.fails.clear()
+    assert len(run_study(study, tmp_path, progress=False).variants) == 4
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_rate_at_which_a_seed_diverged_is_not_chosen(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    training.fails["rate-0.004-seed-1"] = DivergenceError("step 7: the loss is nan")
+    several = study.replace(seeds=2, learning_rates=(1e-3, 4e-3), variants={"a": (), "b": ("mixer=power",)})
+    summary = run_study(several, tmp_path, progress=False)
+    assert [variant.learning_rates for variant in summary.variants] == [(1e-3,), (1e-3,)]
+    assert [(each.variant, each.seed) for each in summary.divergences] == [("a", 1), ("b", 1)]
 
 
 @pytest.mark.usefixtures("undrawn")

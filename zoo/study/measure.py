@@ -60,10 +60,10 @@ def loss_unit(config: DataConfig) -> str:
 
 
 def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> VariantSummary:
-    """Return the numbers of a variant all of whose runs are finished.
+    """Return the numbers of a variant.
 
     Args:
-        variant: what was trained.
+        variant: what was trained; of its runs only those that count.
         folder: of the study.
         summary: of the study, for the corpus and the contexts that the state is stated for.
 

@@ -64,10 +64,11 @@ def _not_clear(summary: StudySummary) -> str:
 
 
 def _warning(summary: StudySummary) -> str:
-    if not summary.unfinished:
-        return ""
-    names = escape(", ".join(summary.unfinished))
-    return f'<p class="warning">Not finished yet: {names}. The same command continues the study.</p>'
+    lines = [f"<b>Diverged</b>: {escape(str(each))}: {escape(each.message)}." for each in summary.divergences]
+    if summary.unfinished:
+        names = escape(", ".join(summary.unfinished))
+        lines.append(f"Not finished yet: {names}. The same command continues the study.")
+    return "".join(f'<p class="warning">{line}</p>' for line in lines)
 
 
 def _facts(summary: StudySummary) -> str:

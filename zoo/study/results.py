@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from zoo.config import Config
 from zoo.study.statistics import half_interval
 
-__all__ = ["Curve", "Machine", "RunSummary", "VariantSummary"]
+__all__ = ["Curve", "Divergence", "Machine", "RunSummary", "VariantSummary"]
 
 
 class Curve(Config):
@@ -91,8 +91,24 @@ class RunSummary(Config):
     machine: Machine
 
 
+class Divergence(Config):
+    """A run that ended because its loss, gradient or weights were no longer finite."""
+
+    variant: str
+    learning_rate: float
+    seed: int
+    message: str
+    """What training said: step, batch, last checkpoint."""
+
+    def __str__(self) -> str:
+        return f"{self.variant} at learning rate {self.learning_rate:g}, seed {self.seed}"
+
+
 class VariantSummary(Config):
-    """A variant of a study, all of whose runs are finished. What it came to is that of its best learning rate."""
+    """A variant of a study, all of whose runs have ended. What it came to is that of its best learning rate.
+
+    A rate at which a run diverged is none: `runs` are those at rates that every seed came through.
+    """
 
     name: str
     mixer: str

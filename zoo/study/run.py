@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import chain
 from math import inf
 from pathlib import Path
 
 from rich.console import Console
 
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
-from zoo.errors import ConfigError, Interruption, TrainingError, ZooError
+from zoo.errors import ConfigError, DivergenceError, Interruption, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
 from zoo.report.files import locked, replace_file
+from zoo.study.divergence import counted, divergences, keep_divergence, read_divergence
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
 from zoo.study.results import Machine
@@ -34,8 +36,9 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
 
     The folder gets `study.yaml`, the runs of each variant under its name, `summary.json`, the table as `summary.csv`,
     `.md` and `.tex`, all runs as `runs.csv`, the plots as PNG files and `index.html`. Everything is checked before
-    anything is trained. If a run fails, or at a signal (see `zoo.training.train`), the study ends with a report of the
-    variants that are finished; the same call goes on from there.
+    anything is trained. A run that diverges is a result, and the others go on. If one fails otherwise, or at a signal
+    (see `zoo.training.train`), the study ends with a report of the variants that are finished; the same call goes on
+    from there.
 
     Args:
         study: what to compare.
@@ -63,8 +66,8 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
             raise ConfigError(f"a study needs {needed}, which is not installed: pip install 'mixer-zoo[plots]'")
     machine = describe_machine(device)
     variants = resolve_variants(study)
-    runs = [run for variant in variants for run in variant.runs]
-    unfinished = [run for run in runs if run_status(folder / run.name, run.recipe) != "finished"]
+    runs = [(variant, run) for variant in variants for run in variant.runs]
+    unfinished = [run for _, run in runs if not _has_ended(run, folder)]
     if any(each.recipe.training.tensorboard for each in unfinished):
         check_tensorboard()
     with naming_memory_errors(READING):
@@ -75,13 +78,18 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
     with locked(folder, "is running a study"):
         replace_file(folder / "study.yaml", summary.study_yaml.encode())
         try:
-            for number, run in enumerate(runs, 1):
+            for number, (variant, run) in enumerate(runs, 1):
                 title = f"{run.name} ({number} of {len(runs)})"
                 if run in unfinished:
                     _write_machine(folder / run.name, machine)
-                    _train(run, folder / run.name, corpus, device, make_progress(title, console))
+                    try:
+                        _train(run, folder / run.name, corpus, device, make_progress(title, console))
+                    except DivergenceError as error:  # a result like any other
+                        keep_divergence(variant, run, folder / run.name, error)
+                        console.print(f"{title}: diverged: {error}", markup=False, highlight=False)
                 else:
-                    console.print(f"{title}: finished before", markup=False, highlight=False)
+                    ended = "diverged" if read_divergence(folder / run.name) else "finished"
+                    console.print(f"{title}: {ended} before", markup=False, highlight=False)
         except BaseException as error:
             if not (isinstance(error, Interruption) and error.at_once):
                 with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
@@ -131,13 +139,20 @@ def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> Stud
 
 
 def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
-    """Return the summary with every variant that is finished by now."""
-    finished = (
-        summarise_variant(variant, folder, summary)
-        for variant in variants
-        if all(run_status(folder / run.name, run.recipe) == "finished" for run in variant.runs)
+    """Return the summary with every variant all of whose runs have ended by now."""
+    ended = [variant for variant in variants if all(_has_ended(run, folder) for run in variant.runs)]
+    lost = {variant.name: divergences(variant, folder) for variant in ended}
+    kept = (counted(variant, lost[variant.name]) for variant in ended)
+    return summary.replace(
+        variants=tuple(summarise_variant(each, folder, summary) for each in kept if each is not None),
+        divergences=tuple(chain.from_iterable(lost.values())),
+        date=_now(),
     )
-    return summary.replace(variants=tuple(finished), date=_now())
+
+
+def _has_ended(run: Run, folder: Path) -> bool:
+    finished = run_status(folder / run.name, run.recipe) == "finished"
+    return finished or read_divergence(folder / run.name) is not None
 
 
 def _write_machine(folder: Path, machine: Machine) -> None:
@@ -148,6 +163,8 @@ def _write_machine(folder: Path, machine: Machine) -> None:
 def _train(run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
     try:
         train(run.recipe, folder, corpus=corpus, device=device, progress=progress)
+    except DivergenceError:
+        raise
     except ZooError as error:
         raise TrainingError(f"variant {run.name!r}: {error}") from error
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.report.tables import csv_text
-from zoo.study.results import VariantSummary
+from zoo.study.results import Divergence, VariantSummary
 from zoo.study.statistics import Difference, compare
 
 __all__ = ["CorpusSummary", "StudySummary"]
@@ -58,12 +58,21 @@ class StudySummary(Config):
     planned: tuple[str, ...]
     """The names of all variants, finished or not."""
     variants: tuple[VariantSummary, ...]
+    """Those that are finished, but for those that diverged at every rate."""
+    divergences: tuple[Divergence, ...] = ()
+    """The runs that diverged, of variants all of whose runs have ended."""
 
     @property
     def unfinished(self) -> tuple[str, ...]:
         """The names of the variants that are planned and not finished."""
+        ended = {variant.name for variant in self.variants} | {each.variant for each in self.divergences}
+        return tuple(name for name in self.planned if name not in ended)
+
+    @property
+    def diverged(self) -> tuple[str, ...]:
+        """The names of the variants that diverged at every rate."""
         finished = {variant.name for variant in self.variants}
-        return tuple(name for name in self.planned if name not in finished)
+        return tuple(dict.fromkeys(each.variant for each in self.divergences if each.variant not in finished))
 
     @property
     def differences(self) -> list[Difference]:

@@ -199,6 +199,8 @@ def print_summary(summary: StudySummary, page: Path, console: Console | None = N
     table.add_section()
     table.add_row("bigram model", *(column.baseline for column in chosen), style="dim")
     console.print(table)
+    for each in summary.divergences:
+        console.print(f"[yellow]{escape(str(each))} diverged: {escape(each.message)}[/yellow]", soft_wrap=True)
     for name in summary.unfinished:
         console.print(f"[yellow]{escape(name)} is not finished[/yellow]")
     console.print(f"Page: {escape(str(page))}", soft_wrap=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
 from zoo.data import Corpus
-from zoo.errors import CheckpointError, InputError, Interruption, TrainingError
+from zoo.errors import CheckpointError, DivergenceError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
@@ -87,9 +87,9 @@ class Trainer:
         Raises:
             CheckpointError: the newest checkpoint is of another recipe, model or corpus; or the metrics up to it are
                 damaged.
-            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
-                not suffice, a file cannot be written, or another process trains here. The checkpoints so far stay
-                whole.
+            DivergenceError: the loss, its gradient or a weight is no longer finite.
+            TrainingError: the model does not compile whole, memory does not suffice, a file cannot be written, or
+                another process trains here. The checkpoints so far stay whole.
             Interruption: SIGINT (Ctrl-C), SIGTERM or SIGHUP came; the step was finished and a checkpoint saved. After a
                 second signal nothing more is done.
         """
@@ -183,8 +183,8 @@ class Trainer:
         if self._processes.is_main:
             _logger.warning("%s%s", line, "; its update is left out" if self._config.spike == "skip" else "")
 
-    def _not_finite(self, step: int, name: str, value: float) -> TrainingError:
-        return TrainingError(f"{self._describe(step, f'the {name} is {value}')}; {self._kept()}")
+    def _not_finite(self, step: int, name: str, value: float) -> DivergenceError:
+        return DivergenceError(f"{self._describe(step, f'the {name} is {value}')}; {self._kept()}")
 
     def _describe(self, step: int, what: str) -> str:
         rate = learning_rate_at(self._config, step)
@@ -237,7 +237,7 @@ class Trainer:
         self._read_losses()
         tensors = self._engine.tensors()
         if (name := first_not_finite(tensors)) is not None:
-            raise TrainingError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
+            raise DivergenceError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
         if self._metrics is not None:
             self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
             facts = {
