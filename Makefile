@@ -14,7 +14,7 @@ INTERPRETED := tests/kernels/power/triton tests/kernels/cache_attention tests/ke
 # What has tests for a GPU.
 ON_GPU := tests/generation tests/kernels tests/models tests/training/test_gpu.py
 
-.PHONY: ablation test lint types unit test-thorough test-gpu test-browser kernels clean
+.PHONY: ablation test lint types unit test-thorough test-gpu test-browser kernels faults clean
 
 ## Compare softmax, linear, power and gated-power attention on real text: a table, plots and a page under runs/.
 ablation: $(STAMP)
@@ -46,6 +46,11 @@ test-gpu: $(STAMP)
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)
 	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py tests/kernels/power/triton/hopper
+
+## Kill, stop, damage and race small runs, hundreds of times; SEED=1 draws other cases.
+SEED ?= 0
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults $(SEED)
 
 ## Open the study page in a headless browser (needs chromium).
 test-browser: $(STAMP)

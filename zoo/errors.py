@@ -1,11 +1,21 @@
 """Errors that a user can act on: one line that names the argument, what it was and what it must be."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 from zoo.kernels.errors import InputError, ZooError
 
-__all__ = ["CheckpointError", "ConfigError", "CorpusError", "InputError", "TrainingError", "ZooError", "nearest"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CorpusError",
+    "InputError",
+    "Interruption",
+    "TrainingError",
+    "ZooError",
+    "nearest",
+]
 
 
 class ConfigError(ZooError, ValueError):
@@ -22,6 +32,25 @@ class CheckpointError(ZooError):
 
 class TrainingError(ZooError):
     """Training that cannot go on, for example because the loss is no longer finite."""
+
+
+class DivergenceError(TrainingError):
+    """Training whose loss, gradient or weights are no longer finite: the same run from the same state ends so again."""
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal that ended training, such as Ctrl-C.
+
+    Args:
+        signal: which.
+        saved: the step after which training stopped, where a checkpoint holds it.
+        at_once: it was the second one, after which nothing more is written.
+    """
+
+    def __init__(self, signal: signal.Signals, *, saved: int | None = None, at_once: bool = False) -> None:
+        where = " at once" if at_once else "" if saved is None else f" after step {saved:,}, which is saved"
+        super().__init__(f"stopped by {signal.name}{where}")
+        self.signal, self.saved, self.at_once = signal, saved, at_once
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

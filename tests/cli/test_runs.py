@@ -72,6 +72,16 @@ def test_what_cannot_be_trained_is_one_line(refused: Callable[..., str], recipe_
 
 
 @pytest.mark.parametrize(
+    ("rates", "message"),
+    [("1e-3,-0.1", "expected numbers over 0, was -0.1"), ("1e-3;2e-3", "expected numbers with commas, such as 1e-3")],
+)
+def test_rates_that_are_none_are_refused(zoo: Callable[..., Result], rates: str, message: str) -> None:
+    result = zoo("ablate", "tiny", "--learning-rates", rates)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
     "command", [("train", "tiny", "--folder", ""), ("ablate", "tiny", "--folder", ""), ("generate", "")]
 )
 def test_an_empty_folder_is_not_the_current_one(

@@ -102,6 +102,9 @@ def test_what_is_unknown_is_named(name: str, mixers: list[str] | None, message: 
         ({"variants": {"index.html": []}}, r"variant 'index.html' must not end like a file"),
         ({"variants": {"Power": [], "power": []}}, r"variant 'Power' differs from another one only in upper and lower"),
         ({"variants": {"a": "mixer=power"}}, r"^s.yaml: variants.a: .*got 'mixer=power'"),
+        ({"seeds": 0}, r"^s.yaml: seeds: must be greater than or equal to 1, got 0"),
+        ({"learning_rates": [0]}, r"^s.yaml: learning_rates.0: must be greater than 0, got 0"),
+        ({"learning_rates": [1e-3, 1e-3]}, r"learning_rates: 0.001 stands twice"),
         ({"name": ""}, r"name '' must be 1 to 64 letters"),
         ({"recipe": None}, r"^s.yaml: recipe: must be a valid string, got None"),
     ],
@@ -120,6 +123,11 @@ def test_a_bad_study_is_one_line(changes: dict[str, object], message: str) -> No
         (load_study("four-mixers", overrides=["data.source=a b"]), "zoo ablate four-mixers 'data.source=a b'"),
         (load_study("tiny"), "zoo ablate tiny"),
         (load_study("tiny", ["power"], ["mixer.p=4"]), "zoo ablate tiny --mixers power mixer.p=4"),
+        (load_study("tiny", seeds=3), "zoo ablate tiny --seeds 3"),
+        (
+            load_study("four-mixers", overrides=["training.steps=9"], learning_rates=[1e-3, 0.02]),
+            "zoo ablate four-mixers --learning-rates 0.001,0.02 training.steps=9",
+        ),
         (load_study("four-mixers").replace(variants={"x": ()}), "zoo ablate study.yaml"),
         (load_study("tiny").replace(description="mine"), "zoo ablate study.yaml"),
     ],
@@ -128,5 +136,13 @@ def test_the_command_makes_the_same_study(study: Study, command: str, tmp_path: 
     assert study_command(study) == command
     _, _, name, *rest = shlex.split(command)
     if name != "study.yaml":
-        mixers = rest[1].split(",") if "--mixers" in rest else None
-        assert load_study(name, mixers, [word for word in rest if "=" in word]) == study
+        given = dict(zip(rest[::2], rest[1::2], strict=False))
+        mixers, seeds, rates = (given.get(f"--{option}") for option in ("mixers", "seeds", "learning-rates"))
+        again = load_study(
+            name,
+            mixers and mixers.split(","),
+            [word for word in rest if "=" in word],
+            seeds=None if seeds is None else int(seeds),
+            learning_rates=rates and [float(rate) for rate in rates.split(",")],
+        )
+        assert again == study

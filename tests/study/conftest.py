@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from zoo.study.page import render_page
-from zoo.study.summary import CorpusSummary, Curve, Machine, StudySummary, VariantSummary
+from zoo.study.results import Curve, Machine, RunSummary, VariantSummary
+from zoo.study.summary import CorpusSummary, StudySummary
 
 MACHINE = Machine(zoo="0.1.0", torch="2.13.0", python="3.11.2", device="A Processor @ 2.1 GHz", threads=2)
 CONTEXTS = (256, 1024, 4096, 16384, 65536)
@@ -27,8 +28,35 @@ def fake_curve(
     )
 
 
+def fake_run(final: float, *, speed: float = 1.0, rate: float = 4e-3, seed: int = 0) -> RunSummary:
+    """Return a finished run; its validation text is as hard in both halves."""
+    flops = 7.4e6 / speed
+    return RunSummary(
+        learning_rate=rate,
+        seed=seed,
+        final_bits=final,
+        choosing_bits=final,
+        reported_bits=final,
+        best_bits=final,
+        seconds=300 * 0.2 / speed,
+        tokens_per_second=4096 / 0.2 * speed,
+        compile_seconds=14.2,
+        graph_breaks=0,
+        recompiles=0,
+        validation=fake_curve(final, 13, 0.2 / speed, flops),
+        training=fake_curve(final - 0.02, 61, 0.2 / speed, flops, wobble=0.06),
+        machine=MACHINE,
+    )
+
+
 def fake_variant(
-    name: str, final: float = 2.1, *, parameters: int = 1_203_456, speed: float = 1.0, state: int | None = 135_168
+    name: str,
+    final: float = 2.1,
+    *,
+    parameters: int = 1_203_456,
+    speed: float = 1.0,
+    state: int | None = 135_168,
+    runs: tuple[RunSummary, ...] = (),
 ) -> VariantSummary:
     """Return a trained variant; `state` is its constant state in bytes, None for one that grows with the context."""
     flops = 7.4e6 / speed
@@ -41,17 +69,8 @@ def fake_variant(
         forward_flops_per_token=flops / 3,
         training_flops_per_token=flops,
         state_bytes=tuple(state or context * 2048 for context in CONTEXTS),
-        final_bits=final,
-        best_bits=final,
         tokens=300 * 4096,
-        seconds=300 * 0.2 / speed,
-        tokens_per_second=4096 / 0.2 * speed,
-        compile_seconds=14.2,
-        graph_breaks=0,
-        recompiles=0,
-        validation=fake_curve(final, 13, 0.2 / speed, flops),
-        training=fake_curve(final - 0.02, 61, 0.2 / speed, flops, wobble=0.06),
-        machine=MACHINE,
+        runs=runs or (fake_run(final, speed=speed),),
     )
 
 
@@ -74,7 +93,7 @@ def fake_summary(*variants: VariantSummary, planned: tuple[str, ...] = (), **cha
         "steps": 300,
         "context_length": 256,
         "batch_tokens": 4096,
-        "seed": 0,
+        "seeds": tuple(sorted({run.seed for variant in chosen for run in variant.runs})),
         "corpus": CorpusSummary(
             source="stdlib",
             tokenizer="bytes",
@@ -96,6 +115,11 @@ def fake_summary(*variants: VariantSummary, planned: tuple[str, ...] = (), **cha
 @pytest.fixture
 def make_variant() -> Callable[..., VariantSummary]:
     return fake_variant
+
+
+@pytest.fixture
+def make_run() -> Callable[..., RunSummary]:
+    return fake_run
 
 
 @pytest.fixture

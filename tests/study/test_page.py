@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from zoo.study.measure import validation_curve
 from zoo.study.page import render_page
 from zoo.study.summary import StudySummary
 
@@ -53,7 +54,7 @@ def outline(page: str) -> Outline:
 
 
 def test_the_page_names_what_was_done(outline: Outline, summary: StudySummary) -> None:
-    corpus, machine = summary.corpus, summary.variants[0].machine
+    corpus, machine = summary.corpus, summary.variants[0].runs[0].machine
     for expected in (
         *(summary.name, summary.description, summary.command, summary.study_yaml, corpus.hash, "1,234", "12,345,678"),
         *(
@@ -65,7 +66,7 @@ def test_the_page_names_what_was_done(outline: Outline, summary: StudySummary) -
             "02 January 2026",
             "standard library",
         ),
-        "Lowest validation loss at the end: gated-power, 2.197 bits per byte, softmax +0.017",
+        "Lowest validation loss at the end, of one seed: gated-power, 2.197 bits per byte, softmax +0.017",
         "All are below a bigram model",
     ):
         assert expected in outline.text
@@ -74,7 +75,7 @@ def test_the_page_names_what_was_done(outline: Outline, summary: StudySummary) -
 def test_the_table_has_the_variants_in_order_and_the_bigram_last(outline: Outline, summary: StudySummary) -> None:
     results = outline.rows[: len(summary.variants) + 2]
     assert [row[0] for row in results] == ["variant", *summary.planned, "bigram model"]
-    assert {len(row) for row in results} == {14}
+    assert {len(row) for row in results} == {16}
     linear = dict(zip(results[0], results[2], strict=True))
     assert linear["final bits per byte"] == "2.391"
     assert linear["parameters"] == "1.20M (+0.05%)"
@@ -124,9 +125,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_every_text_is_escaped(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
-    variant = make_variant(EVIL)
-    variant = variant.replace(mixer=EVIL, overrides=(EVIL,), machine=variant.machine.replace(device=EVIL))
+def test_every_text_is_escaped(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    run = make_run(2.1)
+    variant = make_variant(EVIL, runs=(run.replace(machine=run.machine.replace(device=EVIL)),))
+    variant = variant.replace(mixer=EVIL, overrides=(EVIL,))
     summary = make_summary(
         variant,
         planned=(EVIL, EVIL + "2"),
@@ -154,9 +158,11 @@ def test_a_variant_above_the_bigram_is_named(make_summary: Callable[..., StudySu
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_machines_are_told_apart(make_summary: Callable[..., StudySummary], make_variant: Callable) -> None:
-    a, b = make_variant("a"), make_variant("b")
-    b = b.replace(machine=b.machine.replace(threads=1))
+def test_machines_are_told_apart(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    a, run = make_variant("a"), make_run(2.1)
+    b = make_variant("b", runs=(run.replace(machine=run.machine.replace(threads=1)),))
     text = Outline(render_page(make_summary(a, b))).text
     assert "a: mixer-zoo 0.1.0, torch 2.13.0, Python 3.11.2, A Processor @ 2.1 GHz, 2 threads" in text
     assert "b: mixer-zoo 0.1.0, torch 2.13.0, Python 3.11.2, A Processor @ 2.1 GHz, 1 thread" in text
@@ -167,3 +173,37 @@ def test_tokens_of_unknown_bytes_are_not_called_bytes(make_summary: Callable[...
     text = Outline(render_page(make_summary(unit="bits per token"))).text
     assert "per byte" not in text
     assert "final bits per token" in text
+
+
+def test_the_page_of_many_long_runs_is_small(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    variants = []
+    for number in range(50):
+        records = [
+            {"kind": "validation", "step": step, "tokens": step * 4096, "flops": step * 1e9, "seconds": step / 5,
+             "bits_per_byte": 2.1 + number / 100 + 6 / (1 + step / 40)}
+            for step in range(5_000)
+        ]  # fmt: skip
+        curve = validation_curve(records)
+        assert (curve.tokens[0], curve.tokens[-1], curve.bits[-1]) == (0, 4999 * 4096, records[-1]["bits_per_byte"])
+        run = make_run(curve.bits[-1]).replace(validation=curve, training=curve)
+        variants.append(make_variant(f"variant-{number}", runs=(run,)))
+    assert len(render_page(make_summary(*variants))) < 5e6
+
+
+def test_over_seeds_the_page_says_what_chance_may_have_ordered(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    losses = {"a": (2.0, 2.1, 2.2), "b": (2.3, 1.9, 2.3), "c": (3.0, 3.11, 3.2)}
+    variants = [
+        make_variant(name, runs=tuple(make_run(loss, seed=seed) for seed, loss in enumerate(of)))
+        for name, of in losses.items()
+    ]
+    outline = Outline(render_page(make_summary(*variants)))
+    assert "mean of 3 seeds with its 95% interval: a, 2.100 ± 0.248" in outline.text
+    assert "Not distinguishable: a and b." in outline.text
+    table = {row[0]: row[1:] for row in outline.rows}
+    assert [table["b − a"][place] for place in (0, 2)] == ["+0.067 ± 0.625", "no"]  # noqa: RUF001
+    assert table["c − a"][-1] == "yes"  # noqa: RUF001
+    assert "seeds 0, 1, 2" in outline.text

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from zoo.report.plots import DARK, LIGHT, Theme
-from zoo.study.plots import PLOTS, Plot, _spread, color_of, render
+from zoo.report.plots import DARK, LIGHT, Theme, _spread
+from zoo.study.plots import PLOTS, Plot, color_of, plots_of, render
 from zoo.study.summary import StudySummary
 
 
@@ -59,14 +59,25 @@ def test_a_variant_keeps_its_colour_while_others_are_missing(
     assert color_of(b, make_summary(a, b), LIGHT) == color_of(b, make_summary(b, planned=("a", "b")), LIGHT)
 
 
-def test_a_single_variant_above_the_bigram_and_no_time_are_drawn(
-    make_summary: Callable[..., StudySummary], make_variant: Callable
+def test_the_runs_of_every_rate_and_seed_are_drawn(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
 ) -> None:
-    variant = make_variant("slow", 5.0)
-    still = variant.validation.replace(seconds=len(variant.validation.seconds) * (0.0,))
-    summary = make_summary(
-        variant.replace(validation=still, training=still.replace(tokens=(), flops=(), seconds=(), bits=()))
-    )
+    runs = tuple(make_run(2 + rate * 50 + seed / 100, rate=rate, seed=seed) for rate in (1e-3, 4e-3) for seed in (0, 1))
+    summary = make_summary(make_variant("a", runs=runs), make_variant("b", runs=runs))
+    plots = plots_of(summary)
+    assert [plot.name for plot in plots] == [*(plot.name for plot in PLOTS), "loss-by-rate"]
+    for plot in plots:
+        image = imread(BytesIO(render(plot, summary, LIGHT, "png")), format="png")
+        assert count_pixels(image, color_of(summary.variants[1], summary, LIGHT)) > 200
+
+
+def test_a_single_variant_above_the_bigram_and_no_time_are_drawn(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    run = make_run(5.0)
+    still = run.validation.replace(seconds=len(run.validation.seconds) * (0.0,))
+    run = run.replace(validation=still, training=still.replace(tokens=(), flops=(), seconds=(), bits=()))
+    summary = make_summary(make_variant("slow", runs=(run,)))
     for plot in PLOTS:
         render(plot, summary, DARK, "png")
 

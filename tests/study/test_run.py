@@ -8,9 +8,10 @@ import pytest
 from matplotlib.image import imread
 
 from zoo.builder import shrink
-from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError
+from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.study import DEFAULT_MIXERS
+from zoo.report.files import locked
 from zoo.study import Study, StudySummary, load_study, run_study
 from zoo.study.machine import describe_machine, read_machine
 from zoo.study.variants import resolve_variants
@@ -18,8 +19,8 @@ from zoo.training import TrainingResult, run_status
 from zoo.training.run import RunFolder
 
 REPORT = [
-    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "state-by-context.png"),
-    *("study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
+    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "runs.csv"),
+    *("state-by-context.png", "study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
 ]
 
 
@@ -122,7 +123,7 @@ def test_the_numbers_of_a_variant(study: Study, training: FakeTraining, tmp_path
     assert softmax.training_flops_per_token == 3 * softmax.forward_flops_per_token
     assert softmax.state_bytes[-1] > 200 * softmax.state_bytes[0]
     assert len(set(power.state_bytes)) == 1
-    assert softmax.machine == describe_machine()
+    assert softmax.runs[0].machine == describe_machine()
     assert softmax.feed_forward_width == resolve_variants(study)[0].recipe.model.feed_forward_width
 
 
@@ -156,6 +157,33 @@ def test_after_a_failure_the_rest_is_done_by_the_same_call(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_run_that_diverges_is_a_result(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    training.fails["power"] = DivergenceError("step 7: the loss is nan")
+    summary = run_study(study, tmp_path, progress=False)
+    assert training.trained == list(study.variants)
+    assert [variant.name for variant in summary.variants] == ["softmax", "linear", "gated-power"]
+    assert (summary.unfinished, summary.diverged) == ((), ("power",))
+    assert str(summary.divergences[0]) == "power at learning rate 0.004, seed 0"
+    assert "power at learning rate 0.004, seed 0: step 7: the loss is nan." in (tmp_path / "index.html").read_text()
+    assert StudySummary.from_json((tmp_path / "summary.json").read_text()) == summary
+    run_study(study, tmp_path, progress=False)
+    assert len(training.trained) == 4  # it would end so again
+
+    (tmp_path / "power" / "diverged.yaml").unlink()
+    training.fails.clear()
+    assert len(run_study(study, tmp_path, progress=False).variants) == 4
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_rate_at_which_a_seed_diverged_is_not_chosen(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    training.fails["rate-0.004-seed-1"] = DivergenceError("step 7: the loss is nan")
+    several = study.replace(seeds=2, learning_rates=(1e-3, 4e-3), variants={"a": (), "b": ("mixer=power",)})
+    summary = run_study(several, tmp_path, progress=False)
+    assert [variant.learning_rates for variant in summary.variants] == [(1e-3,), (1e-3,)]
+    assert [(each.variant, each.seed) for each in summary.divergences] == [("a", 1), ("b", 1)]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_full_disk_leaves_the_report_that_was_there(
     study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +199,17 @@ def test_a_full_disk_leaves_the_report_that_was_there(
         run_study(study.replace(description="another"), folder, progress=False)
     assert {name: (folder / name).read_bytes() for name in REPORT} == before
     assert files_in(folder) == REPORT
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_or_run_in_use_is_left_alone(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with locked(folder, "is running a study"), pytest.raises(TrainingError, match="s: another process is running a st"):
+        run_study(study, folder, progress=False)
+    assert list(folder.iterdir()) == []
+    with RunFolder(folder / "softmax").locked(), pytest.raises(TrainingError, match="another process is training here"):
+        run_study(study, folder, progress=False)
+    assert list((folder / "softmax").iterdir()) == training.trained == []
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -220,6 +259,29 @@ def test_variants_may_differ_in_what_is_not_budget(study: Study) -> None:
     assert [variant.mixer for variant in resolved] == ["softmax", "softmax", "softmax, power in 1 of 2 layers"]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_variant_runs_at_every_rate_and_from_every_seed(study: Study, training: FakeTraining, tmp_path: Path) -> None:
+    several = study.replace(seeds=2, learning_rates=(1e-3, 4e-3), variants={"a b": (), "c": ("mixer=power",)})
+    summary = run_study(several, tmp_path, progress=False)
+    names = [f"rate-{rate}-seed-{seed}" for rate in (0.001, 0.004) for seed in (0, 1)]
+    assert training.trained == [*names, *names]
+    assert all(run_status(tmp_path / "a b" / name) == "finished" for name in names)
+    assert summary.seeds == (0, 1)
+    assert [len(variant.runs) for variant in summary.variants] == [4, 4]
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[1:5]] == [
+        ["a b", rate, seed] for rate in ("0.001", "0.004") for seed in ("0", "1")
+    ]
+    run_study(several, tmp_path, progress=False)
+    assert len(training.trained) == 8
+
+
+def test_a_rate_of_a_variants_own_is_no_rate_of_the_study(study: Study) -> None:
+    clash = study.replace(learning_rates=(1e-3,), variants={"a": ("training.learning_rate=1e-2",)})
+    with pytest.raises(ConfigError, match=r"^variant 'a': training.learning_rate: must be left to the study's"):
+        resolve_variants(clash)
+
+
 def test_parameters_are_matched(study: Study) -> None:
     from zoo.accounting import count_parameters
 
@@ -228,11 +290,12 @@ def test_parameters_are_matched(study: Study) -> None:
     assert min(counts) / counts[0] > 0.99
 
 
-def test_without_matplotlib_nothing_is_trained(
-    study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["matplotlib", "scipy"])
+def test_without_what_it_needs_nothing_is_trained(
+    missing: str, study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.study.run.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'mixer-zoo\[plots\]'$"):
+    monkeypatch.setattr("zoo.study.run.find_spec", lambda name: None if name == missing else True)
+    with pytest.raises(ConfigError, match=rf"^a study needs {missing}, which .*pip install 'mixer-zoo\[plots\]'$"):
         run_study(study, tmp_path / "s")
     assert training.trained == []
 

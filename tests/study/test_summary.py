@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import ConfigError
-from zoo.study.summary import Curve, StudySummary
+from zoo.study.results import Curve
+from zoo.study.summary import StudySummary
 
 
 def test_a_summary_survives_json(summary: StudySummary) -> None:

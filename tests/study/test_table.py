@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zoo.study.results import VariantSummary
 from zoo.study.summary import StudySummary
 from zoo.study.table import columns, print_summary, text_rows
 
@@ -73,3 +74,19 @@ def test_every_column_is_in_the_files_tables(summary: StudySummary) -> None:
     assert {len(row) for row in rows} == {len(headings)}
     assert rows[1][headings.index("parameters")] == "1.20M (+0.05%)"
     assert rows[-1][2:5] == ["3.583", "3.583", ""]
+    assert [rows[0][headings.index(name)] for name in ("learning rate", "seeds")] == ["0.004", "1"]
+
+
+def test_over_seeds_a_loss_has_its_interval_and_the_best_are_those_that_chance_may_have_ordered(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    def variant(name: str, *losses: float) -> VariantSummary:
+        return make_variant(name, runs=tuple(make_run(loss, seed=seed) for seed, loss in enumerate(losses)))
+
+    summary = make_summary(
+        variant("a", 2.0, 2.1, 2.2), variant("b", 2.3, 1.9, 2.3), variant("c", 3.0, 3.11, 3.2), variant("d", 3, 3, 3.3)
+    )
+    final = columns(summary)[1]
+    assert [final.text(each) for each in summary.variants[:2]] == ["2.100 ± 0.248", "2.167 ± 0.574"]
+    assert [final.is_best(each, summary.variants) for each in summary.variants] == [True, True, False, False]
+    assert max(map(len, printed(summary).splitlines())) <= 100

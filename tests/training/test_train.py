@@ -1,7 +1,9 @@
 """Real recipes, shrunk: trained, resumed, loaded again."""
 
+import importlib
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from zoo.training import (
     run_status,
     train,
 )
+from zoo.training.run import RunFolder
 
 SHORT = [
     "training.steps=6",
@@ -158,6 +161,23 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, corpus):
     train(short_recipe("tiny"), tmp_path / "run", corpus=corpus, progress=Second())
 
 
+def test_a_folder_in_use_is_neither_read_nor_written(tmp_path, corpus):
+    """What stands there belongs to the process that trains, which may take it away at any moment."""
+    recipe = short_recipe("tiny")
+    train(recipe, tmp_path, corpus=corpus)
+    (tmp_path / "result.json").unlink()
+    for place in (tmp_path / "checkpoints").iterdir():
+        (place / "model.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with RunFolder(tmp_path).locked(), pytest.raises(TrainingError, match="another process is training here"):
+        train(recipe, tmp_path, corpus=corpus)
+    with RunFolder(tmp_path / "new").locked(), pytest.raises(TrainingError, match="another process is training here"):
+        train(recipe, tmp_path / "new", corpus=corpus)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new").rmdir()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
     overrides = ["model.layers=1", "mixer=linear"]
     plain = train(short_recipe("tiny", *overrides), tmp_path / "plain", corpus=corpus)
@@ -171,3 +191,35 @@ def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
         assert facts["compilation"]["graphs"] == 2
         assert facts["seconds"] < result.compile_seconds
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+@pytest.mark.parametrize("mixer", ["gated-power", "gated-linear", "mamba2", "rwkv7", "softmax"])
+def test_divergence_has_the_same_words_wherever_values_are_looked_at(tmp_path, corpus, monkeypatch, mixer):
+    """On a CPU, gates that are not finite are refused by the op; on a GPU, and compiled, the loss tells them."""
+    recipe = short_recipe("tiny", f"mixer={mixer}")
+    update = torch.optim.AdamW.step
+
+    def diverge(optimizer, *arguments):
+        update(optimizer, *arguments)
+        calls.append(None)
+        if len(calls) == 4:
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", diverge)
+    lines = []
+    for is_known in (True, False):
+        calls = []
+        folder = tmp_path / "run"
+        if not is_known:
+            for op in ("power", "delta", "rwkv7"):
+                checks = importlib.import_module(f"zoo.kernels.{op}.checks")
+                monkeypatch.setattr(checks, "known", lambda x: False, raising=False)
+        with pytest.raises(TrainingError) as caught:
+            train(recipe, folder, corpus=corpus, device="cpu")
+        lines.append(str(caught.value))
+        shutil.rmtree(folder)
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(
+        "step 5: the loss is nan, on the 4 windows from number 16 of epoch 0 in the order of seed 0"
+    )
+    assert lines[0].endswith("step-00000003")

@@ -3,13 +3,14 @@
 import errno
 import importlib
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from zoo.errors import ZooError, nearest
+from zoo.errors import Interruption, ZooError, nearest
 from zoo.report.terminal import PrintableFormatter, printable
 
 __all__ = ["LazyGroup"]
@@ -22,9 +23,11 @@ class _Refused(click.ClickException):
 
 
 class _Interrupted(click.ClickException):
-    """Ctrl-C; 128 and the number of the signal, as shells have it."""
+    """A signal; the exit code is 128 and its number, as shells have it."""
 
-    exit_code = 130
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = 128 + number  # the library declares it as the class's own
 
 
 @contextmanager
@@ -43,7 +46,7 @@ class LazyGroup(click.Group):
     """Commands as `name: ("module:attribute", summary)`, so that help does not wait for torch.
 
     Exit codes: 2 for what the user can put right (any `ZooError`), 1 for what the system refuses, such as a full disk,
-    130 for Ctrl-C.
+    128 and the number of the signal that ended a command: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, *args: Any, lazy_commands: Mapping[str, tuple[str, str]], **options: Any) -> None:
@@ -84,10 +87,13 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except ZooError as error:
             raise _Refused(" ".join(str(error).split())) from error
+        except Interruption as error:
+            place = "the last checkpoint, if there is one" if error.saved is None else "there"
+            raise _Interrupted(f"{error}; the same command goes on from {place}", error.signal) from error
         except KeyboardInterrupt as error:
             resumable = ctx.invoked_subcommand in ("train", "ablate")
             hint = "; the same command goes on from the last checkpoint, if there is one" if resumable else ""
-            raise _Interrupted(f"interrupted{hint}") from error
+            raise _Interrupted(f"interrupted{hint}", signal.SIGINT) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `zoo list | head`; click leaves quietly
                 raise

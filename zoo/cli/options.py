@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = [
     "names",
     "output_option",
     "plot_option",
+    "rates",
     "token_count",
     "token_counts",
     "whole_numbers",
@@ -45,6 +47,20 @@ def output_option(name: str, help: str) -> Callable[[Any], Any]:
 
 csv_option = output_option("csv", "Also write this CSV file")
 plot_option = output_option("plot", "Also draw this PNG or SVG")
+
+
+def rates(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Read numbers over 0 with commas, each once: a callback of options."""
+    if value is None:
+        return None
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected numbers with commas, such as 1e-3,4e-3, was {value!r}") from None
+    for number in numbers:
+        if not 0 < number < math.inf:
+            raise click.BadParameter(f"expected numbers over 0, was {number:g}")
+    return tuple(dict.fromkeys(numbers))
 
 
 def whole_numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Numbers | None:

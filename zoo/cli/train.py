@@ -20,8 +20,8 @@ def train(recipe: str, overrides: tuple[str, ...], folder: Path | None, device: 
     """Train RECIPE, or go on with its run where the last checkpoint left it.
 
     RECIPE is a name from `zoo list` or the path of a .yaml file; `zoo show RECIPE --yaml` prints every key that can be
-    overridden. The folder gets the whole recipe, metrics as JSON lines and checkpoints. Ctrl-C is safe: the same
-    command continues.
+    overridden. The folder gets the whole recipe, metrics as JSON lines and checkpoints. At Ctrl-C or SIGTERM the step
+    is finished and a checkpoint saved, a second one ends at once; the same command continues.
 
     \b
     Examples:

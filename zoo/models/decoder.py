@@ -23,6 +23,7 @@ from zoo.kernels.linear_cross_entropy import (
 )
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
+from zoo.models.identity import CompiledByItself
 from zoo.models.initialization import initialize, initialize_rwkv7
 from zoo.recipe.model import DecoderConfig
 from zoo.recipe.training import Checkpointing
@@ -54,7 +55,7 @@ class DecoderOutput(NamedTuple):
     state: DecoderState | None
 
 
-class Decoder(nn.Module):
+class Decoder(CompiledByItself):
     """A language model over token ids.
 
     Args:
@@ -64,6 +65,8 @@ class Decoder(nn.Module):
     Raises:
         ConfigError: there is not one mixer a layer, or a mixer's heads do not fit the model.
     """
+
+    compiled_methods = ("forward", "loss", "prefill", "step")
 
     def __init__(self, config: DecoderConfig, mixer_configs: Sequence[MixerConfig]) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from zoo.config import Config, flatten, load_yaml, override_list, parse_yaml
 from zoo.errors import ConfigError, nearest
@@ -59,6 +59,10 @@ class Study(Config):
     variants: dict[str, Overrides] = Field(min_length=1)
     """Further changes by variant, as `key=value` or as a mapping such as `{mixer: power, mixer.p: 2}`; the first
     is the one whose number of parameters the others are given."""
+    seeds: int = Field(1, ge=1, le=1000)
+    """Runs of each variant: from the recipe's `training.seed`, the one after it, and so on."""
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    """Rates that each variant is trained at, of which its best counts; none: the rate that its recipe says."""
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -69,6 +73,9 @@ class Study(Config):
                 )
             if name.lower().endswith(_RESERVED_ENDINGS):
                 raise ValueError(f"{kind} {name!r} must not end like a file")
+        for rate in self.learning_rates:
+            if self.learning_rates.count(rate) > 1:
+                raise ValueError(f"learning_rates: {rate:g} stands twice")
         folders = [name.casefold() for name in self.variants]
         for name in self.variants:
             if folders.count(name.casefold()) > 1:
@@ -85,7 +92,14 @@ def available_studies() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
-def load_study(name: str, mixers: Sequence[str] | None = None, overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    name: str,
+    mixers: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int | None = None,
+    learning_rates: Sequence[float] | None = None,
+) -> Study:
     """Return the study that `name` stands for.
 
     Args:
@@ -93,6 +107,7 @@ def load_study(name: str, mixers: Sequence[str] | None = None, overrides: Sequen
             which the study then compares mixers.
         mixers: which, for a recipe; by default softmax, linear, power and gated-power.
         overrides: `key=value` for all variants, after the study's own.
+        seeds, learning_rates: in place of the study's own.
 
     Raises:
         ConfigError: there is no such study, recipe or mixer; a file is not a valid study; or `mixers` is given for a
@@ -103,21 +118,35 @@ def load_study(name: str, mixers: Sequence[str] | None = None, overrides: Sequen
         study = _mixer_study(name, DEFAULT_MIXERS if mixers is None else mixers)
     elif mixers is not None:
         raise ConfigError(f"mixers: {name!r} is a study, which says itself what it compares; name a recipe instead")
-    return study.overridden(overrides)
+    changes = {"seeds": seeds, "learning_rates": None if learning_rates is None else tuple(learning_rates)}
+    return study.overridden(overrides).replace(**{key: value for key, value in changes.items() if value is not None})
 
 
 def study_command(study: Study) -> str:
     """Return what to type to run a study; one that only a file holds is run from its `study.yaml`."""
     if study.name in available_studies():
         packaged = load_study(study.name)
-        if study == packaged.overridden(study.overrides[len(packaged.overrides) :]):
-            return shlex.join(["zoo", "ablate", study.name, *study.overrides[len(packaged.overrides) :]])
+        own = study.overrides[len(packaged.overrides) :]
+        if (options := _options(study, packaged.overridden(own))) is not None:
+            return shlex.join(["zoo", "ablate", study.name, *options, *own])
     mixers = tuple(study.variants)
     if all(mixer in registered_mixers for mixer in mixers):
         chosen = [] if mixers == DEFAULT_MIXERS else ["--mixers", ",".join(mixers)]
-        if study == _mixer_study(study.recipe, mixers).overridden(study.overrides):
-            return shlex.join(["zoo", "ablate", study.recipe, *chosen, *study.overrides])
+        plain = _mixer_study(study.recipe, mixers).overridden(study.overrides)
+        if (options := _options(study, plain)) is not None:
+            return shlex.join(["zoo", "ablate", study.recipe, *chosen, *options, *study.overrides])
     return "zoo ablate study.yaml"
+
+
+def _options(study: Study, plain: Study) -> list[str] | None:
+    """The options of the command that make `study` of `plain`, or None where none do."""
+    options = []
+    if study.seeds != plain.seeds:
+        options += ["--seeds", str(study.seeds)]
+    if study.learning_rates != plain.learning_rates:
+        options += ["--learning-rates", ",".join(f"{rate!r}" for rate in study.learning_rates)]
+    same = plain.replace(seeds=study.seeds, learning_rates=study.learning_rates)
+    return options if study == same and (study.learning_rates or not plain.learning_rates) else None
 
 
 def _read_study(name: str) -> Study | None:

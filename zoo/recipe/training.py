@@ -68,6 +68,10 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Determines the initial weights and the order of the data."""
 
+    spike: Literal["warn", "skip", "stop"] = "warn"
+    """What a step does whose loss is above the mean of the 32 before by 1 nat per token and by 6 standard deviations of
+    theirs: it is told, its update is left out (which takes reading the loss at every step), or training ends there."""
+
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     """Precision of matrix products: `auto` is bfloat16 on a CUDA device that has it, and none on a CPU, where bfloat16
     is faster on few machines and makes a run depend on the machine."""

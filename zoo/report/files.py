@@ -1,5 +1,6 @@
 """Writing files such that a crash, a full disk or Ctrl-C at any moment leaves the old content or the new."""
 
+import fcntl
 import os
 import secrets
 import sys
@@ -14,7 +15,16 @@ from safetensors import SafetensorError
 
 from zoo.errors import InputError, TrainingError, ZooError
 
-__all__ = ["check_outputs", "is_standard_output", "opened", "replace_file", "sync_file", "sync_folder", "writing"]
+__all__ = [
+    "check_outputs",
+    "is_standard_output",
+    "locked",
+    "opened",
+    "replace_file",
+    "sync_file",
+    "sync_folder",
+    "writing",
+]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW  # never into a file or link that someone else put there
 
@@ -66,6 +76,31 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path, use: str) -> Iterator[None]:
+    """Keep other processes from using a folder, made if missing, at the same time; ends with the process at the latest.
+
+    Args:
+        folder: which.
+        use: what others do who have it, such as "is training".
+
+    Raises:
+        TrainingError: another process has it, or it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(f"{folder}: another process {use} here") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def opened(path: Path) -> TextIO:

@@ -2,7 +2,7 @@
 
 __all__ = [
     "clock", "count", "counted", "difference", "duration", "known", "milliseconds", "ratio_text", "short_length",
-    "size",
+    "size", "with_interval",
 ]  # fmt: skip
 
 
@@ -71,6 +71,11 @@ def difference(value: float, reference: float) -> str:
         return "±0%"
     percent = 100 * (value / reference - 1)
     return f"{'+' if percent > 0 else '−'}{abs(percent):.2f}%"  # noqa: RUF001 (a minus sign, as wide as the plus)
+
+
+def with_interval(value: float, half: float | None) -> str:
+    """Write a loss, and half of its interval where it has one: 2.696, or 2.696 ± 0.025."""
+    return f"{value:.3f}" if half is None else f"{value:.3f} ± {half:.3f}"
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from textwrap import wrap
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from zoo.report.numbers import short_length
 
 __all__ = [
     "DARK", "LIGHT", "Format", "Lines", "Panel", "Theme", "color_labels", "draw_lines", "draw_panels", "encode",
-    "prepare_axes", "write_plot",
+    "label_ends", "prepare_axes", "write_plot",
 ]  # fmt: skip
 
 Format = Literal["png", "svg"]
@@ -154,3 +155,31 @@ def draw_lines(axes: Axes, lines: Lines, names: Sequence[str]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted({length for values in lines.values() for length in values})))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_length(round(value))))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Write (text, y, colour) to the right of the axes, each at its height but none on top of another."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    anchors = [float(to_axes.transform((axes.get_xlim()[0], y))[1]) for _, y, _ in ends]
+    for (text, _, color), anchor, place in zip(ends, anchors, _spread(anchors, 0.062), strict=True):
+        axes.plot([1, 1.03], [anchor, place], transform=axes.transAxes, color=color, linewidth=0.8, clip_on=False)
+        axes.text(1.04, place, text, transform=axes.transAxes, color=color, fontsize=9, va="center", parse_math=False)
+
+
+def _spread(anchors: Sequence[float], gap: float) -> list[float]:
+    """Return places from 0 to 1 near `anchors` and in their order, at least `gap` apart while that fits.
+
+    With `place = free + rank * gap`, being far enough apart is `free` not falling with the rank: an isotonic
+    regression, which pools neighbours that would fall and gives them their mean.
+    """
+    gap = min(gap, 1 / max(1, len(anchors) - 1))
+    order = sorted(range(len(anchors)), key=lambda index: anchors[index])
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([anchors[index] - rank * gap])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    room = 1 - (len(anchors) - 1) * gap
+    free = [min(max(fmean(pool), 0), room) for pool in pools for _ in pool]
+    places = {index: free[rank] + rank * gap for rank, index in enumerate(order)}
+    return [places[index] for index in range(len(anchors))]

@@ -7,8 +7,8 @@ import torch
 
 from zoo.config import load_yaml
 from zoo.kernels.devices import usable_device
-from zoo.report.files import replace_file, writing
-from zoo.study.summary import Machine
+from zoo.report.files import replace_file
+from zoo.study.results import Machine
 from zoo.version import __version__
 
 __all__ = ["describe_machine", "read_machine", "write_machine"]
@@ -33,13 +33,11 @@ def describe_machine(device: str | None = None) -> Machine:
 
 
 def write_machine(folder: Path, machine: Machine) -> None:
-    """Write into a run's folder, made if missing, what it is trained on.
+    """Write into a run's folder what it is trained on.
 
     Raises:
         TrainingError: the file cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / _FILE, machine.to_yaml().encode())
 
 

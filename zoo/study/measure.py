@@ -11,10 +11,13 @@ import numpy as np
 from zoo.accounting import account
 from zoo.data import Corpus, DataConfig, TokenStream
 from zoo.errors import CheckpointError
+from zoo.report.thinning import evenly
 from zoo.study.machine import read_machine
-from zoo.study.summary import CorpusSummary, Curve, StudySummary, VariantSummary
-from zoo.study.variants import Variant
-from zoo.training import load_result, read_metrics
+from zoo.study.results import Curve, RunSummary, VariantSummary
+from zoo.study.summary import CorpusSummary, StudySummary
+from zoo.study.variants import Run, Variant
+from zoo.training import TrainingResult, load_result, read_metrics
+from zoo.training.objective import HALVES
 
 __all__ = [
     "describe_corpus",
@@ -57,50 +60,71 @@ def loss_unit(config: DataConfig) -> str:
 
 
 def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> VariantSummary:
-    """Return the numbers of a finished variant.
+    """Return the numbers of a variant.
 
     Args:
-        variant: what was trained.
-        folder: of its run.
+        variant: what was trained; of its runs only those that count.
+        folder: of the study.
         summary: of the study, for the corpus and the contexts that the state is stated for.
 
     Raises:
-        CheckpointError: the run was trained on another corpus, or its files are damaged.
+        CheckpointError: a run was trained on another corpus, or its files are damaged.
     """
-    result, records = load_result(folder), read_metrics(folder / "metrics.jsonl")
-    if result.corpus_hash != summary.corpus.hash:
-        raise CheckpointError(
-            f"{folder}: was trained on another corpus (sha256 {result.corpus_hash[:12]}, now "
-            f"{summary.corpus.hash[:12]}); choose another folder or delete this one"
-        )
     context = summary.context_length
     costs = account(variant.recipe, (*summary.state_contexts, context))
+    results = [load_result(folder / run.name) for run in variant.runs]
     return VariantSummary(
         name=variant.name,
         mixer=variant.mixer,
         overrides=variant.overrides,
-        parameters=result.parameters,
+        parameters=results[0].parameters,
         feed_forward_width=variant.recipe.model.hidden_width,
         forward_flops_per_token=costs.forward_flops_per_token[context],
         training_flops_per_token=costs.training_flops_per_token[context],
         state_bytes=tuple(costs.state_bytes[each] for each in summary.state_contexts),
-        final_bits=result.final_bits_per_byte,
-        best_bits=result.best_bits_per_byte,
-        tokens=result.tokens,
-        seconds=result.seconds,
-        tokens_per_second=result.tokens_per_second,
-        compile_seconds=result.compile_seconds,
-        graph_breaks=result.graph_breaks,
-        recompiles=result.recompiles,
-        validation=validation_curve(records),
-        training=training_curve(records, summary.corpus),
-        machine=read_machine(folder),
+        tokens=results[0].tokens,
+        runs=tuple(
+            _summarise_run(run, result, folder / run.name, summary.corpus)
+            for run, result in zip(variant.runs, results, strict=True)
+        ),
     )
 
 
+def _summarise_run(run: Run, result: TrainingResult, folder: Path, corpus: CorpusSummary) -> RunSummary:
+    if result.corpus_hash != corpus.hash:
+        raise CheckpointError(
+            f"{folder}: was trained on another corpus (sha256 {result.corpus_hash[:12]}, now "
+            f"{corpus.hash[:12]}); choose another folder or delete this one"
+        )
+    records = read_metrics(folder / "metrics.jsonl")
+    try:
+        # Runs of before there were rates to choose from do not tell their halves, and none of them needs it.
+        halves = [records[-1].get(name, result.final_bits_per_byte) for name in HALVES]
+        return RunSummary(
+            learning_rate=run.learning_rate,
+            seed=run.seed,
+            final_bits=result.final_bits_per_byte,
+            choosing_bits=halves[0],
+            reported_bits=halves[1],
+            best_bits=result.best_bits_per_byte,
+            seconds=result.seconds,
+            tokens_per_second=result.tokens_per_second,
+            compile_seconds=result.compile_seconds,
+            graph_breaks=result.graph_breaks,
+            recompiles=result.recompiles,
+            validation=validation_curve(records),
+            training=training_curve(records, corpus),
+            machine=read_machine(folder),
+        )
+    except (KeyError, TypeError, IndexError):  # of a run whose result, an earlier version's, does not tell its metrics
+        raise CheckpointError(
+            f"{folder / 'metrics.jsonl'}: is damaged; put it back from a copy, or delete {folder} to train anew"
+        ) from None
+
+
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
-    """Return the evaluations among a run's metrics."""
-    evaluations = [record for record in records if record["kind"] == "validation"]
+    """Return the evaluations among a run's metrics, of many some from the first to the last, each as it was."""
+    evaluations = evenly([record for record in records if record["kind"] == "validation"], _CURVE_POINTS)
     return _curve([[record] for record in evaluations], [record["bits_per_byte"] for record in evaluations])
 
 

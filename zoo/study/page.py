@@ -2,17 +2,17 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from zoo.report.numbers import difference, size
+from zoo.report.numbers import size, with_interval
 from zoo.report.plots import DARK, LIGHT
-from zoo.study.plots import PLOTS, Plot, color_of, render
-from zoo.study.summary import StudySummary, VariantSummary
-from zoo.study.table import Column, columns
+from zoo.study.page_tables import differences_table, results_table, variants_table
+from zoo.study.plots import Plot, color_of, plots_of, render
+from zoo.study.summary import StudySummary
 
 __all__ = ["render_page"]
 
@@ -28,10 +28,11 @@ def render_page(summary: StudySummary) -> str:
         finding=f'<p class="finding">{_finding(summary)}</p>',
         warning=_warning(summary),
         facts=_facts(summary),
-        plots="\n".join(_plot(plot, summary) for plot in PLOTS),
-        results=_results(summary),
+        plots="\n".join(_plot(plot, summary) for plot in plots_of(summary)),
+        results=results_table(summary),
+        differences=differences_table(summary),
         notes=_notes(summary),
-        variants=_variants(summary),
+        variants=variants_table(summary),
         corpus=_corpus(summary),
         command=escape(summary.command),
         study=escape(summary.study_yaml),
@@ -51,23 +52,37 @@ def _policy(page: str) -> str:
 
 
 def _finding(summary: StudySummary) -> str:
-    """Say in words which variant ends lowest and where the others and the bigram model are."""
+    """Say in words which variant ends lowest, where the others and the bigram model are, and what may be chance."""
     ranked = sorted(summary.variants, key=lambda variant: variant.final_bits)
     best = ranked[0].final_bits
-    places = [f"<b>{escape(ranked[0].name)}</b>, {best:.3f} {escape(summary.unit)}"]
+    places = [f"<b>{escape(ranked[0].name)}</b>, {with_interval(best, ranked[0].interval)} {escape(summary.unit)}"]
     places += [f"{escape(each.name)} {each.final_bits - best:+.3f}" for each in ranked[1:]]
     above = [escape(variant.name) for variant in ranked if variant.final_bits >= summary.bigram_bits]
     baseline = f"a bigram model of the same text ({summary.bigram_bits:.3f})"
-    return f"Lowest validation loss at the end: {', '.join(places)}. " + (
-        f"Not below {baseline}: {', '.join(above)}." if above else f"All are below {baseline}."
+    return (
+        f"Lowest validation loss at the end{_how_sure(summary)}: {', '.join(places)}. "
+        + _not_clear(summary)
+        + (f"Not below {baseline}: {', '.join(above)}." if above else f"All are below {baseline}.")
     )
 
 
+def _how_sure(summary: StudySummary) -> str:
+    if len(summary.seeds) == 1:
+        return ", of one seed"
+    return f", mean of {len(summary.seeds)} seeds with its 95% interval"
+
+
+def _not_clear(summary: StudySummary) -> str:
+    pairs = [f"{escape(each.first)} and {escape(each.second)}" for each in summary.differences if not each.is_clear]
+    return f"Not distinguishable: {', '.join(pairs)}. " if pairs else ""
+
+
 def _warning(summary: StudySummary) -> str:
-    if not summary.unfinished:
-        return ""
-    names = escape(", ".join(summary.unfinished))
-    return f'<p class="warning">Not finished yet: {names}. The same command continues the study.</p>'
+    lines = [f"<b>Diverged</b>: {escape(str(each))}: {escape(each.message)}." for each in summary.divergences]
+    if summary.unfinished:
+        names = escape(", ".join(summary.unfinished))
+        lines.append(f"Not finished yet: {names}. The same command continues the study.")
+    return "".join(f'<p class="warning">{line}</p>' for line in lines)
 
 
 def _facts(summary: StudySummary) -> str:
@@ -76,7 +91,7 @@ def _facts(summary: StudySummary) -> str:
         ("steps", f"{summary.steps:,}"),
         ("tokens a step", f"{summary.batch_tokens:,}"),
         ("context", f"{summary.context_length:,}"),
-        ("seed", str(summary.seed)),
+        ("seed" if len(summary.seeds) == 1 else "seeds", ", ".join(map(str, summary.seeds))),
         ("written", f"{datetime.fromisoformat(summary.date):%d %B %Y, %H:%M} UTC"),
     ]
     return "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
@@ -95,37 +110,6 @@ def _plot(plot: Plot, summary: StudySummary) -> str:
 
 def _data_address(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-
-def _results(summary: StudySummary) -> str:
-    chosen = columns(summary)
-    head = "".join(
-        f'<th scope="col"{_class(each.kind)} title="{escape(each.explanation)}">{escape(each.heading)}</th>'
-        for each in chosen
-    )
-    rows = [_result_row(variant, chosen, summary) for variant in summary.variants]
-    baseline = "".join(f"<td>{each.baseline}</td>" for each in chosen)
-    return (
-        f'<table class="numbers"><thead><tr><th scope="col">variant</th>{head}</tr></thead><tbody>{"".join(rows)}'
-        '<tr class="baseline"><th scope="row"><span class="swatch"></span>bigram model</th>'
-        f"{baseline}</tr></tbody></table>"
-    )
-
-
-def _result_row(variant: VariantSummary, chosen: Iterable[Column], summary: StudySummary) -> str:
-    cells = ""
-    for column in chosen:
-        kind = "best" if column.is_best(variant, summary.variants) else column.kind
-        cells += f"<td{_class(kind)}>{escape(column.text(variant))}</td>"
-    return f'<tr><th scope="row">{_swatch(variant, summary)}{escape(variant.name)}</th>{cells}</tr>'
-
-
-def _class(name: str) -> str:
-    return f' class="{name}"' if name else ""
-
-
-def _swatch(variant: VariantSummary, summary: StudySummary) -> str:
-    return f'<span class="swatch of-{summary.variants.index(variant)}"></span>'
 
 
 def _swatches(summary: StudySummary) -> str:
@@ -150,38 +134,26 @@ def _notes(summary: StudySummary) -> str:
             "are matched within 1% by the width of the feed-forward layers: a mixer with more weights of its own gets "
             "narrower ones."
         ),
-        "One seed": (
-            f"({summary.seed}), and the same batches in the same order for all. Another seed moves every loss a "
-            "little, so read small differences with care."
-        ),
+        **_seed_note(summary),
         "Seconds": "depend on the machine; tokens, operations and losses do not, up to rounding.",
     }
     return "".join(f"<li><b>{escape(head)}</b> {escape(text)}</li>" for head, text in notes.items())
 
 
-def _variants(summary: StudySummary) -> str:
-    rows = (
-        f'<tr><th scope="row">{_swatch(variant, summary)}{escape(variant.name)}</th>'
-        f'<td class="settings">{_settings(variant)}</td>'
-        f"<td>{variant.parameters:,}{_difference(variant, summary)}</td><td>{variant.feed_forward_width:,}</td></tr>"
-        for variant in summary.variants
-    )
-    head = (
-        '<th scope="col">variant</th><th scope="col" class="settings">settings</th>'
-        '<th scope="col">parameters</th><th scope="col">feed-forward</th>'
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _settings(variant: VariantSummary) -> str:
-    return "<br>".join(f"<code>{escape(override)}</code>" for override in variant.overrides) or "as the recipe says"
-
-
-def _difference(variant: VariantSummary, summary: StudySummary) -> str:
-    if variant.name == summary.variants[0].name:
-        return ""
-    text = difference(variant.parameters, summary.variants[0].parameters)
-    return f' <span class="difference">{text}</span>'
+def _seed_note(summary: StudySummary) -> dict[str, str]:
+    if len(summary.seeds) == 1:
+        note = (
+            f"({summary.seeds[0]}), and the same batches in the same order for all. Another seed moves every loss a "
+            "little, so read small differences with care."
+        )
+        return {"One seed": note}
+    return {
+        f"{len(summary.seeds)} seeds": (
+            "of weights and of the order of batches, the same ones for all. Bands reach from the lowest to the highest "
+            "loss. Two variants are not distinguishable where a paired t-test over the seeds, corrected for the number "
+            "of pairs, gives a probability of 5% or more."
+        )
+    }
 
 
 def _corpus(summary: StudySummary) -> str:
@@ -210,6 +182,7 @@ def _footer(summary: StudySummary) -> str:
     """Name what the variants ran on, each kind of machine once."""
     names: dict[str, list[str]] = {}
     for variant in summary.variants:
-        names.setdefault(str(variant.machine), []).append(variant.name)
+        for machine in dict.fromkeys(str(run.machine) for run in variant.runs):
+            names.setdefault(machine, []).append(variant.name)
     lines = list(names) if len(names) == 1 else [f"{', '.join(of)}: {machine}" for machine, of in names.items()]
     return "<br>".join(map(escape, lines))

@@ -3,7 +3,7 @@
 Needs matplotlib.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -14,12 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from zoo.report.numbers import size
-from zoo.report.plots import Format, Theme, color_labels, encode, prepare_axes
-from zoo.study.summary import StudySummary, VariantSummary
+from zoo.report.plots import Format, Theme, color_labels, encode, label_ends, prepare_axes
+from zoo.report.thinning import evenly
+from zoo.study.results import VariantSummary
+from zoo.study.summary import StudySummary
 
-__all__ = ["PLOTS", "Plot", "color_of", "render"]
+__all__ = ["PLOTS", "Plot", "color_of", "plots_of", "render"]
 
 
+_POINTS_OF_A_CURVE = 300
+_POINTS_OF_A_PLOT = 3_000  # of all curves together, which bounds the size of the page
+_MARKED_POINTS = 40
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
 
@@ -63,16 +68,23 @@ def _fill_loss(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str
     longest = max(getattr(variant.validation, quantity)[-1] for variant in summary.variants) or 1
     ends = [("bigram", summary.bigram_bits, theme.faint)]
     axes.axhline(summary.bigram_bits, color=theme.faint, linewidth=1.1, dashes=(5, 3))
+    points = max(2, min(_POINTS_OF_A_CURVE, _POINTS_OF_A_PLOT // len(summary.variants)))
     for variant in summary.variants:
         color = color_of(variant, summary, theme)
-        places, training = getattr(variant.validation, quantity), getattr(variant.training, quantity)
-        axes.plot(training, variant.training.bits, color=color, linewidth=0.6, alpha=0.4)
-        axes.plot(places, variant.validation.bits, marker="o", markersize=2.6, **_line(variant, summary, theme))
+        validation, training = variant.validation, variant.training
+        places, bits = (evenly(each, points) for each in (getattr(validation, quantity), validation.bits))
+        behind = (evenly(each, points) for each in (getattr(training, quantity), training.bits))
+        axes.plot(*behind, color=color, linewidth=0.6, alpha=0.4)
+        marker = "o" if len(places) <= _MARKED_POINTS else ""
+        axes.plot(places, bits, marker=marker, markersize=2.6, **_line(variant, summary, theme))
+        if len(variant.chosen) > 1:
+            below, above = (evenly(each.bits, points) for each in variant.validation_range)
+            axes.fill_between(places, below, above, color=color, alpha=0.18, linewidth=0)
         axes.plot([places[-1], longest], 2 * [variant.final_bits], color=color, linewidth=0.6, linestyle=":")
         ends.append((variant.name, variant.final_bits, color))
     axes.set(xlim=(0, longest), ylim=(low, high), xlabel=label, ylabel=f"validation loss ({summary.unit})")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _label_ends(axes, [(f"{_short(name)} {bits:.3f}", bits, color) for name, bits, color in ends])
+    label_ends(axes, [(f"{_short(name)} {bits:.3f}", bits, color) for name, bits, color in ends])
 
 
 def _loss_range(summary: StudySummary) -> tuple[float, float]:
@@ -81,6 +93,26 @@ def _loss_range(summary: StudySummary) -> tuple[float, float]:
     lowest = min(summary.bigram_bits, *(variant.best_bits for variant in summary.variants))
     span = highest - lowest or 1.0
     return lowest - 0.06 * span, highest + 0.3 * span
+
+
+def _fill_rates(axes: Axes, summary: StudySummary, theme: Theme) -> None:
+    """Plot the final loss of every run over its learning rate, and a line through the means."""
+    axes.set_xscale("log")
+    ends = []
+    for variant in summary.variants:
+        means = [fmean(run.final_bits for run in variant.at(rate)) for rate in variant.learning_rates]
+        axes.plot(variant.learning_rates, means, **_line(variant, summary, theme))
+        color = color_of(variant, summary, theme)
+        points = [(run.learning_rate, run.final_bits) for run in variant.runs]
+        axes.plot(*zip(*points, strict=True), color=color, linestyle="", marker="o", markersize=3, alpha=0.5)
+        axes.plot(variant.learning_rate, min(means), color=color, marker="D", markersize=5)
+        ends.append((f"{_short(variant.name)} {variant.learning_rate:g}", means[-1], color))
+    axes.set(xlabel="peak learning rate", ylabel=f"final validation loss ({summary.unit})")
+    rates = sorted({rate for variant in summary.variants for rate in variant.learning_rates})
+    axes.xaxis.set_major_locator(FixedLocator(rates))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    label_ends(axes, ends)
 
 
 def _fill_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:
@@ -103,7 +135,7 @@ def _fill_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
-    _label_ends(
+    label_ends(
         axes,
         [
             (f"{_short(each.name)} {size(each.state_bytes[-1])}", each.state_bytes[-1], color_of(each, summary, theme))
@@ -119,34 +151,6 @@ def _line(variant: VariantSummary, summary: StudySummary, theme: Theme) -> dict[
 
 def _short(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Write (text, y, colour) to the right of the axes, each at its height but none on top of another."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    anchors = [float(to_axes.transform((axes.get_xlim()[0], y))[1]) for _, y, _ in ends]
-    for (text, _, color), anchor, place in zip(ends, anchors, _spread(anchors, 0.062), strict=True):
-        axes.plot([1, 1.03], [anchor, place], transform=axes.transAxes, color=color, linewidth=0.8, clip_on=False)
-        axes.text(1.04, place, text, transform=axes.transAxes, color=color, fontsize=9, va="center", parse_math=False)
-
-
-def _spread(anchors: Sequence[float], gap: float) -> list[float]:
-    """Return places from 0 to 1 near `anchors` and in their order, at least `gap` apart while that fits.
-
-    With `place = free + rank * gap`, being far enough apart is `free` not falling with the rank: an isotonic
-    regression, which pools neighbours that would fall and gives them their mean.
-    """
-    gap = min(gap, 1 / max(1, len(anchors) - 1))
-    order = sorted(range(len(anchors)), key=lambda index: anchors[index])
-    pools: list[list[float]] = []
-    for rank, index in enumerate(order):
-        pools.append([anchors[index] - rank * gap])
-        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    room = 1 - (len(anchors) - 1) * gap
-    free = [min(max(fmean(pool), 0), room) for pool in pools for _ in pool]
-    places = {index: free[rank] + rank * gap for rank, index in enumerate(order)}
-    return [places[index] for index in range(len(anchors))]
 
 
 PLOTS = (
@@ -175,3 +179,16 @@ PLOTS = (
         _fill_state,
     ),
 )
+
+_RATES = Plot(
+    "loss-by-rate",
+    "Loss by learning rate",
+    "What each mixer comes to at each rate; the best one is marked. A best rate at the edge may not be the best.",
+    _fill_rates,
+)
+
+
+def plots_of(summary: StudySummary) -> tuple[Plot, ...]:
+    """Return the plots that a study has."""
+    tried = max((len(variant.learning_rates) for variant in summary.variants), default=1)
+    return (*PLOTS, _RATES) if tried > 1 else PLOTS

@@ -4,20 +4,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import chain
 from math import inf
 from pathlib import Path
 
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
-from zoo.errors import ConfigError, TrainingError, ZooError
+from zoo.errors import ConfigError, DivergenceError, Interruption, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
-from zoo.report.files import replace_file, writing
+from zoo.report.files import locked, replace_file
 from zoo.report.tables import GuardedConsole
+from zoo.study.divergence import counted, divergences, keep_divergence, read_divergence
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
+from zoo.study.results import Machine
 from zoo.study.summary import StudySummary
-from zoo.study.variants import Variant, resolve_variants
+from zoo.study.variants import Run, Variant, resolve_variants
 from zoo.training import ProgressReporter, make_progress, run_status, train
+from zoo.training.memory import READING, naming_memory_errors
+from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
+from zoo.training.signals import watching_signals
 
 __all__ = ["run_study"]
 
@@ -27,9 +33,11 @@ _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
 def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
     """Train the variants of a study that are not finished yet and write what all of them came to.
 
-    The folder gets `study.yaml`, the run of each variant under its name, `summary.json`, the table as `summary.csv`,
-    `.md` and `.tex`, the plots as PNG files and `index.html`. Everything is checked before anything is trained. If a
-    variant fails, or at Ctrl-C, the study ends with a report of what is finished; the same call goes on from there.
+    The folder gets `study.yaml`, the runs of each variant under its name, `summary.json`, the table as `summary.csv`,
+    `.md` and `.tex`, all runs as `runs.csv`, the plots as PNG files and `index.html`. Everything is checked before
+    anything is trained. A run that diverges is a result, and the others go on. If one fails otherwise, or at a signal
+    (see `zoo.training.train`), the study ends with a report of the variants that are finished; the same call goes on
+    from there.
 
     Args:
         study: what to compare.
@@ -38,39 +46,55 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         progress: show a bar for each variant on standard error.
 
     Raises:
-        ConfigError: a variant is not valid or not comparable, or matplotlib is not installed, or tensorboard
-            where it is asked for.
+        ConfigError: a variant is not valid or not comparable, or matplotlib or SciPy is not installed, or
+            tensorboard where it is asked for.
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
-        TrainingError: training of a variant cannot go on, or a file cannot be written.
+        TrainingError: training of a variant cannot go on, a file cannot be written, or another process runs a study in
+            the folder.
+        Interruption: a signal ended the study.
     """
-    if find_spec("matplotlib") is None:
-        raise ConfigError("a study's plots need matplotlib, which is not installed: pip install 'mixer-zoo[plots]'")
+    with watching_signals():
+        return _run_study(study, folder, device, progress=progress)
+
+
+def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool) -> StudySummary:
+    for needed in ("matplotlib", "scipy"):
+        if find_spec(needed) is None:
+            raise ConfigError(f"a study needs {needed}, which is not installed: pip install 'mixer-zoo[plots]'")
     machine = describe_machine(device)
     variants = resolve_variants(study)
-    unfinished = [each for each in variants if run_status(folder / each.name, each.recipe) != "finished"]
+    runs = [(variant, run) for variant in variants for run in variant.runs]
+    unfinished = [run for _, run in runs if not _has_ended(run, folder)]
     if any(each.recipe.training.tensorboard for each in unfinished):
         check_tensorboard()
-    corpus = load_corpus(variants[0].recipe.data)
-    summary = _collect(_describe(study, variants, corpus), variants, folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "study.yaml", summary.study_yaml.encode())
+    with naming_memory_errors(READING):
+        corpus = load_corpus(variants[0].recipe.data)
+        summary = _describe(study, variants, corpus)
+    summary = _collect(summary, variants, folder)
     console = GuardedConsole(stderr=True, quiet=not progress)
-    try:
-        for number, variant in enumerate(variants, 1):
-            title = f"{variant.name} ({number} of {len(variants)})"
-            if variant in unfinished:
-                write_machine(folder / variant.name, machine)
-                _train(variant, folder / variant.name, corpus, device, make_progress(title, console))
-            else:
-                console.print(f"{title}: finished before", markup=False, highlight=False)
-    except BaseException:
-        with suppress(TrainingError):  # a disk may be too full for the report too; what stopped the study is told
-            _report(summary, variants, folder)
-        raise
-    return _report(summary, variants, folder)
+    with locked(folder, "is running a study"):
+        replace_file(folder / "study.yaml", summary.study_yaml.encode())
+        try:
+            for number, (variant, run) in enumerate(runs, 1):
+                title = f"{run.name} ({number} of {len(runs)})"
+                if run in unfinished:
+                    _write_machine(folder / run.name, machine)
+                    try:
+                        _train(run, folder / run.name, corpus, device, make_progress(title, console))
+                    except DivergenceError as error:  # a result like any other
+                        keep_divergence(variant, run, folder / run.name, error)
+                        console.print(f"{title}: diverged: {error}", markup=False, highlight=False)
+                else:
+                    ended = "diverged" if read_divergence(folder / run.name) else "finished"
+                    console.print(f"{title}: {ended} before", markup=False, highlight=False)
+        except BaseException as error:
+            if not (isinstance(error, Interruption) and error.at_once):
+                with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
+                    _report(summary, variants, folder)
+            raise
+        return _report(summary, variants, folder)
 
 
 def _report(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
@@ -104,7 +128,7 @@ def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> Stud
         steps=training.steps,
         context_length=training.context_length,
         batch_tokens=training.tokens_per_step,
-        seed=training.seed,
+        seeds=tuple(range(training.seed, training.seed + study.seeds)),
         corpus=describe_corpus(corpus, recipe.data),
         bigram_bits=bigram_bits_per_byte(corpus.train, batches, corpus.tokenizer),
         state_contexts=tuple(context for context in _STATE_CONTEXTS if context <= limit) or (int(limit),),
@@ -114,20 +138,34 @@ def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> Stud
 
 
 def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
-    """Return the summary with every variant that is finished by now."""
-    finished = (
-        summarise_variant(variant, folder / variant.name, summary)
-        for variant in variants
-        if run_status(folder / variant.name) == "finished"
+    """Return the summary with every variant all of whose runs have ended by now."""
+    ended = [variant for variant in variants if all(_has_ended(run, folder) for run in variant.runs)]
+    lost = {variant.name: divergences(variant, folder) for variant in ended}
+    kept = (counted(variant, lost[variant.name]) for variant in ended)
+    return summary.replace(
+        variants=tuple(summarise_variant(each, folder, summary) for each in kept if each is not None),
+        divergences=tuple(chain.from_iterable(lost.values())),
+        date=_now(),
     )
-    return summary.replace(variants=tuple(finished), date=_now())
 
 
-def _train(variant: Variant, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
+def _has_ended(run: Run, folder: Path) -> bool:
+    finished = run_status(folder / run.name, run.recipe) == "finished"
+    return finished or read_divergence(folder / run.name) is not None
+
+
+def _write_machine(folder: Path, machine: Machine) -> None:
+    with RunFolder(folder).locked():
+        write_machine(folder, machine)
+
+
+def _train(run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
     try:
-        train(variant.recipe, folder, corpus=corpus, device=device, progress=progress)
+        train(run.recipe, folder, corpus=corpus, device=device, progress=progress)
+    except DivergenceError:
+        raise
     except ZooError as error:
-        raise TrainingError(f"variant {variant.name!r}: {error}") from error
+        raise TrainingError(f"variant {run.name!r}: {error}") from error
 
 
 def _now() -> str:

@@ -3,80 +3,15 @@
 import json
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.report.tables import csv_text
+from zoo.study.results import Divergence, VariantSummary
+from zoo.study.statistics import Difference, compare
 
-__all__ = ["CorpusSummary", "Curve", "Machine", "StudySummary", "VariantSummary"]
-
-
-class Curve(Config):
-    """A loss during training: entry `i` of every tuple belongs to the same moment."""
-
-    tokens: tuple[int, ...]
-    """Tokens trained on so far."""
-    flops: tuple[float, ...]
-    """Floating-point operations spent on training so far, forward and backward; a multiply-add is two."""
-    seconds: tuple[float, ...]
-    """Seconds of training so far, without compilation and evaluation."""
-    bits: tuple[float, ...]
-    """The loss, in the unit that `StudySummary.unit` names."""
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
-        lengths = [len(self.tokens), len(self.flops), len(self.seconds), len(self.bits)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"tokens, flops, seconds and bits must be equally long, got {lengths}")
-        return self
-
-
-class Machine(Config):
-    """What a variant ran on, without which its seconds mean little."""
-
-    zoo: str
-    torch: str
-    python: str
-    device: str
-    """The name of the processor or GPU."""
-    threads: int
-    """CPU threads that torch computes with."""
-
-    def __str__(self) -> str:
-        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        return f"mixer-zoo {self.zoo}, torch {self.torch}, Python {self.python}, {self.device}, {threads}"
-
-
-class VariantSummary(Config):
-    """One trained model of a study."""
-
-    name: str
-    mixer: str
-    overrides: tuple[str, ...]
-    """What sets the variant apart from the study's recipe."""
-    parameters: int
-    feed_forward_width: int
-    """After the adjustment that matches the parameters to the first variant's."""
-    forward_flops_per_token: float
-    training_flops_per_token: float
-    state_bytes: tuple[int, ...]
-    """Bytes of one sequence's state while decoding, one entry for each of `StudySummary.state_contexts`."""
-    final_bits: float
-    """Validation loss after the last step."""
-    best_bits: float
-    """The lowest validation loss of all evaluations."""
-    tokens: int
-    """Tokens trained on."""
-    seconds: float
-    """Seconds of training, without compilation and evaluation."""
-    tokens_per_second: float
-    compile_seconds: float
-    graph_breaks: int
-    recompiles: int
-    validation: Curve
-    training: Curve
-    machine: Machine
+__all__ = ["CorpusSummary", "StudySummary"]
 
 
 class CorpusSummary(Config):
@@ -113,7 +48,8 @@ class StudySummary(Config):
     context_length: int
     batch_tokens: int
     """Tokens in one optimiser step."""
-    seed: int
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Of the runs of each variant at each learning rate."""
     corpus: CorpusSummary
     bigram_bits: float
     """Loss of a bigram model on the same validation tokens."""
@@ -122,12 +58,26 @@ class StudySummary(Config):
     planned: tuple[str, ...]
     """The names of all variants, finished or not."""
     variants: tuple[VariantSummary, ...]
+    """Those that are finished, but for those that diverged at every rate."""
+    divergences: tuple[Divergence, ...] = ()
+    """The runs that diverged, of variants all of whose runs have ended."""
 
     @property
     def unfinished(self) -> tuple[str, ...]:
         """The names of the variants that are planned and not finished."""
+        ended = {variant.name for variant in self.variants} | {each.variant for each in self.divergences}
+        return tuple(name for name in self.planned if name not in ended)
+
+    @property
+    def diverged(self) -> tuple[str, ...]:
+        """The names of the variants that diverged at every rate."""
         finished = {variant.name for variant in self.variants}
-        return tuple(name for name in self.planned if name not in finished)
+        return tuple(dict.fromkeys(each.variant for each in self.divergences if each.variant not in finished))
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Each pair of finished variants over their seeds; none for one seed."""
+        return compare({variant.name: variant.losses for variant in self.variants})
 
     def to_json(self) -> str:
         """Write everything, such that `from_json` gives an equal summary."""
@@ -149,21 +99,36 @@ class StudySummary(Config):
     def to_csv(self) -> str:
         """Write one row of plain numbers for each variant and a last one for the bigram model; no curves."""
         context = self.state_contexts[-1]
-        fields = ["variant", *(name for name in VariantSummary.model_fields if name in _CSV_FIELDS)]
+        state = f"state_bytes_at_{context}"
         rows = [
-            variant.model_dump(include=_CSV_FIELDS)
-            | {"variant": variant.name, f"state_bytes_at_{context}": variant.state_bytes[-1]}
+            {
+                "variant": variant.name,
+                **{name: getattr(variant, name) for name in _CSV_FIELDS},
+                "overrides": " ".join(variant.overrides),
+                "seeds": len(variant.chosen),
+                state: variant.state_bytes[-1],
+            }
             for variant in self.variants
         ]
         rows.append({"variant": "bigram", "final_bits": self.bigram_bits, "best_bits": self.bigram_bits})
-        return csv_text([*fields, f"state_bytes_at_{context}"], rows)
+        return csv_text(["variant", *_CSV_FIELDS, "overrides", "seeds", state], rows)
+
+    def runs_to_csv(self) -> str:
+        """Write one row of plain numbers for each run."""
+        rows = [
+            {"variant": variant.name, **{name: getattr(run, name) for name in _RUN_FIELDS}}
+            for variant in self.variants
+            for run in variant.runs
+        ]
+        return csv_text(["variant", *_RUN_FIELDS], rows)
 
 
-_CSV_FIELDS = set(VariantSummary.model_fields) - {
-    "name",
-    "overrides",
-    "state_bytes",
-    "validation",
-    "training",
-    "machine",
-}
+_CSV_FIELDS = (
+    "mixer", "parameters", "feed_forward_width", "forward_flops_per_token", "training_flops_per_token", "final_bits",
+    "interval", "best_bits", "learning_rate", "tokens", "seconds", "tokens_per_second", "compile_seconds",
+    "graph_breaks", "recompiles",
+)  # fmt: skip
+_RUN_FIELDS = (
+    "learning_rate", "seed", "final_bits", "choosing_bits", "reported_bits", "best_bits", "seconds",
+    "tokens_per_second", "compile_seconds", "graph_breaks", "recompiles",
+)  # fmt: skip

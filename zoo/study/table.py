@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoo.report.numbers import count, difference, duration, size
+from zoo.report.numbers import count, difference, duration, size, with_interval
 from zoo.report.tables import GuardedConsole
-from zoo.study.summary import StudySummary, VariantSummary
+from zoo.study.results import VariantSummary
+from zoo.study.summary import StudySummary
 
 __all__ = ["Column", "columns", "print_summary", "short_columns", "text_rows"]
 
@@ -30,6 +31,8 @@ class Column:
     """The bigram model's number, where it has one."""
     kind: str = ""
     """`words` or `loss`, where the page sets a column differently."""
+    unclear: frozenset[frozenset[str]] = frozenset()
+    """Pairs of variants that chance may have set apart."""
 
     @property
     def baseline(self) -> str:
@@ -37,11 +40,18 @@ class Column:
         return "" if self.bigram is None else f"{self.bigram:.3f}"
 
     def is_best(self, variant: VariantSummary, variants: Sequence[VariantSummary]) -> bool:
-        """Whether nothing among `variants` is better, and something is worse, as far as the written numbers show."""
+        """Whether nothing among `variants` is better, and something is worse, as far as can be told.
+
+        As far as the written numbers show, and, over several seeds, beyond chance.
+        """
         if self.cost is None:
             return False
-        best = self.text(min(variants, key=self.cost))
-        return self.text(variant) == best and any(self.text(other) != best for other in variants)
+        best = min(variants, key=self.cost)
+
+        def equals_best(other: VariantSummary) -> bool:
+            return self.text(other) == self.text(best) or frozenset((other.name, best.name)) in self.unclear
+
+        return equals_best(variant) and not all(map(equals_best, variants))
 
 
 def columns(summary: StudySummary) -> list[Column]:
@@ -50,6 +60,7 @@ def columns(summary: StudySummary) -> list[Column]:
     return [
         Column("mixer", "what mixes over time", lambda variant: variant.mixer, kind="words"),
         *_result_columns(summary),
+        *_setting_columns(summary),
         Column(
             "parameters",
             "trainable numbers of the whole model, and how far they are from the first variant's",
@@ -88,7 +99,7 @@ def columns(summary: StudySummary) -> list[Column]:
         ),
         Column(
             "compile time",
-            "of torch.compile; the variant trained first also waits for the compiler itself to start",
+            "of torch.compile, all runs together; the one trained first also waits for the compiler itself to start",
             lambda variant: duration(variant.compile_seconds),
         ),
         Column(
@@ -114,14 +125,17 @@ def short_columns(summary: StudySummary) -> list[Column]:
 
 
 def _result_columns(summary: StudySummary) -> list[Column]:
+    over_seeds = f"; mean of {len(summary.seeds)} seeds and its 95% interval" if len(summary.seeds) > 1 else ""
+    unclear = (frozenset((each.first, each.second)) for each in summary.differences if not each.is_clear)
     return [
         Column(
             f"final {summary.unit}",
-            "validation loss after the last step",
-            lambda variant: f"{variant.final_bits:.3f}",
+            f"validation loss after the last step{over_seeds}",
+            lambda variant: with_interval(variant.final_bits, variant.interval),
             lambda variant: variant.final_bits,
             summary.bigram_bits,
             kind="loss",
+            unclear=frozenset(unclear),
         ),
         Column(
             "best",
@@ -130,6 +144,21 @@ def _result_columns(summary: StudySummary) -> list[Column]:
             lambda variant: variant.best_bits,
             summary.bigram_bits,
         ),
+    ]
+
+
+def _setting_columns(summary: StudySummary) -> list[Column]:
+    tried = max(len(variant.learning_rates) for variant in summary.variants)
+    return [
+        Column(
+            "learning rate",
+            "its peak"
+            if tried == 1
+            else f"of {tried} the one that is best on the half of the validation text that "
+            "the final loss is not told of",
+            lambda variant: f"{variant.learning_rate:g}",
+        ),
+        Column("seeds", "runs at that rate", lambda variant: str(len(variant.chosen))),
     ]
 
 
@@ -171,6 +200,8 @@ def print_summary(summary: StudySummary, page: Path, console: Console | None = N
     table.add_section()
     table.add_row("bigram model", *(column.baseline for column in chosen), style="dim")
     console.print(table)
+    for each in summary.divergences:
+        console.print(f"[yellow]{escape(str(each))} diverged: {escape(each.message)}[/yellow]", soft_wrap=True)
     for name in summary.unfinished:
         console.print(f"[yellow]{escape(name)} is not finished[/yellow]")
     console.print(f"Page: {escape(str(page))}", soft_wrap=True)

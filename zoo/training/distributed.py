@@ -43,6 +43,14 @@ class Processes:
         if self.mesh is not None:
             dist.barrier()
 
+    def any(self, own: bool, /) -> bool:
+        """Return whether it is true of any process."""
+        if self.mesh is None:
+            return own
+        seen = torch.tensor(int(own))
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return bool(seen.item())
+
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over processes, elementwise."""
         if self.mesh is None:

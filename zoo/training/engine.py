@@ -1,5 +1,7 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -73,8 +75,12 @@ class Engine:
         self._optimizer = build_optimizer(model, config)
         self._modes: set[str] = set()
 
-    def step(self, step: int) -> Tensor:
+    def step(self, step: int, accept: Callable[[Tensor], bool] | None = None) -> Tensor:
         """Make optimiser step `step`, counted from 1.
+
+        Args:
+            step: its number.
+            accept: called with what is returned before anything is updated; nothing is where it returns False.
 
         Returns:
             The mean loss in nats per token and the norm of its gradient before clipping, `[2]` float32, on the device:
@@ -90,9 +96,11 @@ class Engine:
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         norm = clip_gradients(self._model, self._config.clip_norm)
-        self._optimizer.step()
+        values = torch.stack([torch.stack(losses).sum(), norm])
+        if accept is None or accept(values):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return torch.stack([torch.stack(losses).sum(), norm])
+        return values
 
     def origin(self, step: int) -> str:
         """Return which part of the training data step `step` sees, for error messages."""

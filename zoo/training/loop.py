@@ -1,8 +1,12 @@
 """The training loop: steps, metrics, evaluations and checkpoints, from wherever the run folder left off."""
 
+import logging
 import math
+import re
+import signal
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,19 +15,27 @@ from torch import Tensor
 
 from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
 from zoo.data import Corpus
-from zoo.errors import CheckpointError, TrainingError
+from zoo.errors import CheckpointError, DivergenceError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
-from zoo.training.memory import naming_memory_errors
+from zoo.training.losses import SpikeWatch, StepLosses
+from zoo.training.memory import advice, naming_memory_errors
+from zoo.training.objective import HALVES
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
-from zoo.training.run import RunFolder, check_same_recipe
-from zoo.training.run.metrics import EventLog, MetricsLog, read_metrics
+from zoo.training.run import RunFolder
+from zoo.training.run.checkpoint import first_not_finite
+from zoo.training.run.growth import check_same_run
+from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
+from zoo.training.signals import SignalWatch, watching_signals
 
 __all__ = ["Stopwatch", "Trainer"]
+
+_NOT_FINITE = re.compile(r"\b(nan|inf)\b")
+_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -33,13 +45,12 @@ class Trainer:
         model: newly initialised, on the device of `processes`; changed in place.
         recipe: whose run it is.
         corpus: what to train and to evaluate on.
-        run: the recipe's, or new. Nothing is written to it before `run`.
+        run: the recipe's, or new. It is neither read nor written before `run`.
         processes: who trains together; only the first one writes files and tells `progress`.
         progress: told of every step and line of metrics.
 
     Raises:
         CorpusError: the corpus is too short for one window.
-        CheckpointError: the newest checkpoint is of another recipe, model or corpus.
     """
 
     def __init__(
@@ -62,48 +73,60 @@ class Trainer:
         self._step = 0
         self._compiled_before = CompileReport()
         self._stopwatch = Stopwatch()
-        self._unread: list[Tensor] = []  # losses and gradient norms that are still on the device
-        self._losses: list[float] = []  # of the steps since the last line of training metrics
-        self._gradient_norm = 0.0
+        self._losses = StepLosses(processes.mean, self._on_spike, self._not_finite)
+        self._saved_step = -1  # what the newest checkpoint is of
         self._last_checkpoint: Path | None = None
-        self._resume()
+        self._metrics_extent: Extent | None = None  # at the step that training goes on from
         self._metrics: MetricsLog | None = None
         self._events: EventLog | None = None
-        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
+        self._lap_step, self._lap_seconds = 0, 0.0
 
     def run(self) -> TrainingResult:
         """Train to the last step and return what the run came to.
 
         Raises:
-            TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, memory does
-                not suffice, a file cannot be written, or another process trains here. As after Ctrl-C, the checkpoints
-                so far stay whole.
+            CheckpointError: the newest checkpoint is of another recipe, model or corpus; or the metrics up to it are
+                damaged.
+            DivergenceError: the loss, its gradient or a weight is no longer finite.
+            TrainingError: the model does not compile whole, memory does not suffice, a file cannot be written, or
+                another process trains here. The checkpoints so far stay whole.
+            Interruption: SIGINT (Ctrl-C), SIGTERM or SIGHUP came; the step was finished and a checkpoint saved. After a
+                second signal nothing more is done.
         """
         with ExitStack() as stack:
+            signals = stack.enter_context(watching_signals())
             if self._processes.is_main:
-                self._run.claim(self._recipe)
                 stack.enter_context(self._run.locked())
+                self._run.claim(self._recipe)
                 self._run.checkpoints.clean()
-                since = -1 if self._last_checkpoint is None else self._step
-                self._metrics = stack.enter_context(closing(MetricsLog(self._run.metrics_path, since)))
+            self._processes.barrier()
+            self._resume()
+            if self._processes.is_main:
+                metrics = MetricsLog(self._run.metrics_path, self._saved_step, self._metrics_extent)
+                self._metrics = stack.enter_context(closing(metrics))
+                self._run.reopen(self._recipe)
                 if self._config.tensorboard:
-                    self._events = stack.enter_context(closing(EventLog(self._run.events_path, since)))
+                    self._events = stack.enter_context(closing(EventLog(self._run.events_path, self._saved_step)))
             stack.callback(self._progress.finish)
             self._progress.start(self._step, self._config.steps)
             device = self._processes.device
-            with naming_compile_errors(), naming_memory_errors(self._config), deterministic_on_cpu(device):
-                self._train()
+            stack.enter_context(naming_compile_errors())
+            stack.enter_context(naming_memory_errors(advice(self._config)))
+            with deterministic_on_cpu(device), signals.holding():
+                self._train(signals)
             result = self._result()
         self._processes.barrier()
         return result
 
-    def _train(self) -> None:
+    def _train(self, signals: SignalWatch) -> None:
         if self._step == 0:
             self._evaluate()
         while self._step < self._config.steps:
+            if self._processes.any(signals.received is not None):
+                raise self._interruption(signals.received or signal.SIGTERM)
             self._stopwatch.start()
             self._step += 1
-            self._unread.append(self._engine.step(self._step))
+            self._make_step()
             if self._is_due(self._config.log_every):
                 self._log()
             if self._is_due(self._config.evaluate_every):
@@ -112,33 +135,64 @@ class Trainer:
                 self._save()
             self._progress.advance(self._step)
 
+    def _interruption(self, number: signal.Signals) -> Interruption:
+        if self._step == 0:
+            return Interruption(number)
+        if self._step != self._saved_step:
+            self._save()
+        return Interruption(number, saved=self._step)
+
     def _is_due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._config.steps
 
-    def _read_losses(self) -> None:
-        """Wait for the device, end the stopwatch's stretch and check what the steps so far came to.
+    def _make_step(self) -> None:
+        with self._naming_divergence("loss"):
+            if self._config.spike == "skip":
+                self._engine.step(self._step, self._is_no_spike)
+            else:
+                self._losses.add(self._step, self._engine.step(self._step))
 
-        Not after every step: a GPU would idle while the next one is prepared.
+    @contextmanager
+    def _naming_divergence(self, name: str) -> Iterator[None]:
+        """Turn what an op refuses to compute with, where it looks at values, into the line that the loss would give.
+
+        Raises:
+            TrainingError: values are not finite.
         """
-        if not self._unread:
-            return
-        rows = self._processes.mean(torch.stack(self._unread)).tolist()
-        self._stopwatch.stop()
-        self._unread.clear()
-        for step, (loss, norm) in enumerate(rows, self._step - len(rows) + 1):
-            for name, value in (("loss", loss), ("gradient norm", norm)):
-                if not math.isfinite(value):
-                    raise self._not_finite(step, name, value)
-            self._losses.append(loss)
-            self._gradient_norm = norm
+        try:
+            yield
+        except InputError as error:
+            if not _NOT_FINITE.search(str(error)):
+                raise
+            self._losses.read()  # one before may have been the first
+            raise self._not_finite(self._step, name, math.nan) from error
 
-    def _not_finite(self, step: int, name: str, value: float) -> TrainingError:
+    def _is_no_spike(self, values: Tensor) -> bool:
+        self._losses.add(self._step, values)
+        return not self._losses.read()
+
+    def _read_losses(self) -> None:
+        """Check what the steps so far came to, and end the stopwatch's stretch."""
+        self._losses.read()
+        self._stopwatch.stop()
+
+    def _on_spike(self, step: int, loss: float, before: float) -> None:
+        line = self._describe(step, f"the loss jumped to {loss:.3f} from {before:.3f} on average")
+        if self._config.spike == "stop":
+            raise TrainingError(f"{line}; {self._kept()}; training.spike=warn goes on")
+        if self._processes.is_main:
+            _logger.warning("%s%s", line, "; its update is left out" if self._config.spike == "skip" else "")
+
+    def _not_finite(self, step: int, name: str, value: float) -> DivergenceError:
+        return DivergenceError(f"{self._describe(step, f'the {name} is {value}')}; {self._kept()}")
+
+    def _describe(self, step: int, what: str) -> str:
         rate = learning_rate_at(self._config, step)
-        kept = (
+        return f"step {step}: {what}, on {self._engine.origin(step)}, at learning rate {rate:g}"
+
+    def _kept(self) -> str:
+        return (
             f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "there is no checkpoint yet"
-        )
-        return TrainingError(
-            f"step {step}: the {name} is {value}, on {self._engine.origin(step)}, at learning rate {rate:g}; {kept}"
         )
 
     def _log(self) -> None:
@@ -147,19 +201,20 @@ class Trainer:
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
         self._record(
             "train",
-            loss=math.fsum(self._losses) / len(self._losses),
+            loss=self._losses.take_mean(),
             learning_rate=learning_rate_at(self._config, self._step),
-            gradient_norm=self._gradient_norm,
+            gradient_norm=self._losses.gradient_norm,
             tokens_per_second=steps * self._config.tokens_per_step / seconds,
         )
-        self._losses.clear()
 
     def _evaluate(self) -> None:
         self._read_losses()
-        evaluation = self._engine.evaluate()
+        with self._naming_divergence("validation loss"):
+            evaluation = self._engine.evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._not_finite(self._step, "validation loss", evaluation.loss)
-        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte)
+        halves = dict(zip(HALVES, evaluation.halves, strict=True))
+        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte, **halves)
 
     def _record(self, kind: str, **values: float) -> None:
         if self._metrics is None:
@@ -181,6 +236,8 @@ class Trainer:
     def _save(self) -> None:
         self._read_losses()
         tensors = self._engine.tensors()
+        if (name := first_not_finite(tensors)) is not None:
+            raise DivergenceError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
         if self._metrics is not None:
             self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
             facts = {
@@ -189,27 +246,33 @@ class Trainer:
                 "corpus": self._corpus.hash,
                 "torch": torch.__version__,
                 "compilation": asdict(self._compilation()),
-                "recent_losses": self._losses,
+                "recent_losses": self._losses.since_line,
+                "metrics": self._metrics.extent(),
+                "losses_before_spikes": list(self._losses.spikes.recent),
             }
             self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
+        self._saved_step = self._step
         self._processes.barrier()
 
     def _resume(self) -> None:
-        checkpoint = self._run.checkpoints.newest()
+        checkpoint = self._run.newest_checkpoint()
         if checkpoint is None:
             return
         facts = checkpoint.facts
-        check_same_recipe(self._recipe, facts["recipe"], checkpoint.path)
+        check_same_run(self._recipe, facts["recipe"], checkpoint.path, checkpoint.step)
         if facts["corpus"] != self._corpus.hash:
             raise CheckpointError(
                 f"{checkpoint.path}: was trained on another corpus (sha256 {facts['corpus'][:12]}, "
                 f"now {self._corpus.hash[:12]}); choose another folder to start anew"
             )
         self._engine.restore(checkpoint)
-        self._step = checkpoint.step
+        self._step = self._saved_step = checkpoint.step
         self._last_checkpoint = checkpoint.path
+        self._metrics_extent = Extent(*facts["metrics"]) if "metrics" in facts else None
         self._stopwatch = Stopwatch(facts["seconds"])
-        self._losses = facts["recent_losses"]
+        self._losses.since_line = facts["recent_losses"]
+        self._losses.spikes = SpikeWatch(facts.get("losses_before_spikes", ()))
+        self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
         self._compiled_before = CompileReport(**facts["compilation"])
 
     def _compilation(self) -> CompileReport:
@@ -220,6 +283,8 @@ class Trainer:
     def _result(self) -> TrainingResult:
         position = self._position()
         compilation = self._compilation()
+        if self._metrics is not None:
+            check_metrics(self._run.metrics_path, self._metrics.extent())
         result = TrainingResult(
             folder=self._run.path,
             parameters=self._parameters,

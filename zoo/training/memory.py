@@ -8,7 +8,10 @@ import torch
 from zoo.errors import TrainingError
 from zoo.recipe.training import TrainingConfig
 
-__all__ = ["advice", "is_out_of_memory", "naming_memory_errors"]
+__all__ = ["BUILDING", "READING", "advice", "is_out_of_memory", "naming_memory_errors"]
+
+BUILDING = "while the model was built: a smaller model.width or model.layers, or more processes (torchrun), take less"
+READING = "while data.source was read: a part of it, or token shards (*.bin), which stay on disk, take less"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,14 +40,17 @@ def advice(config: TrainingConfig) -> str:
         smaller.append("a shorter training.context_length")
     wanted = "; ".join(part for part in (changes, " or ".join(smaller)) if part)
     return (
-        f"training.context_length {config.context_length:,}, training.batch_size {config.batch_size}, "
+        f"at training.context_length {config.context_length:,}, training.batch_size {config.batch_size}, "
         f"training.checkpointing {config.checkpointing}: {wanted}"
     )
 
 
 @contextmanager
-def naming_memory_errors(config: TrainingConfig) -> Iterator[None]:
+def naming_memory_errors(what: str) -> Iterator[None]:
     """Turn a lack of memory into one line that says what to change.
+
+    Args:
+        what: when it happened, and what takes less.
 
     Raises:
         TrainingError: memory ran out.
@@ -54,4 +60,4 @@ def naming_memory_errors(config: TrainingConfig) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory at {advice(config)}") from error
+        raise TrainingError(f"out of memory {what}") from error

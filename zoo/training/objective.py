@@ -1,6 +1,7 @@
 """The objective, next-token cross-entropy in float32, and its value on validation text."""
 
 from collections.abc import Callable, Sequence
+from math import fsum
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,10 @@ from torch.nn import functional
 
 from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_in
 
-__all__ = ["Evaluation", "NextTokenLoss", "evaluate"]
+__all__ = ["HALVES", "Evaluation", "NextTokenLoss", "evaluate"]
+
+HALVES = ("bits_per_byte_of_even_batches", "bits_per_byte_of_odd_batches")
+"""What metrics call `Evaluation.halves`."""
 
 
 class NextTokenLoss(nn.Module):
@@ -39,6 +43,9 @@ class Evaluation(NamedTuple):
     loss: float
     """Nats per token."""
     bits_per_byte: float
+    halves: tuple[float, float]
+    """Bits per byte of every second batch, from the first on and from the second on: of text to choose a setting by,
+    and of other text to tell how good it is. Of a lone batch, both are what it has."""
 
 
 def evaluate(loss: Callable[[Batch], Tensor], batches: Sequence[Batch], tokenizer: Tokenizer) -> Evaluation:
@@ -50,7 +57,12 @@ def evaluate(loss: Callable[[Batch], Tensor], batches: Sequence[Batch], tokenize
         tokenizer: says how many bytes the targets stand for.
     """
     with torch.no_grad():
-        mean = torch.stack([loss(batch).double() for batch in batches]).mean().item()
-    targets = sum(batch.targets.numel() for batch in batches)
-    byte_count = sum(bytes_in(batch.targets, tokenizer) for batch in batches)
-    return Evaluation(mean, bits_per_byte(mean * targets, byte_count))
+        means = torch.stack([loss(batch).double() for batch in batches]).tolist()
+    nats = [mean * batch.targets.numel() for mean, batch in zip(means, batches, strict=True)]
+    byte_counts = [bytes_in(batch.targets, tokenizer) for batch in batches]
+
+    def bits(some: slice) -> float:
+        return bits_per_byte(fsum(nats[some] or nats), sum(byte_counts[some] or byte_counts))
+
+    halves = bits(slice(0, None, 2)), bits(slice(1, None, 2))
+    return Evaluation(fsum(means) / len(means), bits(slice(None)), halves)

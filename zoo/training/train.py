@@ -10,10 +10,12 @@ from zoo.errors import ConfigError, InputError
 from zoo.recipe import Recipe
 from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
+from zoo.training.memory import BUILDING, READING, advice, naming_memory_errors
 from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.run.result import TrainingResult
+from zoo.training.signals import watching_signals
 
 __all__ = ["train"]
 
@@ -30,8 +32,10 @@ def train(
 
     The folder holds everything: `recipe.yaml`, `metrics.jsonl` (one JSON object a line), `checkpoints/` and, when
     training is finished, `result.json`. Called again, `train` continues from the newest whole checkpoint, on a CPU with
-    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is. Under `torchrun`
-    the processes train one model together. The global random number generators are left as they were. With
+    bitwise the losses and weights that an uninterrupted run has; a finished run is returned as it is, or goes on where
+    `recipe` asks for more steps (`zoo.training.run.growth` says what else may change). SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP end it after the step that is being made, with a checkpoint; a second one ends it at once. Under
+    `torchrun` the processes train one model together. The global random number generators are left as they were. With
     `training.tensorboard`, `tensorboard/` gets the metrics as events.
 
     Args:
@@ -47,24 +51,38 @@ def train(
         CorpusError: the corpus cannot be loaded or is too short.
         InputError: there is no such device, or `folder` is empty.
         TrainingError: the loss or its gradient is no longer finite, the model does not compile whole, or a file cannot
-            be written, for example on a full disk; or another process is training in the folder.
+            be written, for example on a full disk; memory does not suffice; or another process is training in the
+            folder.
+        Interruption: a signal ended training; it is a KeyboardInterrupt.
     """
     if folder == "":
         raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
-    run = RunFolder(Path(folder))
-    if run.status() != "missing":
-        run.check(recipe)
-    if run.status() == "finished":
+    with watching_signals():
+        return _train(recipe, RunFolder(Path(folder)), corpus, device, progress)
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    corpus: Corpus | None,
+    device: torch.device | str | None,
+    progress: ProgressReporter | None,
+) -> TrainingResult:
+    if run.status(recipe) == "finished":
         return run.result()
     if recipe.training.tensorboard:
         check_tensorboard()
-    corpus = load_corpus(recipe.data) if corpus is None else corpus
+    if corpus is None:
+        with naming_memory_errors(READING):
+            corpus = load_corpus(recipe.data)
     if corpus.vocab_size > recipe.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
         )
     with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
         torch.manual_seed(recipe.training.seed)
-        model = build(recipe, device=processes.device)
+        with naming_memory_errors(BUILDING):
+            model = build(recipe, device=processes.device)
         reporter = SilentProgress() if progress is None or not processes.is_main else progress
-        return Trainer(model, recipe, corpus, run, processes, reporter).run()
+        with naming_memory_errors(advice(recipe.training)):
+            return Trainer(model, recipe, corpus, run, processes, reporter).run()

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import math
 import resource
 
 import pytest
@@ -145,6 +146,27 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(store, caplog):
     store.save(2, tensors(2), facts(2))  # training comes by again
     assert_whole(store.newest(), 2)
     assert len(list(store.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("file", ["model", "optimizer"])
+def test_one_that_is_not_finite_is_passed_over_in_one_line(store, caplog, value, file):
+    store.save(1, tensors(1), facts(1))
+    unsound = tensors(2)
+    unsound[file]["other"] = torch.tensor([0.0, value])
+    store.save(2, unsound, facts(2))
+    with caplog.at_level(logging.WARNING):
+        assert_whole(store.newest(), 1)
+    place = f"{store.folder}/step-00000002/{file}.safetensors"
+    assert caplog.messages[0] == f"{place} is not sound: other is not finite; trying the one before"
+
+
+def test_later_ones_go_when_training_has_gone_back(store):
+    for step in (1, 2):
+        store.save(step, tensors(step), facts(step))
+    (store.folder / "step-00000002" / "model.safetensors").write_bytes(b"junk")
+    store.save(1, tensors(1), facts(1))
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
 
 
 def test_when_all_are_damaged_the_run_does_not_silently_start_anew(store):

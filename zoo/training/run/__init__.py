@@ -3,7 +3,6 @@
 from zoo.training.run.folder import (
     RunFolder,
     RunStatus,
-    check_same_recipe,
     load_checkpoint_model,
     load_result,
     load_run,
@@ -13,7 +12,6 @@ from zoo.training.run.folder import (
 __all__ = [
     "RunFolder",
     "RunStatus",
-    "check_same_recipe",
     "load_checkpoint_model",
     "load_result",
     "load_run",

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import CheckpointError
 from zoo.reading import hash_document, hash_file, read_regular
 from zoo.report.files import sync_file, sync_folder, writing
 
-__all__ = ["Checkpoint", "CheckpointStore"]
+__all__ = ["Checkpoint", "CheckpointStore", "first_not_finite"]
 
 _FORMAT = 1
 _FACTS = "checkpoint.json"
@@ -31,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _DamagedError(CheckpointError):
-    """A checkpoint that was written whole once and is no more; an older one may do."""
+    """A checkpoint that is no longer whole, or never was worth keeping; an older one may do."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: holds them as `step-00000100` and so on; made when the first is saved.
+        folder: holds them as `step-00000100` and so on; made when the run is, or else when the first is saved.
         keep: how many of the newest are kept. Two, so that one damaged by the disk is not the end of a run.
     """
 
@@ -71,6 +72,8 @@ class CheckpointStore:
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
         """Write a checkpoint and return its folder; older ones beyond the newest `keep` are then deleted.
 
+        Those of later steps are deleted too: who saves has gone back to before them, since they are unsound.
+
         Args:
             step: its number.
             tensors: by file, without the suffix, then by name.
@@ -80,13 +83,13 @@ class CheckpointStore:
             TrainingError: it cannot be written, for example on a full disk; all others stay as they are.
         """
         place = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{place.name}.partial"
+        partial = _hidden(place, "partial")
         with writing(place):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 _write(partial, step, tensors, facts)
-                if place.exists():  # a damaged one that training has come by again
-                    self._discard(place)
+                for unsound in self._from(step):
+                    self._discard(unsound)
                 os.rename(partial, place)
                 sync_folder(self.folder)
             finally:
@@ -104,13 +107,24 @@ class CheckpointStore:
             for older in self._steps()[: -self._keep]:
                 self._discard(older)
 
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint, be it whole or not; 0 where there is none.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        steps = self._steps()
+        return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where none was ever saved.
 
-        A damaged one is passed over with a warning in the log, for an older one gives the same run once more.
+        One that is damaged or not finite is passed over with a warning in the log, for an older one gives the same run
+        once more.
 
         Raises:
-            CheckpointError: every checkpoint there is is damaged, or the newest whole one has another format.
+            CheckpointError: every checkpoint there is is damaged or not finite, the newest sound one has another
+                format, or the folder cannot be read.
         """
         damage: _DamagedError | None = None
         for place in reversed(self._steps()):
@@ -123,7 +137,7 @@ class CheckpointStore:
                 return checkpoint
         if damage is not None:
             raise CheckpointError(
-                f"{damage}, and no older checkpoint is whole; delete {self.folder.parent} to start anew"
+                f"{damage}, and no older checkpoint is sound; delete {self.folder.parent} to start anew"
             )
         return None
 
@@ -133,18 +147,31 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
-        found = ((match, path) for path in self.folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
-        return [path for _, path in sorted((int(match[1]), path) for match, path in found)]
+        return self._from(0)
+
+    def _from(self, step: int) -> list[Path]:
+        """Return the checkpoints of that step and later ones, in their order."""
+        try:
+            names = os.listdir(self.folder)  # a glob takes a folder that it cannot read for an empty one
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be read: {error.strerror}") from None
+        numbered = sorted((int(match[1]), name) for name in names if (match := _NAME.fullmatch(name)))
+        return [self.folder / name for number, name in numbered if number >= step]
 
     def _discard(self, place: Path) -> None:
-        discarded = place.with_name(f".{place.name}.discarded")
-        shutil.rmtree(discarded, ignore_errors=True)
+        discarded = _hidden(place, "discarded")
         os.rename(place, discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
 
+def _hidden(place: Path, what: str) -> Path:
+    """Return a name beside a checkpoint's that is nobody else's; `CheckpointStore.clean` finds it."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(8)}.{what}")
+
+
 def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     files = {}
     for name, group in tensors.items():
@@ -180,4 +207,25 @@ def _open(place: Path) -> Checkpoint:
             raise _DamagedError(f"{place / name} cannot be read: {error.strerror}") from None
         if found != expected:
             raise _DamagedError(f"{place / name} is damaged: its bytes are not those that were written")
+        _check_finite(place / name)
     return Checkpoint(place, document["step"], document["facts"])
+
+
+def _check_finite(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the library's own)
+                if not _is_finite(file.get_tensor(name)):
+                    raise _DamagedError(f"{path} is not sound: {name} is not finite")
+    except (OSError, SafetensorError) as error:
+        raise _DamagedError(f"{path} cannot be read: {error}") from None
+
+
+def first_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """Return the name of a tensor that holds NaN or infinity, if any does."""
+    every = ((name, tensor) for group in tensors.values() for name, tensor in group.items())
+    return next((name for name, tensor in every if not _is_finite(tensor)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())

@@ -1,22 +1,23 @@
 """The folder of a run: what is where, whose it is and how far it came."""
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from zoo.builder import build
-from zoo.config import Config, flatten, load_yaml
-from zoo.errors import CheckpointError, TrainingError
+from zoo.config import Config, load_yaml
+from zoo.errors import CheckpointError
 from zoo.models import Decoder
+from zoo.reading import read_regular
 from zoo.recipe import Recipe
-from zoo.report.files import replace_file, writing
+from zoo.recipe.training import TrainingConfig
+from zoo.report.files import locked, replace_file, writing
 from zoo.training.distributed import choose_device
-from zoo.training.run.checkpoint import CheckpointStore
+from zoo.training.run.checkpoint import Checkpoint, CheckpointStore
+from zoo.training.run.growth import check_same_run
+from zoo.training.run.metrics import check_metrics, extent_of, read_metrics
 from zoo.training.run.result import TrainingResult, read_result, write_result
 from zoo.training.state import restore_model
 
@@ -26,7 +27,6 @@ __all__ = [
     "load_checkpoint_model",
     "load_result",
     "load_run",
-    "check_same_recipe",
     "run_status",
 ]
 
@@ -47,11 +47,21 @@ class RunFolder:
         self.result_path = path / "result.json"
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
-    def status(self) -> RunStatus:
-        """Return how far the run came."""
+    def status(self, recipe: Config | None = None) -> RunStatus:
+        """Return how far the run came, as one of `recipe`, which may ask for more steps than it was finished with.
+
+        Raises:
+            CheckpointError: it is the run of another recipe, or its result is damaged.
+            ConfigError: recipe.yaml is damaged or of another version.
+        """
         if not self.recipe_path.exists():
             return "missing"
-        return "finished" if self.result_path.exists() else "unfinished"
+        if recipe is not None:
+            self.check(recipe)
+        if not self.result_path.exists():
+            return "unfinished"
+        steps = None if recipe is None else recipe.training.steps  # type: ignore[attr-defined]
+        return "finished" if steps in (None, read_result(self.result_path)[0].steps) else "unfinished"
 
     def claim(self, recipe: Config) -> None:
         """Make the folder this recipe's, or check that it is.
@@ -64,43 +74,80 @@ class RunFolder:
             self.check(recipe)
             return
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)  # so that it is missing from no run
         replace_file(self.recipe_path, recipe.to_yaml().encode())
 
     def check(self, recipe: Config) -> None:
-        """Check that the run is this recipe's; only `description` may differ.
+        """Check that the run is this recipe's, or may go on as one of it.
 
         Raises:
             CheckpointError: it is not; the line names the first key that differs.
             ConfigError: recipe.yaml is damaged or of another version.
         """
-        check_same_recipe(recipe, load_yaml(self.recipe_path), self.path)
+        made = self.checkpoints.newest_step()
+        if self.result_path.exists():
+            made = max(made, read_result(self.result_path)[0].steps)
+        check_same_run(recipe, load_yaml(self.recipe_path), self.path, made)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep others from training here at the same time; ends with the process at the latest.
+    def reopen(self, recipe: Config) -> None:
+        """Make the run unfinished, and its recipe this one. Only for the one process that trains.
 
         Raises:
-            TrainingError: another process is training here.
+            TrainingError: a file cannot be written.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # file systems without locks
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise TrainingError(f"{self.path}: another process is training here") from None
-            yield
-        finally:
-            os.close(descriptor)
+        with writing(self.path):
+            self.result_path.unlink(missing_ok=True)
+        content = recipe.to_yaml().encode()
+        if read_regular(self.recipe_path) != content:
+            replace_file(self.recipe_path, content)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest sound checkpoint, or None where none was ever saved.
+
+        Raises:
+            CheckpointError: there is none although there was, or none is sound, or they cannot be read.
+        """
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None and self.recipe_path.exists() and self._had_checkpoint():
+            raise CheckpointError(
+                f"{self.checkpoints.folder}: they are gone; put them back, or delete {self.path} to train anew"
+            )
+        return checkpoint
+
+    def _had_checkpoint(self) -> bool:
+        if self.result_path.exists() or not self.checkpoints.folder.is_dir():
+            return True
+        stored = load_yaml(self.recipe_path).get("training", {})
+        every = TrainingConfig.from_mapping(stored, f"{self.recipe_path}: training").checkpoint_every
+        last = max((record["step"] for record in read_metrics(self.metrics_path)), default=0)
+        return last > every  # at that very step the metrics come first
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep others from training here at the same time; nothing is read or written for training before.
+
+        Raises:
+            TrainingError: another process is training here, or the folder cannot be made.
+        """
+        return locked(self.path, "is training")
 
     def result(self) -> TrainingResult:
-        """Return what the finished run came to."""
-        return read_result(self.result_path)
+        """Return what the finished run came to.
+
+        Raises:
+            CheckpointError: the result or the metrics are no longer what the run wrote.
+        """
+        result, metrics = read_result(self.result_path)
+        if metrics is not None:
+            check_metrics(self.metrics_path, metrics)
+        return result
 
     def finish(self, result: TrainingResult) -> None:
-        """Mark the run as finished."""
-        write_result(self.result_path, result)
+        """Mark the run as finished, with the metrics as they are.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        write_result(self.result_path, result, extent_of(self.metrics_path))
 
 
 def run_status(folder: Path, recipe: Recipe | None = None) -> RunStatus:
@@ -108,23 +155,19 @@ def run_status(folder: Path, recipe: Recipe | None = None) -> RunStatus:
 
     Args:
         folder: need not exist.
-        recipe: whose run it must be, if it is anyone's.
+        recipe: whose run it must be, if it is anyone's. A run that is finished with fewer steps is unfinished as its.
 
     Raises:
         CheckpointError: it is the run of another recipe; the line names the first key that differs.
     """
-    run = RunFolder(Path(folder))
-    status = run.status()
-    if status != "missing" and recipe is not None:
-        run.check(recipe)
-    return status
+    return RunFolder(Path(folder)).status(recipe)
 
 
 def load_result(folder: Path) -> TrainingResult:
     """Return what the finished run in `folder` came to.
 
     Raises:
-        CheckpointError: it is not finished, or its result is damaged.
+        CheckpointError: it is not finished, or its result or metrics are no longer what was written.
     """
     run = RunFolder(Path(folder))
     if run.status() != "finished":
@@ -142,7 +185,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     if run.status() == "missing":
         raise CheckpointError(f"{folder}: holds no run; expected a folder that zoo train wrote")
     recipe = Recipe.from_mapping(load_yaml(run.recipe_path), str(run.recipe_path))
-    checkpoint = run.checkpoints.newest()
+    checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
     model = build(recipe, device=None if device is None else choose_device(device))
@@ -153,28 +196,3 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
 def load_checkpoint_model(folder: Path, *, device: torch.device | str | None = None) -> Decoder:
     """Return the model of the run in `folder`; see `load_run`."""
     return load_run(folder, device=device)[1]
-
-
-def check_same_recipe(recipe: Config, stored: Mapping[str, Any], owner: Path) -> None:
-    """Check that `stored`, as mappings, is `recipe`; only `description` may differ.
-
-    Args:
-        owner: the folder that `stored` is from.
-
-    Raises:
-        CheckpointError: it is another recipe; the line names the first key that differs.
-        ConfigError: it is none that this version understands.
-    """
-    # Through the config, so that keys that a newer version has added stand at their defaults.
-    was, now = _leaves(type(recipe).from_mapping(stored, str(owner))), _leaves(recipe)
-    # Names first: with the mixer's name, keys that only one of the two mixers has differ as well.
-    for key in sorted([*was, *now], key=lambda key: not key.endswith("name")):
-        if was.get(key) != now.get(key):
-            change = f"{key}={was.get(key)}, not {now.get(key)}"
-            raise CheckpointError(f"{owner}: holds a run with {change}; choose another folder or delete this one")
-
-
-def _leaves(recipe: Config) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json")
-    values.pop("description", None)
-    return dict(flatten(values))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError
-from zoo.reading import read_regular
+from zoo.reading import hash_document, read_regular
 from zoo.report.files import replace_file
+from zoo.training.run.metrics import Extent
 
 __all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
 
@@ -46,39 +47,48 @@ class TrainingResult:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the fields of a result that follow from the metrics of a whole run."""
+    """Return the fields of a result that follow from the metrics of a whole run.
+
+    Raises:
+        CheckpointError: they are not those of a whole run.
+    """
     training = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation" and record["step"] > 0]
-    if not training or not validation:
-        raise CheckpointError("metrics.jsonl: its lines are gone; delete the run's folder to train it again")
-    return {
-        "tokens_per_second": statistics.median(record["tokens_per_second"] for record in training),
-        "final_loss": training[-1]["loss"],
-        "final_validation_loss": validation[-1]["loss"],
-        "final_bits_per_byte": validation[-1]["bits_per_byte"],
-        "best_bits_per_byte": min(record["bits_per_byte"] for record in validation),
-    }
+    try:
+        return {
+            "tokens_per_second": statistics.median(record["tokens_per_second"] for record in training),
+            "final_loss": training[-1]["loss"],
+            "final_validation_loss": validation[-1]["loss"],
+            "final_bits_per_byte": validation[-1]["bits_per_byte"],
+            "best_bits_per_byte": min(record["bits_per_byte"] for record in validation),
+        }
+    except (statistics.StatisticsError, IndexError, KeyError, TypeError):
+        raise CheckpointError("metrics.jsonl: is not whole; delete the run's folder to train it again") from None
 
 
-def write_result(path: Path, result: TrainingResult) -> None:
-    """Write a result as JSON, without its folder, which may be moved.
+def write_result(path: Path, result: TrainingResult, metrics: Extent) -> None:
+    """Write a result as JSON, without its folder, which may be moved, but with the extent of the metrics beside it.
 
     Raises:
         TrainingError: the file cannot be written.
     """
-    fields = asdict(result)
+    fields = asdict(result) | {"metrics": list(metrics)}
     del fields["folder"]
-    replace_file(path, (json.dumps(fields, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(fields | {"sha256": hash_document(fields)}, indent=1) + "\n").encode())
 
 
-def read_result(path: Path) -> TrainingResult:
-    """Read what `write_result` wrote.
+def read_result(path: Path) -> tuple[TrainingResult, Extent | None]:
+    """Read what `write_result` wrote; earlier versions wrote no extent.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     try:
-        return TrainingResult(folder=path.parent, **json.loads(read_regular(path)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        fields = json.loads(read_regular(path))
+        if not {"metrics", "sha256"}.isdisjoint(fields) and fields.pop("sha256") != hash_document(fields):
+            raise ValueError
+        metrics = Extent(*fields.pop("metrics")) if "metrics" in fields else None
+        return TrainingResult(folder=path.parent, **fields), metrics
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         hint = "delete it and train again, which makes it anew from the last checkpoint"
         raise CheckpointError(f"{path}: not the result of a run; {hint}") from None

@@ -1,0 +1,74 @@
+"""Signals that ask training to end: acted on between two steps, so that no step is lost."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from zoo.errors import Interruption, ZooError
+
+__all__ = ["SignalWatch", "watching_signals"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)
+_current: "SignalWatch | None" = None
+
+
+class SignalWatch:
+    """Takes note of the first signal while it is held, and lets it end the program at once otherwise."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        """The signal that came first."""
+        self._is_held = False
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Take note of the first signal instead of raising it, which is done at the end where the body did not.
+
+        Raises:
+            Interruption: a signal came. A second one is raised wherever the program is.
+        """
+        self._is_held = True
+        try:
+            yield
+        except Exception as error:
+            # Ctrl-C goes to a compiler's processes too, which fail of it before the step is done.
+            if self.received is None or isinstance(error, ZooError):
+                raise
+            raise Interruption(self.received) from error
+        finally:
+            self._is_held = False
+        if self.received is not None:
+            raise Interruption(self.received)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        is_second = self.received is not None
+        self.received = signal.Signals(number)
+        if is_second or not self._is_held:
+            raise Interruption(self.received, at_once=is_second)
+
+
+@contextmanager
+def watching_signals() -> Iterator[SignalWatch]:
+    """Watch for SIGINT (Ctrl-C), SIGTERM and SIGHUP until the end of the body; inside of another, it is the same watch.
+
+    Signals that the program handles itself or ignores (as under nohup) stay as they are, and so do all of them off the
+    main thread, where Python takes no handlers.
+    """
+    global _current
+    if _current is not None or threading.current_thread() is not threading.main_thread():
+        yield _current or SignalWatch()
+        return
+    _current = SignalWatch()
+    former = {number: signal.getsignal(number) for number in _SIGNALS}
+    former = {number: handler for number, handler in former.items() if handler in _UNHANDLED}
+    try:
+        for number in former:
+            signal.signal(number, _current._handle)
+        yield _current
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        _current = None
