@@ -194,7 +194,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources, "read_regular", refuse)
+    monkeypatch.setattr(sources, "open_regular", refuse)
     with pytest.raises(CorpusError, match=r"cannot read '.*secret.txt': Permission denied"):
         load(tmp_path / "secret.txt")
 

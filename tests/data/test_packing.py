@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 from zoo.data import ByteTokenizer, packing
 from zoo.data.packing import pack_documents
+from zoo.data.pieces import text_pieces
 from zoo.errors import CorpusError
 
 
 @given(st.lists(st.text("a\u00e9\n\U0001f600"), max_size=6), st.integers(4, 9))
-def test_pieces_and_files_change_nothing(texts, piece):
+def test_pieces_and_files_change_nothing(texts, piece_size):
     documents = [text.encode() for text in texts]
     expected = pack_documents(documents, ByteTokenizer())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(packing, "_PIECE", piece)
+        monkeypatch.setattr(packing, "_PIECE", piece_size)
         for document in documents:
-            pieces = [piece.decode() for piece in packing._pieces(document)]  # no character is cut
+            pieces = [piece.decode() for piece in text_pieces(document, piece_size)]  # no character is cut
             assert "".join(pieces).encode() == document
         monkeypatch.setattr(packing, "_IN_MEMORY", -1)
         if documents:

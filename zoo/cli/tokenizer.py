@@ -43,17 +43,19 @@ def train(source: str, vocab_size: int, output: Path, validation_fraction: float
       zoo tokenizer train stdlib --vocab-size 1024
       zoo train tiny data.tokenizer=tokenizer.json model.vocab_size=1024
     """
-    from zoo.data import read_text, split_documents
+    from zoo.data import read_text
     from zoo.data.bpe import BytePairTokenizer
+    from zoo.data.corpus import split_texts
+    from zoo.data.pieces import text_pieces
     from zoo.errors import InputError
 
     if output.exists():  # runs may depend on it
         raise InputError(f"--output: {output} is there already; name a new file")
-    training, held_back = split_documents(read_text(source), validation_fraction)
+    training, held_back = split_texts(read_text(source), validation_fraction)
     output.parent.mkdir(parents=True, exist_ok=True)
     trained = BytePairTokenizer.train(training, vocab_size)
     trained.save(output)
-    tokens = sum(len(trained.encode(document)) for document in held_back)
+    tokens = sum(len(trained.encode(piece)) for text in held_back for piece in text_pieces(text, 2**20))
     ratio = sum(map(len, held_back)) / tokens
     say(f"{output}: {trained.vocab_size:,} tokens, {ratio:.2f} bytes each in the text held back")
     overrides = [f"data.source={source}", f"data.tokenizer={output}", f"model.vocab_size={trained.vocab_size}"]

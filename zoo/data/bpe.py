@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.pieces import Text, text_pieces
 from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, CorpusError, InputError
 from zoo.reading import read_regular
@@ -24,6 +26,7 @@ __all__ = ["BytePairTokenizer"]
 DOCUMENT = "<|document|>"
 _DOCUMENT_NAMES = (DOCUMENT, "<|endoftext|>", "<|begin_of_text|>")  # ours, GPT-2's, Llama 3's
 _LARGEST_VOCABULARY = 2**16
+_PIECE = 2**20
 # What tokenizers that lose text trip over: case, runs of spaces, line ends, composed and decomposed accents, symbols.
 _SAMPLE = "Ab  c\n\t\u00e9e\u0301 \ufb01 \U0001f600\x00"
 
@@ -77,7 +80,7 @@ class BytePairTokenizer:
         return cls(backend, separator)
 
     @classmethod
-    def train(cls, documents: Iterable[bytes], vocab_size: int) -> Self:
+    def train(cls, documents: Iterable[Text], vocab_size: int) -> Self:
         """Return a tokenizer of at most `vocab_size` ids whose merges are learned from `documents` (UTF-8).
 
         `training, _ = split_documents(read_text(source), validation_fraction)` are the documents that a corpus trains
@@ -93,9 +96,12 @@ class BytePairTokenizer:
         """
         if not 257 <= vocab_size <= _LARGEST_VOCABULARY:
             raise InputError(f"vocab_size: expected 257 to {_LARGEST_VOCABULARY}, got {vocab_size}")
-        texts = [document.decode(errors="replace") for document in documents]
-        if not texts:
+        # In pieces, for the library takes some fifty times what it is given at a time.
+        pieces = (piece for document in documents for piece in text_pieces(document, _PIECE))
+        first = next(pieces, None)
+        if first is None:
             raise CorpusError("documents: expected at least one to train a tokenizer on, got none")
+        texts = (piece.decode(errors="replace") for piece in chain([first], pieces))
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from zoo.data.packing import Text, pack_documents
+from zoo.data.packing import pack_documents
+from zoo.data.pieces import Text
 from zoo.data.shards import hash_tokens, open_shard, split_shards
 from zoo.data.sources import find_files, read_documents
 from zoo.data.stream import TokenStream
@@ -16,7 +17,7 @@ from zoo.data.tokenizer import RawTokens, Tokenizer, load_tokenizer
 from zoo.errors import CorpusError
 from zoo.recipe.data import DataConfig
 
-__all__ = ["Corpus", "load_corpus", "read_text", "split_documents"]
+__all__ = ["Corpus", "load_corpus", "read_text", "split_documents", "split_texts"]
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         raise CorpusError(f"data.tokenizer: 'none' is for *.bin token shards, but {config.source!r} is text")
     tokenizer = load_tokenizer(config.tokenizer, config.document_token)
     documents = _read_documents(paths, config.source, config.encoding)
-    training, validation = _split(documents, config.validation_fraction)
+    training, validation = split_texts(documents, config.validation_fraction)
     return Corpus(
         train=TokenStream([pack_documents(training, tokenizer)], tokenizer.separator, name="training data"),
         validation=TokenStream([pack_documents(validation, tokenizer)], tokenizer.separator, name="validation data"),
@@ -94,11 +95,11 @@ def split_documents(documents: Sequence[bytes], fraction: float) -> tuple[list[b
     Raises:
         CorpusError: there are no documents, or nothing but a single character.
     """
-    training, validation = _split(documents, fraction)
+    training, validation = split_texts(documents, fraction)
     return [bytes(document) for document in training], [bytes(document) for document in validation]
 
 
-def _split(documents: Sequence[bytes], fraction: float) -> tuple[list[Text], list[Text]]:
+def split_texts(documents: Sequence[bytes], fraction: float) -> tuple[list[Text], list[Text]]:
     """`split_documents`, of which parts of a lone document are views: a copy of them would double a large text."""
     sides: tuple[list[Text], list[Text]] = ([], [])
     if len(documents) != 1:

@@ -2,18 +2,15 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.data.pieces import Text, text_pieces
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import CorpusError
 
-__all__ = ["Text", "pack_documents"]
-
-Text: TypeAlias = bytes | memoryview
-"""A document, or a part of one."""
+__all__ = ["pack_documents"]
 
 _IN_MEMORY = 2**25  # bytes of text
 _PIECE = 2**22
@@ -46,23 +43,5 @@ def _parts(documents: Iterable[Text], tokenizer: Tokenizer) -> Iterator[NDArray[
     start = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
     for document in documents:
         yield start
-        for piece in _pieces(document):
+        for piece in text_pieces(document, _PIECE):
             yield tokenizer.encode(piece).astype(np.uint16)
-
-
-def _pieces(document: Text) -> Iterator[bytes]:
-    start = 0
-    while start < len(document):
-        piece = bytes(document[start : start + _PIECE])
-        if start + _PIECE < len(document):
-            piece = piece[: piece.rfind(b"\n") + 1] or _whole_characters(piece)
-        yield piece
-        start += len(piece)
-
-
-def _whole_characters(piece: bytes) -> bytes:
-    """`piece` of UTF-8 without the beginning of a character at its end."""
-    end = len(piece)
-    while end > 1 and piece[end - 1] & 0xC0 == 0x80:
-        end -= 1
-    return piece[: end - 1] if end > 1 and piece[end - 1] >= 0xC0 else piece

@@ -5,11 +5,12 @@ import glob
 import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from zoo.errors import CorpusError, nearest
-from zoo.reading import read_regular
+from zoo.reading import open_regular
 
 __all__ = ["find_files", "read_documents", "stdlib_files"]
 
@@ -79,34 +80,44 @@ def read_documents(paths: Iterable[Path], encoding: str = "utf-8") -> tuple[list
     Raises:
         CorpusError: a file cannot be read.
     """
-    contents = [content for content in map(_read, paths) if content]
-    texts = [text for content in contents if (text := _as_utf8(content, encoding)) is not None]
-    return texts, len(contents) - len(texts)
+    texts, left_out = [], 0
+    for path in paths:
+        text = _read(path, encoding)
+        if text is None:
+            left_out += 1
+        elif text:
+            texts.append(text)
+    return texts, left_out
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, encoding: str) -> bytes | None:
     try:
-        return read_regular(path)
+        with open_regular(path) as file:
+            return _as_utf8(file, encoding)
     except OSError as error:
         _refuse(error)
 
 
-def _as_utf8(content: bytes, encoding: str) -> bytes | None:
-    """Return `content` as UTF-8 without a NUL, or None if it is no text in `encoding`."""
+def _as_utf8(file: BinaryIO, encoding: str) -> bytes | None:
+    """Return what a file holds as UTF-8 without a NUL, or None if it is no text in `encoding`.
+
+    Piece by piece: all of it decoded takes up to four times its size, and both forms of it twice.
+    """
     decoder = codecs.getincrementaldecoder(encoding)()
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    parts = []
+    result = BytesIO()
+    piece = b""
     try:
-        for start in range(0, len(content), _PIECE):  # all of it would take up to four times its size
-            end = start + _PIECE
-            text = decoder.decode(content[start:end], final=end >= len(content))
+        while piece := file.read(_PIECE):
+            text = decoder.decode(piece)
             if "\0" in text:
                 return None
-            if not is_utf8:
-                parts.append(text.encode())
+            result.write(piece if is_utf8 else text.encode())
+        result.write(b"" if is_utf8 else decoder.decode(b"", final=True).encode())
+        decoder.decode(b"", final=True)
     except UnicodeError:
         return None
-    return content if is_utf8 else b"".join(parts)
+    return result.getvalue()
 
 
 def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:

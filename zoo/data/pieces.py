@@ -1,0 +1,28 @@
+"""Texts in pieces, for tokenizers take many times what they are given at a time."""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+__all__ = ["Text", "text_pieces"]
+
+Text: TypeAlias = bytes | memoryview
+"""A document, or a part of one."""
+
+
+def text_pieces(document: Text, size: int) -> Iterator[bytes]:
+    """Yield a document of UTF-8 in pieces of at most `size` bytes, cut at a line end where there is one."""
+    start = 0
+    while start < len(document):
+        piece = bytes(document[start : start + size])
+        if start + size < len(document):
+            piece = piece[: piece.rfind(b"\n") + 1] or _whole_characters(piece)
+        yield piece
+        start += len(piece)
+
+
+def _whole_characters(piece: bytes) -> bytes:
+    """`piece` of UTF-8 without the beginning of a character at its end."""
+    end = len(piece)
+    while end > 1 and piece[end - 1] & 0xC0 == 0x80:
+        end -= 1
+    return piece[: end - 1] if end > 1 and piece[end - 1] >= 0xC0 else piece
