@@ -202,7 +202,7 @@ def test_over_seeds_the_page_says_what_chance_may_have_ordered(
     ]
     outline = Outline(render_page(make_summary(*variants)))
     assert "mean of 3 seeds with its 95% interval: a, 2.100 ± 0.248" in outline.text
-    assert "Not distinguishable: a and b." in outline.text
+    assert "Not distinguishable from a: b." in outline.text
     table = {row[0]: row[1:] for row in outline.rows}
     assert [table["b − a"][place] for place in (0, 2)] == ["+0.067 ± 0.625", "no"]  # noqa: RUF001
     assert table["c − a"][-1] == "yes"  # noqa: RUF001

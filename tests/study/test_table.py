@@ -89,4 +89,6 @@ def test_over_seeds_a_loss_has_its_interval_and_the_best_are_those_that_chance_m
     final = columns(summary)[1]
     assert [final.text(each) for each in summary.variants[:2]] == ["2.100 ± 0.248", "2.167 ± 0.574"]
     assert [final.is_best(each, summary.variants) for each in summary.variants] == [True, True, False, False]
-    assert max(map(len, printed(summary).splitlines())) <= 100
+    text = printed(summary, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text

@@ -61,7 +61,7 @@ def _finding(summary: StudySummary) -> str:
     baseline = f"a bigram model of the same text ({summary.bigram_bits:.3f})"
     return (
         f"Lowest validation loss at the end{_how_sure(summary)}: {', '.join(places)}. "
-        + _not_clear(summary)
+        + _not_clear(summary, ranked[0].name)
         + (f"Not below {baseline}: {', '.join(above)}." if above else f"All are below {baseline}.")
     )
 
@@ -72,9 +72,11 @@ def _how_sure(summary: StudySummary) -> str:
     return f", mean of {len(summary.seeds)} seeds with its 95% interval"
 
 
-def _not_clear(summary: StudySummary) -> str:
-    pairs = [f"{escape(each.first)} and {escape(each.second)}" for each in summary.differences if not each.is_clear]
-    return f"Not distinguishable: {', '.join(pairs)}. " if pairs else ""
+def _not_clear(summary: StudySummary, lowest: str) -> str:
+    """Name what may be as low; the table has the other pairs."""
+    pairs = [{each.first, each.second} for each in summary.differences if not each.is_clear]
+    others = [each.name for each in summary.variants if {each.name, lowest} in pairs]
+    return f"Not distinguishable from {escape(lowest)}: {escape(', '.join(others))}. " if others else ""
 
 
 def _warning(summary: StudySummary) -> str:

@@ -118,10 +118,11 @@ def columns(summary: StudySummary) -> list[Column]:
 
 
 def short_columns(summary: StudySummary) -> list[Column]:
-    """Return what fits a terminal of 100 characters."""
+    """Return what fits a terminal of 80 characters."""
     chosen = {"parameters", "tokens/s", "training time"}
     wide = [column for column in columns(summary) if column.heading in chosen or column.heading.startswith("state at")]
-    return [*_result_columns(summary), *wide]
+    final, best = _result_columns(summary)
+    return [final, *([best] if len(summary.seeds) == 1 else []), *wide]  # an interval takes the room of the best
 
 
 def _result_columns(summary: StudySummary) -> list[Column]:
