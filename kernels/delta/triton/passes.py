@@ -141,7 +141,7 @@ def _scan(
 ) -> tuple[Tensor, Tensor | None]:
     """States before chunks, or, reverse, gradients after them, and, if wanted, what is left of each sequence's."""
     length, sizes, heads, initial = group_length(plan), plan.sizes, plan.heads.value, given.initial
-    groups, block = -(-plan.slots // length), min(sizes.state_block, plan.V)
+    groups, block = -(-plan.slots // length), min(sizes.state_block, plan.K, plan.V)
     states, final, starts = _room(plan, operands, plan.slots, plan.K, plan.V), None, None
     if wants_final:  # sequences without tokens keep what they have
         shape = (plan.sequences, heads, plan.K, plan.V)

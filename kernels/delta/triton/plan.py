@@ -20,26 +20,26 @@ WIDTHS = (16, 32, 64, 128)
 class Sizes(NamedTuple):
     """Warps of the kernels, values or channels of a program, and stages of the pipeline: not tuned at start-up.
 
-    More than four warps would compute tiles of 64 tokens twice.
+    More than a warp for each 16 tokens would compute tiles twice.
     """
 
-    chunk: int = 64  # C, at most
-    prepare_warps: int = 4
-    state_block: int = 32  # columns of a state that a program carries
+    chunk: int = 32  # C, at most
+    prepare_warps: int = 2
+    state_block: int = 64  # columns of a state that a program carries
     state_warps: int = 4
-    state_stages: int = 3
+    state_stages: int = 2
     output_block: int = 64
-    output_warps: int = 4
-    incoming_warps: int = 4
+    output_warps: int = 2
+    incoming_warps: int = 2
     value_block: int = 64  # values at a time
-    value_warps: int = 4
+    value_warps: int = 2
     key_block: int = 64  # channels of a program
-    key_warps: int = 4
+    key_warps: int = 2
     group: int = 0  # chunks that are composed, 0 chooses
 
 
 # Three products for each one, of operands twice as large.
-_FLOAT = Sizes(chunk=32, state_block=16, output_block=32, value_block=32, key_block=32)
+_FLOAT = Sizes(state_block=16, output_block=32, value_block=32, key_block=32)
 _wanted: Sizes | None = None
 
 

@@ -14,7 +14,7 @@ __all__ = ["add_gradients", "channel_scores"]
 
 
 @triton.jit
-def _level(at, sums, gates, s: tl.constexpr):
+def _level(at, sums, gates, s):
     """What parts halves of s tokens: decays to or from the cut `[C, K]`, which tokens read, and pairs of one cut."""
     base, stride, tokens = gates
     channels = tl.arange(0, sums.shape[1])
@@ -30,8 +30,9 @@ def channel_scores(readers, keys, sums, gates, LEVELS: tl.constexpr, PRECISION: 
     at = tl.arange(0, readers.shape[0])
     own = tl.sum(readers.to(tl.float32) * keys.to(tl.float32), 1)
     scores = tl.where(at[:, None] == at[None, :], own[:, None], 0.0)
-    for level in tl.static_range(LEVELS):
-        factor, reads, together = _level(at, sums, gates, 1 << level)
+    for level in range(LEVELS):  # not unrolled, for levels side by side spill registers
+        size = 1 << level
+        factor, reads, together = _level(at, sums, gates, size)
         left = as_operand(tl.where(reads, readers * factor, 0.0), keys.dtype, PRECISION)
         right = as_operand(tl.where(reads, 0.0, keys * factor), keys.dtype, PRECISION)
         met = tl.dot(left, tl.trans(right), input_precision=PRECISION)
@@ -50,11 +51,12 @@ def add_gradients(found, dscores, readers, keys, sums, gates, LEVELS: tl.constex
     own = tl.sum(tl.where(at[:, None] == at[None, :], dscores, 0.0), 1)[:, None]
     dreaders += own * keys
     dkeys += own * readers
-    for level in tl.static_range(LEVELS):
-        factor, reads, together = _level(at, sums, gates, 1 << level)
+    for level in range(LEVELS):  # not unrolled, for levels side by side spill registers
+        size = 1 << level
+        factor, reads, together = _level(at, sums, gates, size)
         left = as_operand(tl.where(reads, readers * factor, 0.0), keys.dtype, PRECISION)
         right = as_operand(tl.where(reads, 0.0, keys * factor), keys.dtype, PRECISION)
-        parted = tl.where(together & reads & (at % (2 << level) < (1 << level))[None, :], dscores, 0.0)
+        parted = tl.where(together & reads & (at % (2 * size) < size)[None, :], dscores, 0.0)
         parted = as_operand(parted, keys.dtype, PRECISION)
         dleft = tl.dot(parted, right, input_precision=PRECISION)
         dright = tl.dot(tl.trans(parted), left, input_precision=PRECISION)
