@@ -53,15 +53,13 @@ CASES = [("none", False, "any"), ("mild", False, "near two"), ("resets", True, "
 
 @pytest.mark.parametrize(("gates", "channels", "rates"), CASES)
 def test_groups_of_chunks_are_composed(gates: str, channels: bool, rates: str) -> None:
-    """Each alone, or by threes, over both rows of a batch."""
-    problem = random_problem(60, gates=gates, channels=channels, rates=rates, shape=(2, 1, 16, 16))
-    expected = run(problem, "recurrent")
-    for group in (1, 3):
-        with using(SMALL._replace(group=group)):
-            check_same(problem, run(problem, "triton"), expected)
+    """By threes, over both rows of a batch."""
+    problem = random_problem(50, gates=gates, channels=channels, rates=rates, shape=(2, 1, 16, 16))
+    with using(SMALL._replace(group=3)):
+        check_same(problem, run(problem, "triton"), run(problem, "recurrent"))
 
 
-@pytest.mark.parametrize(("gates", "channels", "rates"), CASES)
+@pytest.mark.parametrize(("gates", "channels", "rates"), CASES[1:3])
 def test_packed_sequences_equal_separate_calls(gates: str, channels: bool, rates: str) -> None:
     """Among them an empty one, which keeps its state, and gives its gradient back."""
     ends = [0, 0, 33, 34, 34, 80]
