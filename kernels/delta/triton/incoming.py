@@ -38,11 +38,24 @@ def incoming_kernel(
     queries = tl.load(q + at[:, None] * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
     keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
 
+    if CHANNELS:
+        sums += (start * HEADS + head) * K
+    elif GATED:
+        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
+    if CORRECTS:
+        if CHANNELS:
+            scores = channel_scores(queries, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
+        else:
+            scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            if GATED:
+                scores *= decay_between(total)
+            scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
+        scores = tl.trans(as_operand(scores, dtype, PRECISION))
+
     read_queries = queries
     read = keys
     left = keys
     if CHANNELS:
-        sums += (start * HEADS + head) * K
         total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
         end = tl.load(sums + tl.maximum(tokens - 1, 0) * HEADS * K + channels, channels < K * tokens, 0)
         tl.store(wholes + place * K + channels, tl.exp2(end.to(tl.float32)))
@@ -51,7 +64,6 @@ def incoming_kernel(
         read = keys * decayed
         left = keys * tl.exp2((end[None, :] - total).to(tl.float32))
     elif GATED:
-        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
         end = tl.sum(tl.where(at == C - 1, total, 0), 0)
         tl.store(wholes + place, tl.exp2(end.to(tl.float32)))
         decayed = tl.exp2(total.to(tl.float32))[:, None]
@@ -60,14 +72,6 @@ def incoming_kernel(
         left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
 
     if CORRECTS:
-        if CHANNELS:
-            scores = channel_scores(queries, keys, total, (sums, HEADS * K, tokens), LEVELS, PRECISION)
-        else:
-            scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-            if GATED:
-                scores *= decay_between(total)
-            scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
-        scores = tl.trans(as_operand(scores, dtype, PRECISION))
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         inverse = tl.load(inverses + place * C * C + at[:, None] * C + at[None, :])
         of_keys = place * C * K + at[:, None] * K + channels[None, :]

@@ -13,7 +13,7 @@ __all__ = ["key_gradient_kernel"]
 
 @triton.jit
 def _gate_gradient(read, kept, whole):
-    """The gradient of gates from those of their sums, tokens first.
+    """The gradient of a head's gates from those of their sums.
 
     What tokens read, and pairs of tokens, count for all gates up to the reader; what is kept of a token for all gates
     after it; and what the state keeps for all gates of the chunk. Nothing of it cancels.
@@ -84,9 +84,10 @@ def key_gradient_kernel(
     read = queries * dqueries
     kept = keys * dkeys
     if CHANNELS:
-        dqueries, dkeys, read = add_gradients(
-            (dqueries, dkeys, read), dscores, queries, keys, total, gates, LEVELS, PRECISION
-        )
+        # Of channels sums of what is kept cancel, to float32's digits, which spares the registers of a tile.
+        read -= kept
+        kept = tl.sum(kept, 0)
+        dqueries, dkeys, read = add_gradients((dqueries, dkeys, read), dscores, queries, keys, gates, LEVELS, PRECISION)
     else:
         if GATED:
             dscores *= decay_between(total)
@@ -104,9 +105,7 @@ def key_gradient_kernel(
         dreaders = -from_start * tl.dot(dread, tl.trans(S), input_precision=PRECISION)
         if CHANNELS:
             read += keys * dreaders
-            dreaders, dkeys, read = add_gradients(
-                (dreaders, dkeys, read), dmet, keys, keys, total, gates, LEVELS, PRECISION
-            )
+            dreaders, dkeys, read = add_gradients((dreaders, dkeys, read), dmet, keys, keys, gates, LEVELS, PRECISION)
             dkeys += dreaders
         else:
             if GATED:
@@ -122,7 +121,7 @@ def key_gradient_kernel(
         along = tl.sum(tl.load(states + of_state).to(tl.float32) * tl.load(dstates + of_state).to(tl.float32), 1)
         whole = tl.exp2(end.to(tl.float32))
         if CHANNELS:
-            gradient = _gate_gradient(read, kept, (whole * along)[None, :])
+            gradient = tl.cumsum(read, 0, reverse=True) + (kept + whole * along)[None, :]
             given = tl.load(log_g + of_key, here[:, None], 0)
             tl.store(dlog_g + of_key, tl.where(given <= LOWEST, 0.0, gradient), here[:, None])
         else:

@@ -37,15 +37,13 @@ def output_kernel(
     queries = tl.load(q + at[:, None] * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
     keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
     of_token = (start * HEADS + head) * V + at[:, None] * HEADS * V + values[None, :]
-    value = tl.load(v + of_token, here[:, None], 0)
-    S = tl.load(states + place * K * V + channels[:, None] * V + values[None, :])
 
     from_start = 1.0
     if CHANNELS:
         sums += (start * HEADS + head) * K
         gates = (sums, HEADS * K, tokens)
+        scores = channel_scores(queries, keys, gates, LEVELS, PRECISION)
         total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
-        scores = channel_scores(queries, keys, total, gates, LEVELS, PRECISION)
         decayed = tl.exp2(total.to(tl.float32))
         queries = as_operand(queries * decayed, dtype, PRECISION)
         keys = as_operand(keys * decayed, dtype, PRECISION)
@@ -56,7 +54,10 @@ def output_kernel(
             scores *= decay_between(total)
             from_start = tl.exp2(total.to(tl.float32))[:, None]
         scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
+    scores = as_operand(scores, dtype, PRECISION)
 
+    S = tl.load(states + place * K * V + channels[:, None] * V + values[None, :])
+    value = tl.load(v + of_token, here[:, None], 0)
     if CORRECTS:
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         inverse = tl.load(inverses + place * C * C + at[:, None] * C + at[None, :])
@@ -65,5 +66,5 @@ def output_kernel(
     else:
         written = value.to(dtype)
     y = from_start * tl.dot(queries, S, input_precision=PRECISION)
-    y = tl.dot(as_operand(scores, dtype, PRECISION), written, y, input_precision=PRECISION)
+    y = tl.dot(scores, written, y, input_precision=PRECISION)
     tl.store(o + of_token, (scale * y).to(o.dtype.element_ty), here[:, None])

@@ -159,8 +159,9 @@ def _scan(
             *tensors, products, sums, operands.bounds, *numbers, **shapes, **how, **options
         )
         launcher(join_kernel)[(heads, plan.V // JOINED)](
-            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse, **options
-        )
+            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse,
+            num_warps=8 if plan.K > 64 else 4, num_stages=2,
+        )  # fmt: skip
     launcher(states_kernel)[(groups, heads, plan.V // block)](
         *tensors, operands.or_nothing(starts), states, operands.or_nothing(final), operands.bounds, *numbers,
         **shapes, HAS_STARTS=starts is not None, WANTS_FINAL=wants_final, **how, **options,

@@ -75,13 +75,12 @@ def prepare_kernel(
     keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
     if CHANNELS:
         sums += (start * HEADS + head) * K
-        total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
     elif GATED:
         total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
     if CORRECTS:
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         if CHANNELS:
-            system = channel_scores(keys, keys, total, (sums, HEADS * K, tokens), LEVELS, PRECISION)
+            system = channel_scores(keys, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
         else:
             system = tl.dot(keys, tl.trans(keys), input_precision=PRECISION)
             if GATED:

@@ -48,11 +48,11 @@ def value_gradient_kernel(
     if CHANNELS:
         sums += (start * HEADS + head) * K
         gates = (sums, HEADS * K, tokens)
+        scores = channel_scores(queries, keys, gates, LEVELS, PRECISION)
+        if CORRECTS:
+            met = channel_scores(keys, keys, gates, LEVELS, PRECISION)
         total = tl.load(sums + row * HEADS * K + channels[None, :], here[:, None], 0)
         end = tl.load(sums + (tokens - 1) * HEADS * K + channels)
-        scores = channel_scores(queries, keys, total, gates, LEVELS, PRECISION)
-        if CORRECTS:
-            met = channel_scores(keys, keys, total, gates, LEVELS, PRECISION)
         read = as_operand(keys * tl.exp2(total.to(tl.float32)), dtype, PRECISION)
         kept = as_operand(keys * tl.exp2((end[None, :] - total).to(tl.float32)), dtype, PRECISION)
     else:
