@@ -39,7 +39,10 @@ class Sizes(NamedTuple):
 
 
 # Three products for each one, of operands twice as large.
-_FLOAT = Sizes(state_block=16, output_block=32, value_block=32, key_block=32)
+_FLOAT = Sizes(
+    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, value_warps=4,
+    key_block=32, key_warps=4,
+)  # fmt: skip
 _wanted: Sizes | None = None
 
 
