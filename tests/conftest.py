@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # whose neighbours have the other cores
 
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import HealthCheck, settings
 
 # Examples cost milliseconds to seconds according to what they draw, so hypothesis's deadlines would only measure that.
@@ -16,6 +17,8 @@ settings.register_profile("thorough", _common, max_examples=500, print_blob=True
 settings.load_profile("default")
 
 torch.set_num_threads(1)
+# Scalar code compiles in half the time of vectors', which are the compiler's own affair.
+torch._inductor.config.cpp.simdlen = 1
 
 
 @pytest.fixture(autouse=True)

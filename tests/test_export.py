@@ -61,7 +61,14 @@ def decode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decode]:
         questions.close()
 
 
-@pytest.mark.parametrize("mixer", mixers)
+# The others are of the same layer and op as kda, and simpler around it.
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("gla", "delta", "gated-delta") else [])
+        for name in mixers
+    ],
+)
 def test_a_fresh_process_decodes_the_same_tokens(mixer: str, decode: Decode, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = "rwkv7-124m" if mixer == "rwkv7" else "tiny"

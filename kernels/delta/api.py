@@ -13,12 +13,14 @@ from torch import Tensor
 from zoo.kernels.delta import op, reference
 from zoo.kernels.delta.call import Inputs, Options, Step
 from zoo.kernels.delta.checks import check_call, check_options, check_rates
+from zoo.kernels.delta.supported import check_triton, supports_triton
 from zoo.kernels.power.checks import check_values
+from zoo.kernels.precision import autocast_dtype
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["DeltaAttentionOutput", "Implementation", "delta_attention", "delta_attention_step"]
 
-Implementation = Literal["chunked", "recurrent"]
+Implementation = Literal["triton", "chunked", "recurrent"]
 
 
 class DeltaAttentionOutput(NamedTuple):
@@ -77,8 +79,9 @@ def delta_attention(
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and never enters the state.
         resets: bool `[B, T]`: a marked token forgets all before it.
         chunk_size: tokens a chunk; None: chosen for speed. It changes speed and rounding only.
-        impl: `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device, and under
-            torch.func's transforms and in forward mode the recurrence.
+        impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device, the
+            Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and in forward mode the
+            recurrence.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -100,10 +103,20 @@ def delta_attention(
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     options = Options(p, scale, chunk_size or 0, return_state, save_errors=wants_gradient)
-    if impl == "chunked":
+    if impl in ("triton", "chunked"):
         check_untransformed(impl)
-    plain = impl == "recurrent" or transformed()
-    o, S, _ = reference.run_reference(inputs, options) if plain else op.attend(*inputs, *options)
+    if impl == "recurrent" or transformed():
+        outputs = reference.run_reference(inputs, options)
+        return DeltaAttentionOutput(outputs.o, outputs.S if return_state else None)
+    dtype = autocast_dtype(q)
+    if impl == "triton":
+        check_triton(inputs, p, dtype)
+    wants_triton = impl == "triton" or (impl is None and supports_triton(inputs, p, dtype))
+    if wants_triton and q.shape[0] > 0 and q.shape[1] > 0:  # there is nothing to launch for no tokens
+        # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
+        inputs = inputs._replace(q=inputs.q.contiguous(), k=inputs.k.contiguous(), v=inputs.v.contiguous())
+        options = options._replace(use_triton=True)
+    o, S, *_ = op.attend(*inputs, *options)
     return DeltaAttentionOutput(o, S if return_state else None)
 
 

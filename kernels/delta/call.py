@@ -58,7 +58,8 @@ class Options(NamedTuple):
     scale: float
     chunk_size: int = 0  # 0 chooses
     return_state: bool = False
-    save_errors: bool = False  # for the backward pass
+    save_errors: bool = False  # or what stands for them, for the backward pass
+    use_triton: bool = False
 
 
 class Outputs(NamedTuple):
@@ -67,12 +68,21 @@ class Outputs(NamedTuple):
     o: Tensor  # [B, T, Hv, V]
     S: Tensor  # as in `Inputs`, after the last token
     errors: Tensor  # of what the state held for each key [B, T, Hv, V] in the accumulation dtype, if there is a beta
+    # Triton's kernels save instead, in the dtype of their products:
+    inverses: Tensor  # of chunks' triangular systems [slots, Hv, C, C], if there is a beta
+    states: Tensor  # before chunks [slots, Hv, K, V]
+
+    @property
+    def saved(self) -> "Saved":
+        return Saved(self.errors, self.inverses, self.states)
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs of the forward pass."""
+    """What the backward pass needs of the forward pass: the fields of `Outputs`."""
 
-    errors: Tensor  # as in `Outputs`
+    errors: Tensor
+    inverses: Tensor
+    states: Tensor
 
 
 class Incoming(NamedTuple):

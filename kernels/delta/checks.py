@@ -99,8 +99,8 @@ def check_options(
 ) -> None:
     """Check everything but the attended tensors themselves, which have been checked."""
     q = inputs.q
-    if impl not in (None, "chunked", "recurrent"):
-        raise InputError(f"impl: expected 'chunked', 'recurrent' or None, was {impl!r}")
+    if impl not in (None, "triton", "chunked", "recurrent"):
+        raise InputError(f"impl: expected 'triton', 'chunked', 'recurrent' or None, was {impl!r}")
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise InputError(f"chunk_size: expected a whole number from 1 on, was {chunk_size!r}")
     if lengths is not None and inputs.cu_seqlens is not None:

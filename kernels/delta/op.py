@@ -1,8 +1,8 @@
 """The delta rule as torch.library ops: schema, fake, autograd, autocast and FLOP formula.
 
-`zoo::delta_attention` and its backward are opaque to the compiler, since a loop over chunks that is traced compiles
-once for each number of chunks; what surrounds them is traced and fused. The ops take arguments that `api.py` has
-checked.
+`zoo::delta_attention` and its backward are opaque to the compiler: a loop over chunks that is traced compiles once for
+each number of chunks, and around Triton's kernels nothing is left to fuse. What surrounds the ops is traced and fused.
+The ops take arguments that `api.py` has checked.
 """
 
 from functools import partial
@@ -22,14 +22,20 @@ from zoo.kernels.power.expansion import state_size
 from zoo.kernels.precision import without_autocast
 from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, unflatten
 from zoo.kernels.transforms import differentiable_gradients, differentiates_again
+from zoo.kernels.triton_support import TRITON
+
+if TRITON:
+    from zoo.kernels.delta.triton.op import fake_saved, triton_backward, triton_forward
 
 __all__ = ["attend", "step"]
 
 
 @custom_op("delta_attention")
 def attend(inputs: Inputs, options: Options) -> Outputs:
-    """Output, last state and errors, the latter two where they are asked for."""
+    """Output, and last state and what the backward pass needs where they are asked for."""
     with without_autocast(inputs.q):
+        if options.use_triton:
+            return triton_forward(inputs, options)
         if inputs.cu_seqlens is None:
             return chunked.forward(inputs, options)
         return join_sequences([chunked.forward(take_sequence(inputs, *at), options) for at in inputs.sequences()])
@@ -39,8 +45,11 @@ def _fake(inputs: Inputs, options: Options) -> Outputs:
     q, k, v, dtype = inputs.q, inputs.k, inputs.v, inputs.accumulation
     state = (inputs.rows, v.shape[2], state_size(k.shape[3], options.p), v.shape[3])
     S = q.new_empty(state, dtype=dtype) if options.return_state else None
-    errors = v.new_empty(v.shape, dtype=dtype) if options.save_errors and inputs.beta is not None else None
-    return Outputs(v.new_empty(v.shape), or_empty(S, q), or_empty(errors, q))
+    found = Outputs(v.new_empty(v.shape), or_empty(S, q), *(or_empty(None, q) for _ in Saved._fields))
+    if options.use_triton:
+        return found._replace(**fake_saved(inputs, options)._asdict())
+    saves = options.save_errors and inputs.beta is not None
+    return found._replace(errors=v.new_empty(v.shape, dtype=dtype)) if saves else found
 
 
 attend.register_fake(flat(_fake))
@@ -49,6 +58,8 @@ attend.register_fake(flat(_fake))
 @custom_op("delta_attention_backward")
 def _attend_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     with without_autocast(inputs.q):
+        if options.use_triton:
+            return triton_backward(incoming, inputs, saved, options)
         if inputs.cu_seqlens is None:
             return chunked.backward(incoming, inputs, saved, options)
         return join_sequences(
@@ -73,14 +84,14 @@ _attend_backward.register_fake(flat(_fake_backward))
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     (tensors, options), outputs = unflatten(inputs, Inputs, Options), Outputs(*output)
-    ctx.save_for_backward(*tensors, outputs.errors)
+    ctx.save_for_backward(*tensors, *outputs.saved)
     ctx.options = options
-    ctx.mark_non_differentiable(outputs.errors)
+    ctx.mark_non_differentiable(*outputs.saved)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    (do, dS, _), options = gradients, ctx.options
+    (do, dS, *_), options = gradients, ctx.options
     inputs, saved = unflatten(ctx.saved_tensors, Inputs, Saved)
     if differentiates_again():
         wanted = differentiable_gradients(partial(_plain, inputs.cu_seqlens, options), [*inputs[:-1]], (do, dS))
@@ -95,7 +106,7 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
 
 def _plain(cu_seqlens: Tensor | None, options: Options, tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     """o and the last state by the recurrence, which torch differentiates as often as wanted."""
-    o, S, _ = run_reference(Inputs._make([*tensors, cu_seqlens]), options)
+    o, S, *_ = run_reference(Inputs._make([*tensors, cu_seqlens]), options)
     return o, S
 
 

@@ -56,7 +56,8 @@ def run_reference(inputs: Inputs, options: Options) -> Outputs:
     q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
     inputs = inputs._replace(q=q, k=k, v=v)
     with without_autocast(q):
+        nothing = [or_empty(None, q)] * 3  # is saved
         if inputs.cu_seqlens is None:
-            return Outputs(*recurrent(inputs, options), or_empty(None, q))
+            return Outputs(*recurrent(inputs, options), *nothing)
         parts = [recurrent(take_sequence(inputs, *at), options) for at in inputs.sequences()]
-        return join_sequences([Outputs(*part, or_empty(None, q)) for part in parts])
+        return join_sequences([Outputs(*part, *nothing) for part in parts])

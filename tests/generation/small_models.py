@@ -9,10 +9,18 @@ from torch import Tensor
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 
-__all__ = ["HYBRID", "build", "every_mixer", "greedy_by_forward", "prompts"]
+__all__ = ["HYBRID", "LIKE_ANOTHER", "build", "every_mixer", "greedy_by_forward", "prompts"]
 
 HYBRID = ("gated-power", "softmax")
-every_mixer = pytest.mark.parametrize("names", [*((name, name) for name in mixers), HYBRID], ids="-".join)
+LIKE_ANOTHER = ("gla", "delta", "gated-delta")  # of the same layer and op as kda, and simpler around it
+every_mixer = pytest.mark.parametrize(
+    "names",
+    [
+        *(pytest.param((name, name), marks=[pytest.mark.slow] if name in LIKE_ANOTHER else []) for name in mixers),
+        HYBRID,
+    ],
+    ids="-".join,
+)
 
 
 def build(names: Sequence[str] = HYBRID, positions: str = "learned", vocab_size: int = 257) -> Decoder:

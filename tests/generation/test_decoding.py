@@ -19,7 +19,7 @@ from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderState
 from zoo.states import map_state
 
-from .small_models import build, every_mixer, prompts
+from .small_models import LIKE_ANOTHER, build, every_mixer, prompts
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,9 @@ def test_a_prompt_in_pieces_is_the_prompt_in_float32(names: Sequence[str]) -> No
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", mixers)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_ANOTHER else []) for name in mixers]
+)
 def test_pieces_and_steps_compile_once(name: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     model = build([name])

@@ -121,7 +121,9 @@ def test_chunks_of_a_prompt_compile_twice_at_most(name: str) -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("name", mixers)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name for name in mixers]
+)
 def test_steps_compile_once(name: str) -> None:
     model = build([name])
     counter = CompileCounterWithBackend("aot_eager")

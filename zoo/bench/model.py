@@ -104,7 +104,7 @@ class ModelBenchmark(Benchmark):
                         continue
                     found, reason = attempt(partial(self._measure, mixer, tokens, compiled, corpus), self.device)
                     timing, measured = found or (None, {})
-                    absent = f"{OUT_OF_MEMORY} at {advice(training)}" if reason == OUT_OF_MEMORY else reason
+                    absent = f"{OUT_OF_MEMORY} {advice(training)}" if reason == OUT_OF_MEMORY else reason
                     release_memory(self.device)
                     yield Row(mixer, tokens, timing, absent, {**more, **measured})
 

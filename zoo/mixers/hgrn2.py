@@ -14,6 +14,7 @@ from zoo.blocks.matrix_state import MatrixStateLayer, Read, resolve_matrix_heads
 from zoo.blocks.norms import RMSNorm
 from zoo.blocks.window import Shared
 from zoo.config import Config
+from zoo.kernels.precision import concatenate
 from zoo.limits import MOST, WIDEST_HEAD
 
 __all__ = ["Hgrn2", "Hgrn2Config"]
@@ -84,7 +85,7 @@ class Hgrn2(MatrixStateLayer):
         name = f"hgrn2.least_gates.{heads.keys}"
         if self.shares is not None:
             first = torch.zeros_like(self.shares[:1])
-            shares = torch.cat((first, self.shares)).to(logits.dtype).softmax(0)
+            shares = concatenate((first, self.shares), 0).to(logits.dtype).softmax(0)
             shared.left[name] = shares[1:].cumsum(0)
         if layer == 0:
             return None

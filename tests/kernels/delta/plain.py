@@ -25,7 +25,7 @@ def attend_in_chunks(problem: Problem) -> tuple[Tensor, Tensor]:
         total = gates.cumsum(2)  # [B, H, C, 1]
         decay = (total - total.mT).tril().exp().tril()
         system = (beta * k @ k.mT).float() * decay
-        ones = torch.eye(k.shape[2]).expand_as(system)
+        ones = torch.eye(k.shape[2], device=k.device).expand_as(system)
         inverse = torch.linalg.solve_triangular(system.tril(-1) + ones, ones, upper=False).to(dtype)
         u, w = inverse @ (beta * v), inverse @ (beta * k * total.exp().to(dtype))
         corrected = u - w @ S.to(dtype)

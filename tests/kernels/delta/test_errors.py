@@ -154,7 +154,11 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
     ),
     ("chunk size", lambda: arguments(chunk_size=0), "chunk_size: expected a whole number from 1 on, was 0"),
     ("chunk size's type", lambda: arguments(chunk_size=2.0), "chunk_size: expected a whole number from 1 on, was 2.0"),
-    ("implementation", lambda: arguments(impl="fast"), "impl: expected 'chunked', 'recurrent' or None, was 'fast'"),
+    (
+        "implementation",
+        lambda: arguments(impl="fast"),
+        "impl: expected 'triton', 'chunked', 'recurrent' or None, was 'fast'",
+    ),
 ]
 
 

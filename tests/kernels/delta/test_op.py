@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.delta import chunked, delta_attention, delta_attention_step, delta_flops, init_delta_state
-from zoo.kernels.delta.call import Incoming, Inputs, Options, Saved
+from zoo.kernels.delta.call import Incoming, Inputs, Options
 from zoo.kernels.delta.flops import backward_flops, step_flops
 
 from .problems import IMPLEMENTATIONS, TOKENS, Problem, problems, random_problem, run
@@ -64,9 +64,9 @@ def test_opcheck_packed() -> None:
 @pytest.mark.parametrize("with_state", [True, False])
 def test_opcheck_backward(case: str, with_state: bool) -> None:
     inputs, options = call(case, with_state, gradients=False)
-    o, S, errors = torch.ops.zoo.delta_attention(*inputs, *options)
+    o, S, *saved = torch.ops.zoo.delta_attention(*inputs, *options)
     incoming = Incoming(torch.ones_like(o), S.clone() if with_state else None)
-    torch.library.opcheck(torch.ops.zoo.delta_attention_backward, (*incoming, *inputs, errors, *options))
+    torch.library.opcheck(torch.ops.zoo.delta_attention_backward, (*incoming, *inputs, *saved, *options))
 
 
 @pytest.mark.parametrize("case", ["gated", "a gate a channel", "plain", "power"])
@@ -198,8 +198,8 @@ def test_working_memory_does_not_grow_with_tokens(channels: bool) -> None:
     for T in (512, 1024):
         call, options = Inputs(*inputs(T, channels=channels, gradients=False)), Options(1, 1.0, 16, save_errors=True)
         with _LargestTensor() as mode:
-            o, _, errors = chunked.forward(call, options)
-            chunked.backward(Incoming(o, None), call, Saved(errors), options)
+            outputs = chunked.forward(call, options)
+            chunked.backward(Incoming(outputs.o, None), call, outputs.saved, options)
         largest.append(mode.largest / T)
     assert largest[1] <= largest[0]
     assert largest[1] <= 2 * 2 * 4  # keys' channels, or gates', of two rows and heads

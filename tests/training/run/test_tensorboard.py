@@ -13,11 +13,12 @@ from zoo.errors import ConfigError, TrainingError
 from zoo.recipe import load_recipe
 from zoo.study import load_study, run_study
 from zoo.training import SilentProgress, read_metrics, train
+from zoo.training.objective import HALVES
 from zoo.training.run.metrics import EventLog
 
 METRICS = {
     "train": ["loss", "learning_rate", "gradient_norm", "tokens_per_second"],
-    "validation": ["loss", "bits_per_byte"],
+    "validation": ["loss", "bits_per_byte", *HALVES],
 }
 
 

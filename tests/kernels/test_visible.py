@@ -1,4 +1,4 @@
-"""Kernels that the compiler takes into its own code: it takes what they name along, but no classes."""
+"""Kernels that the compiler takes into its own code, or could: it takes what they name along, but no classes."""
 
 import ast
 import inspect
@@ -12,6 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from zoo.kernels import cross_entropy_rows
+from zoo.kernels.delta.triton import passes as delta_passes
 from zoo.kernels.power.triton import (
     columns,
     gate_gradient,
@@ -26,10 +27,15 @@ from zoo.kernels.power.triton import (
 )
 
 MODULES = (
-    columns, cross_entropy_rows, gate_gradient, gate_sums, key_gradient, output, output_gradient, query_gradient, scan,
-    sums, value_gradient,
+    columns, cross_entropy_rows, delta_passes, gate_gradient, gate_sums, key_gradient, output, output_gradient,
+    query_gradient, scan, sums, value_gradient,
 )  # fmt: skip
-KERNELS = {name: value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
+KERNELS = {
+    f"{module.__name__}.{name}": value
+    for module in MODULES
+    for name, value in vars(module).items()
+    if name.endswith("_kernel")
+}
 CARRIED = (JITFunction, InterpretedFunction, tl.constexpr, int, float, str)
 
 

@@ -1,0 +1,131 @@
+"""Gradients of queries, keys and gates, from the states on both sides of a chunk and what was written in it."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.delta.triton.gates import decay_between, head_sums
+from zoo.kernels.delta.triton.scores import add_gradients
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.operands import as_operand
+
+__all__ = ["key_gradient_kernel"]
+
+
+@triton.jit
+def _gate_gradient(read, kept, whole):
+    """The gradient of a head's gates from those of their sums.
+
+    What tokens read, and pairs of tokens, count for all gates up to the reader; what is kept of a token for all gates
+    after it; and what the state keeps for all gates of the chunk. Nothing of it cancels.
+    """
+    return tl.cumsum(read, 0, reverse=True) + (tl.cumsum(kept, 0) - kept) + whole
+
+
+@triton.jit
+def _pairs(dscores, readers, keys, PRECISION: tl.constexpr):
+    """What pairs of tokens give to the sums of gates at readers, less what they take from it at keys `[C]`."""
+    at = tl.arange(0, readers.shape[0])
+    pairs = dscores * tl.dot(readers, tl.trans(keys), input_precision=PRECISION)
+    pairs = tl.where(at[:, None] > at[None, :], pairs, 0.0)  # of a token with itself nothing decays
+    return tl.sum(pairs, 1) - tl.sum(pairs, 0)
+
+
+@triton.jit(do_not_specialize=["T"])
+def key_gradient_kernel(
+    q, k, do, dr, written, log_g, sums, states, dstates, dq, dk, dlog_g, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
+    C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
+    LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk `[B T, Hv, K]`, and if there are gates dlog_g: parts of it `[B T, Hv, K // BLOCK]`, or, of CHANNELS, all
+    `[B T, Hv, K]`.
+
+    written and dr are `[B T, Hv, V]` (see `value_gradient_kernel`). Keys that correct read as queries do, with the
+    gradient -dr where those have do. A program takes BLOCK channels of one chunk and value head.
+    """
+    scale = tl.cast(scale, tl.float32)
+    slot, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    if tokens == 0:
+        return
+    place = slot * HEADS + head
+    dtype: tl.constexpr = states.dtype.element_ty
+    at, channels, values = tl.arange(0, C), block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, V)
+    here = at < tokens
+    row, column = at[:, None], at[None, :]
+    q += start * Q_HEADS * K + head * Q_HEADS // HEADS * K
+    k += start * K_HEADS * K + head * K_HEADS // HEADS * K
+    queries = tl.load(q + row * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
+    keys = tl.load(k + row * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
+    of_token = (start * HEADS + head) * V + row * HEADS * V + values[None, :]
+    of_state = place * K * V + channels[:, None] * V + values[None, :]
+    of_key = (start * HEADS + head) * K + row * HEADS * K + channels[None, :]
+    dy = tl.load(do + of_token, here[:, None], 0).to(dtype)
+    u = tl.load(written + of_token, here[:, None], 0).to(dtype)
+    S, dS = tl.load(states + of_state), tl.load(dstates + of_state)
+
+    from_start = 1.0
+    to_end = 1.0
+    if CHANNELS:
+        sums += (start * HEADS + head) * K + block * BLOCK
+        gates = (sums, HEADS * K, tokens)
+        total = tl.load(sums + row * HEADS * K + tl.arange(0, BLOCK)[None, :], here[:, None], 0)
+        end = tl.load(sums + (tokens - 1) * HEADS * K + tl.arange(0, BLOCK))
+        from_start, to_end = tl.exp2(total.to(tl.float32)), tl.exp2((end[None, :] - total).to(tl.float32))
+    elif GATED:
+        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
+        end = tl.sum(tl.where(at == C - 1, total, 0), 0)
+        from_start, to_end = tl.exp2(total.to(tl.float32))[:, None], tl.exp2((end - total).to(tl.float32))[:, None]
+
+    dscores = tl.dot(dy, tl.trans(u), input_precision=PRECISION)
+    dscores = tl.where(row >= column, scale * dscores, 0.0)
+    dqueries = scale * from_start * tl.dot(dy, tl.trans(S), input_precision=PRECISION)
+    dkeys = to_end * tl.dot(u, tl.trans(dS), input_precision=PRECISION)
+    read = queries * dqueries
+    kept = keys * dkeys
+    if CHANNELS:
+        # Of channels sums of what is kept cancel, to float32's digits, which spares the registers of a tile.
+        read -= kept
+        kept = tl.sum(kept, 0)
+        dqueries, dkeys, read = add_gradients((dqueries, dkeys, read), dscores, queries, keys, gates, LEVELS, PRECISION)
+    else:
+        if GATED:
+            dscores *= decay_between(total)
+            read = tl.sum(read, 1) + _pairs(dscores, queries, keys, PRECISION)
+            kept = tl.sum(kept, 1)
+        dscores = as_operand(dscores, dtype, PRECISION)
+        dqueries = tl.dot(dscores, keys, dqueries, input_precision=PRECISION)
+        dkeys = tl.dot(tl.trans(dscores), queries, dkeys, input_precision=PRECISION)
+    tl.store(dq + of_key, dqueries.to(dq.dtype.element_ty), here[:, None])
+
+    if CORRECTS:
+        dread = tl.load(dr + of_token, here[:, None], 0).to(dtype)
+        dmet = tl.dot(dread, tl.trans(u), input_precision=PRECISION)
+        dmet = tl.where(row > column, -dmet, 0.0)
+        dreaders = -from_start * tl.dot(dread, tl.trans(S), input_precision=PRECISION)
+        if CHANNELS:
+            read += keys * dreaders
+            dreaders, dkeys, read = add_gradients((dreaders, dkeys, read), dmet, keys, keys, gates, LEVELS, PRECISION)
+            dkeys += dreaders
+        else:
+            if GATED:
+                dmet *= decay_between(total)
+                read += tl.sum(keys * dreaders, 1) + _pairs(dmet, keys, keys, PRECISION)
+            dkeys += dreaders
+            dmet = as_operand(dmet, dtype, PRECISION)
+            dkeys = tl.dot(dmet, keys, dkeys, input_precision=PRECISION)
+            dkeys = tl.dot(tl.trans(dmet), keys, dkeys, input_precision=PRECISION)
+    tl.store(dk + of_key, dkeys.to(dk.dtype.element_ty), here[:, None])
+
+    if GATED:
+        along = tl.sum(tl.load(states + of_state).to(tl.float32) * tl.load(dstates + of_state).to(tl.float32), 1)
+        whole = tl.exp2(end.to(tl.float32))
+        if CHANNELS:
+            gradient = tl.cumsum(read, 0, reverse=True) + (kept + whole * along)[None, :]
+            given = tl.load(log_g + of_key, here[:, None], 0)
+            tl.store(dlog_g + of_key, tl.where(given <= LOWEST, 0.0, gradient), here[:, None])
+        else:
+            gradient = _gate_gradient(read, kept, whole * tl.sum(along, 0))
+            of_gates = (start + at) * HEADS + head
+            given = tl.load(log_g + of_gates, here, 0)
+            tl.store(dlog_g + of_gates * (K // BLOCK) + block, tl.where(given <= LOWEST, 0.0, gradient), here)

@@ -1,0 +1,159 @@
+"""What one call's launches follow from: sizes, chunks and block sizes. No tensors, no launches."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from zoo.kernels.delta.call import Inputs, Options
+from zoo.kernels.power.heads import Heads
+from zoo.kernels.triton_support import INTERPRETED
+
+__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "using"]
+
+PROGRAMS = 128  # about as many as a GPU runs side by side
+WIDTHS = (16, 32, 64, 128)
+
+
+class Sizes(NamedTuple):
+    """Warps of the kernels, values or channels of a program, and stages of the pipeline: not tuned at start-up.
+
+    More than a warp for each 16 tokens would compute tiles twice.
+    """
+
+    chunk: int = 32  # C, at most
+    prepare_warps: int = 2
+    state_block: int = 64  # columns of a state that a program carries
+    state_warps: int = 4
+    state_stages: int = 2
+    output_block: int = 64
+    output_warps: int = 2
+    incoming_warps: int = 2
+    value_block: int = 64  # values at a time
+    value_warps: int = 2
+    key_block: int = 64  # channels of a program
+    key_warps: int = 2
+    group: int = 0  # chunks that are composed, 0 chooses
+
+
+# Three products for each one, of operands twice as large.
+_FLOAT = Sizes(
+    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, value_warps=4,
+    key_block=32, key_warps=4,
+)  # fmt: skip
+_wanted: Sizes | None = None
+
+
+@contextmanager
+def using(sizes: Sizes) -> Iterator[None]:
+    """Let every call take these sizes: to measure them."""
+    global _wanted
+    before, _wanted = _wanted, sizes
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def _sizes(dtype: torch.dtype) -> Sizes:
+    if _wanted is not None:
+        return _wanted
+    return Sizes() if dtype == torch.bfloat16 else _FLOAT
+
+
+class Plan(NamedTuple):
+    """Tokens are cut into chunks of C, each with a slot; no chunk spans two sequences (see power attention's plan).
+
+    Products are of `dtype`, sums and carried states of float32. float16 is computed in float32 with TensorFloat32
+    products: as many digits, and the range that states need.
+    """
+
+    heads: Heads
+    batch: int  # B
+    tokens: int  # T
+    K: int  # filled up, as V is
+    V: int
+    scale: float
+    gated: bool
+    channels: bool  # whether each key channel has a gate
+    corrects: bool  # whether there is a beta
+    packed: bool
+    dtype: torch.dtype
+    precision: str  # of products, as Triton names it
+    exact_gates: bool  # sums of channels' gates are kept in float64
+    sizes: Sizes
+    C: int
+    slots: int
+    sequences: int  # rows of the state
+
+    @property
+    def inverse_dtype(self) -> torch.dtype:
+        """Of inverses, whose entries are small, but cancel."""
+        return torch.float16 if self.dtype == torch.bfloat16 else torch.float32
+
+    @property
+    def levels(self) -> int:
+        """How often a chunk is halved."""
+        return self.C.bit_length() - 1
+
+    @property
+    def chunks(self) -> int:
+        """Of a sequence that is not packed."""
+        return self.slots // max(1, self.batch)
+
+
+def fill_width(width: int) -> int:
+    """The width that the kernels take for this one."""
+    return next(x for x in WIDTHS if x >= width)
+
+
+def _chunk_length(inputs: Inputs, options: Options) -> int:
+    """Tokens a chunk: a power of two, at most what is wanted, but 16 at least, which products of blocks take."""
+    chunk = _sizes(inputs.q.dtype).chunk
+    return min(chunk, 1 << max(4, options.chunk_size.bit_length() - 1)) if options.chunk_size else chunk
+
+
+def _count_slots(inputs: Inputs, C: int) -> int:
+    """Slots of chunks: of packed sequences `ceil(T / C)` and one more each, which needs no word from the device."""
+    B, T = inputs.q.shape[:2]
+    return B * -(-T // C) if inputs.cu_seqlens is None else -(-T // C) + inputs.rows
+
+
+def make_plan(inputs: Inputs, options: Options) -> Plan:
+    """The plan of both passes of a call."""
+    q, k, v, log_g = inputs[:4]
+    K, V = fill_width(int(k.shape[-1])), fill_width(int(v.shape[-1]))
+    C = _chunk_length(inputs, options)
+    return Plan(
+        heads=Heads(q.shape[2], k.shape[2], v.shape[2]),
+        batch=q.shape[0],
+        tokens=q.shape[1],
+        K=K,
+        V=V,
+        scale=options.scale,
+        gated=log_g is not None,
+        channels=inputs.gates_channels,
+        corrects=inputs.beta is not None,
+        packed=inputs.cu_seqlens is not None,
+        dtype=torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32,
+        # Under the interpreter there are no tensor cores to round for.
+        precision="tf32x3" if q.dtype == torch.float32 or INTERPRETED else "tf32",
+        exact_gates=q.dtype == torch.float32,
+        sizes=_sizes(q.dtype),
+        C=C,
+        slots=_count_slots(inputs, C),
+        sequences=inputs.rows,
+    )
+
+
+def group_length(plan: Plan) -> int:
+    """Chunks that are composed to one step: all of a sequence where that keeps the GPU busy, or is short."""
+    if plan.sizes.group:
+        return plan.sizes.group
+    whole = plan.slots if plan.packed else plan.chunks
+    rows = 1 if plan.packed else plan.batch
+    if whole <= 16 or rows * plan.heads.value * plan.V // plan.sizes.state_block >= PROGRAMS:
+        return whole
+    return math.isqrt(plan.slots - 1) + 1

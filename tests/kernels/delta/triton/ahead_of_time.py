@@ -1,0 +1,47 @@
+"""Build the kernels that a call launches, for any GPU and without one."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zoo.kernels import launch
+from zoo.kernels.delta.call import Incoming, Inputs, Options
+from zoo.kernels.delta.triton import passes
+
+from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, usage
+
+__all__ = ["check_budget", "launches"]
+
+BUDGET = Path(__file__).with_name("budget.yaml")
+
+
+def launches(
+    K: int, V: int, *, gates: str = "head", corrects: bool = True, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Launch]:
+    """The kernels of both passes of a long sequence by name; those that also run backwards in time stand twice."""
+    T, H = 65536, 8
+    found: dict[str, Launch] = {}
+    with FakeTensorMode(), launch.rehearsal() as recorded:
+        q, k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, K, V))
+        log_g = {"none": None, "head": torch.empty(1, T, H), "channel": torch.empty(1, T, H, K)}[gates]
+        inputs = Inputs(q, k, v, log_g, torch.empty(1, T, H) if corrects else None)
+        options = Options(1, 1.0, save_errors=True, use_triton=True)
+        outputs = passes.forward(inputs, options)
+        passes.backward(Incoming(outputs.o, None), inputs, outputs.saved, options)
+    for each in recorded:
+        name = each.kernel.__name__ + (", reverse" if each.constants.get("REVERSE") else "")
+        values = (*each.tensors, *each.numbers, *each.constants.values())
+        found[name] = Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
+    return found
+
+
+def check_budget(case: str, launches: dict[str, Launch]) -> None:
+    """Assert that kernels take no more of a Hopper GPU than they are allowed to."""
+    budget = yaml.safe_load(BUDGET.read_text())[case]
+    for name, each in launches.items():
+        found, allowed = usage(build(each, HOPPER)), budget[name]
+        assert found.registers <= allowed["registers"], (name, found)
+        assert found.stack <= allowed["spilled"], (name, found)
+        assert found.shared <= HOPPER_SHARED, (name, found)

@@ -1,0 +1,32 @@
+"""The kernels build for GPUs that are not here, and take what they are allowed on the one they are made for."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, build
+from .ahead_of_time import check_budget, launches
+
+CASES: dict[str, dict[str, Any]] = {
+    "gated delta, K=V=64": {"K": 64, "V": 64},
+    "a gate a channel, K=V=64": {"K": 64, "V": 64, "gates": "channel"},
+    "plain, a gate a channel, K=V=64": {"K": 64, "V": 64, "gates": "channel", "corrects": False},
+    "gated delta, K=V=128": {"K": 128, "V": 128},
+}
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case.startswith("gated delta, K=V=64") else SLOW)
+                                  for case in CASES])  # fmt: skip
+def test_registers_and_spills_stay_within_budget(case: str) -> None:
+    check_budget(case, launches(**CASES[case]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("gates", ["head", "channel"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_builds_within_shared_memory(width: int, gates: str, dtype: torch.dtype) -> None:
+    for name, launch in launches(width, width, gates=gates, dtype=dtype).items():
+        assert build(launch, HOPPER).metadata.shared <= HOPPER_SHARED, name
