@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.compiling import CompileReport, CompileWatch
+from zoo.compiling import CompileReport, watch_anew
 from zoo.compiling.report import naming_compile_errors
 from zoo.errors import TrainingError
 
@@ -13,7 +13,7 @@ def double(x):
 
 
 def test_graphs_beyond_the_expected_are_recompiles():
-    watch = CompileWatch()
+    watch = watch_anew()
     compiled = torch.compile(double, backend="eager", dynamic=False)
     for size in (2, 3, 3, 4):
         compiled(torch.ones(size))
@@ -24,7 +24,7 @@ def test_graphs_beyond_the_expected_are_recompiles():
 
 def test_every_watch_begins_anew():
     for _ in range(10):  # more often than the compiler would compile one function anew
-        watch = CompileWatch()
+        watch = watch_anew()
         torch.compile(double, backend="eager", fullgraph=True)(torch.ones(2))
         report = watch.report(expected_graphs=1)
         assert (report.graphs, report.recompiles) == (1, 0)
@@ -36,7 +36,7 @@ def test_graph_breaks_are_counted():
         torch._dynamo.graph_break()
         return x + 2
 
-    watch = CompileWatch()
+    watch = watch_anew()
     torch.compile(broken, backend="eager")(torch.ones(2))
     assert watch.report(expected_graphs=2) == CompileReport(2, 1, 0, watch.report(2).seconds)
 

@@ -50,7 +50,7 @@ class FakeTraining:
         self.corpora: set[int] = set()
         self.fails: dict[str, BaseException] = {}
 
-    def __call__(self, recipe: Recipe, folder: Path, *, corpus, device, progress) -> TrainingResult:
+    def __call__(self, recipe: Recipe, folder: Path, *, corpus, device, progress, workshop) -> TrainingResult:
         self.trained.append(folder.name)
         self.corpora.add(id(corpus))
         run = RunFolder(folder)

@@ -17,6 +17,7 @@ from zoo.data import ByteTokenizer, Corpus, DataConfig, TokenStream
 from zoo.training import SilentProgress, TrainingConfig, TrainingResult
 from zoo.training.distributed import Processes
 from zoo.training.loop import Trainer
+from zoo.training.objective import NextTokenLoss
 from zoo.training.run import RunFolder
 
 VOCABULARY = 257
@@ -120,7 +121,7 @@ def train_tiny(corpus: Corpus) -> Callable[..., TrainingResult]:
             torch.manual_seed(recipe.training.seed)
             model = TinyModel() if model is None else model
             processes = Processes(torch.device("cpu"))
-            trainer = Trainer(model, recipe, corpus, run_folder, processes, progress or SilentProgress())
+            trainer = Trainer(NextTokenLoss(model), recipe, corpus, run_folder, processes, progress or SilentProgress())
             return trainer.run()
 
     return run

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from zoo.builder import build, shrink
-from zoo.compiling.report import CompileReport, CompileWatch
+from zoo.compiling.report import CompileReport, watch_anew
 from zoo.models.decoder import Decoder
 from zoo.recipe import Recipe
 
@@ -51,7 +51,7 @@ def check_compilation(recipe: Recipe, device: torch.device) -> Iterator[WayOfRun
 
 
 def _watch(name: str, lengths: tuple[int, ...], expected: int, run: Callable[[], None]) -> WayOfRunning:
-    watch, before = CompileWatch(), dict(counters["graph_break"])
+    watch, before = watch_anew(), dict(counters["graph_break"])
     run()
     breaks = counters["graph_break"]
     reasons = [text for text, count in breaks.items() if count > before.get(text, 0)]

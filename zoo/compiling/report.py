@@ -13,7 +13,7 @@ from torch._inductor.exc import InductorError
 
 from zoo.errors import TrainingError
 
-__all__ = ["CompileReport", "CompileWatch", "compiling_seconds", "naming_compile_errors"]
+__all__ = ["CompileReport", "CompileWatch", "compiling_seconds", "naming_compile_errors", "watch_anew"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,10 @@ class CompileReport:
 class CompileWatch:
     """Counts compilations from its creation on.
 
-    The compiler's counters are of the whole process, so a watch sees one model only while no other one compiles. It
-    starts by dropping every compiled graph: a model's second instance would otherwise count as the recompile of the
-    first, and the compiler gives up after eight of those.
+    The compiler's counters are of the whole process, so a watch sees one model only while no other one compiles.
     """
 
     def __init__(self) -> None:
-        torch.compiler.reset()
         self._graphs = counters["stats"]["unique_graphs"]
         self._graph_breaks = sum(counters["graph_break"].values())
         self._seconds = compiling_seconds()
@@ -67,6 +64,16 @@ class CompileWatch:
             recompiles=max(0, graphs - expected_graphs),
             seconds=compiling_seconds() - self._seconds,
         )
+
+
+def watch_anew() -> CompileWatch:
+    """Drop every compiled graph, and count from here.
+
+    A model's second instance would otherwise count as the recompile of the first, and the compiler gives up after eight
+    of those.
+    """
+    torch.compiler.reset()
+    return CompileWatch()
 
 
 def compiling_seconds() -> float:

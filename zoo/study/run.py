@@ -24,6 +24,7 @@ from zoo.training.memory import READING, naming_memory_errors
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.signals import watching_signals
+from zoo.training.workshop import Workshop
 
 __all__ = ["run_study"]
 
@@ -74,6 +75,7 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
         summary = _describe(study, variants, corpus)
     summary = _collect(summary, variants, folder)
     console = GuardedConsole(stderr=True, quiet=not progress)
+    workshop = Workshop()  # runs of one variant follow one another
     with locked(folder, "is running a study"):
         replace_file(folder / "study.yaml", summary.study_yaml.encode())
         try:
@@ -82,7 +84,7 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
                 if run in unfinished:
                     _write_machine(folder / run.name, machine)
                     try:
-                        _train(run, folder / run.name, corpus, device, make_progress(title, console))
+                        _train(run, folder / run.name, corpus, device, make_progress(title, console), workshop)
                     except DivergenceError as error:  # a result like any other
                         keep_divergence(variant, run, folder / run.name, error)
                         console.print(f"{title}: diverged: {error}", markup=False, highlight=False)
@@ -159,9 +161,11 @@ def _write_machine(folder: Path, machine: Machine) -> None:
         write_machine(folder, machine)
 
 
-def _train(run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter) -> None:
+def _train(
+    run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter, workshop: Workshop
+) -> None:
     try:
-        train(run.recipe, folder, corpus=corpus, device=device, progress=progress)
+        train(run.recipe, folder, corpus=corpus, device=device, progress=progress, workshop=workshop)
     except DivergenceError:
         raise
     except ZooError as error:

@@ -1,6 +1,7 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Engine:
     """A model with its loss, optimiser and data. What a step does depends on its number and the state alone.
 
     Args:
-        model: on the device of `processes`; changed in place.
+        objective: of a model on the device of `processes`, which is changed in place; compiled here if it is not yet.
         config: how to train.
         corpus: what to train and to evaluate on.
         processes: who trains together.
@@ -46,12 +47,14 @@ class Engine:
         TrainingError: the batch cannot be shared out evenly.
     """
 
-    def __init__(self, model: Decoder, config: TrainingConfig, corpus: Corpus, processes: Processes) -> None:
+    def __init__(self, objective: NextTokenLoss, config: TrainingConfig, corpus: Corpus, processes: Processes) -> None:
         if config.batch_size % processes.count:
             raise TrainingError(
                 f"training.batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}"
             )
-        self._model, self._config, self._corpus, self._processes = model, config, corpus, processes
+        model = cast(Decoder, objective.model)
+        self._objective, self._model = objective, model
+        self._config, self._corpus, self._processes = config, corpus, processes
         self._autocast = autocast_dtype(config, processes.device)
         self._batches = Batches(
             corpus.train,
@@ -66,12 +69,11 @@ class Engine:
         )
         if config.checkpointing != "none":
             model.checkpoint(config.checkpointing)
-        self._objective = NextTokenLoss(model)
         if processes.mesh is not None:
             shard(model, processes.mesh, compiled=config.compile)
-        elif config.compile:
+        elif config.compile and not objective.is_compiled:
             # Every batch has one of two shapes, so that sizes need not become variables.
-            self._objective.compile(fullgraph=True, dynamic=False)
+            objective.compile(fullgraph=True, dynamic=False)
         self._optimizer = build_optimizer(model, config)
         self._modes: set[str] = set()
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors
+from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors, watch_anew
 from zoo.data import Corpus
 from zoo.errors import CheckpointError, DivergenceError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
@@ -22,7 +23,7 @@ from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
 from zoo.training.losses import SpikeWatch, StepLosses
 from zoo.training.memory import advice, naming_memory_errors
-from zoo.training.objective import HALVES
+from zoo.training.objective import HALVES, NextTokenLoss
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
@@ -42,7 +43,7 @@ class Trainer:
     """One run: a model, its data and its folder.
 
     Args:
-        model: newly initialised, on the device of `processes`; changed in place.
+        objective: of a newly initialised model on the device of `processes`, which is changed in place.
         recipe: whose run it is.
         corpus: what to train and to evaluate on.
         run: the recipe's, or new. It is neither read nor written before `run`.
@@ -55,7 +56,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        objective: NextTokenLoss,
         recipe: Recipe,
         corpus: Corpus,
         run: RunFolder,
@@ -65,10 +66,12 @@ class Trainer:
         self._recipe, self._config, self._corpus = recipe, recipe.training, corpus
         self._run, self._processes, self._progress = run, processes, progress
         sequences = self._config.batch_size * self._config.accumulate
+        model = cast(Decoder, objective.model)
         self._flops_per_step = 3 * model.flops(self._config.context_length) * sequences
         self._parameters = model.num_parameters()
-        self._watch = CompileWatch() if self._config.compile else None
-        self._engine = Engine(model, self._config, corpus, processes)
+        watch = CompileWatch if objective.is_compiled else watch_anew
+        self._watch = watch() if self._config.compile else None
+        self._engine = Engine(objective, self._config, corpus, processes)
 
         self._step = 0
         self._compiled_before = CompileReport()

@@ -28,6 +28,11 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled_call_impl is not None
+
     def forward(self, tokens: Tensor, targets: Tensor, resets: Tensor | None) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` `[B, T]` given `tokens` `[B, T]`."""
         own = getattr(self.model, "loss", None)

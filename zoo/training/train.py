@@ -4,18 +4,18 @@ from pathlib import Path
 
 import torch
 
-from zoo.builder import build
 from zoo.data import Corpus, load_corpus
 from zoo.errors import ConfigError, InputError
 from zoo.recipe import Recipe
 from zoo.training.distributed import join_processes
 from zoo.training.loop import Trainer
-from zoo.training.memory import BUILDING, READING, advice, naming_memory_errors
+from zoo.training.memory import READING, advice, naming_memory_errors
 from zoo.training.progress import ProgressReporter, SilentProgress
 from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
 from zoo.training.run.result import TrainingResult
 from zoo.training.signals import watching_signals
+from zoo.training.workshop import Workshop
 
 __all__ = ["train"]
 
@@ -27,6 +27,7 @@ def train(
     corpus: Corpus | None = None,
     device: torch.device | str | None = None,
     progress: ProgressReporter | None = None,
+    workshop: Workshop | None = None,
 ) -> TrainingResult:
     """Train a recipe's model, or go on with it, and return what the run came to.
 
@@ -44,6 +45,7 @@ def train(
         corpus: what `recipe.data` names, where it is loaded already.
         device: by default a GPU if there is one, else the CPU.
         progress: told how training goes, for example `make_progress(recipe.name)`; None shows nothing.
+        workshop: keeps the compiled model, for runs one after the other that differ in seed and learning rate alone.
 
     Raises:
         CheckpointError: the folder holds the run of another recipe or corpus, or its checkpoints are damaged.
@@ -58,7 +60,7 @@ def train(
     if folder == "":
         raise InputError("folder: expected the path of a folder, was ''; the current one is '.'")
     with watching_signals():
-        return _train(recipe, RunFolder(Path(folder)), corpus, device, progress)
+        return _train(recipe, RunFolder(Path(folder)), corpus, device, progress, workshop or Workshop())
 
 
 def _train(
@@ -67,6 +69,7 @@ def _train(
     corpus: Corpus | None,
     device: torch.device | str | None,
     progress: ProgressReporter | None,
+    workshop: Workshop,
 ) -> TrainingResult:
     if run.status(recipe) == "finished":
         return run.result()
@@ -81,8 +84,7 @@ def _train(
         )
     with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
         torch.manual_seed(recipe.training.seed)
-        with naming_memory_errors(BUILDING):
-            model = build(recipe, device=processes.device)
+        objective = workshop.objective(recipe, processes)
         reporter = SilentProgress() if progress is None or not processes.is_main else progress
         with naming_memory_errors(advice(recipe.training)):
-            return Trainer(model, recipe, corpus, run, processes, reporter).run()
+            return Trainer(objective, recipe, corpus, run, processes, reporter).run()
