@@ -38,6 +38,10 @@ class DivergenceError(TrainingError):
     """Training whose loss, gradient or weights are no longer finite: the same run from the same state ends so again."""
 
 
+class InUseError(TrainingError):
+    """A folder that another process has at the moment."""
+
+
 class Interruption(KeyboardInterrupt):
     """A signal that ended training, such as Ctrl-C.
 

@@ -1,6 +1,7 @@
 """The study's own logic around a faked training; the last test trains for real."""
 
 import json
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 from matplotlib.image import imread
 
 from zoo.builder import shrink
+from zoo.data import load_corpus
 from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.study import DEFAULT_MIXERS
-from zoo.report.files import locked
 from zoo.study import Study, StudySummary, load_study, run_study
 from zoo.study.machine import describe_machine, read_machine
 from zoo.study.variants import resolve_variants
@@ -22,6 +23,9 @@ REPORT = [
     *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "runs.csv"),
     *("state-by-context.png", "study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
 ]
+
+
+WITHOUT = ("device", "progress", "workshop")
 
 
 @pytest.fixture
@@ -202,14 +206,44 @@ def test_a_full_disk_leaves_the_report_that_was_there(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_study_or_run_in_use_is_left_alone(study: Study, training: FakeTraining, tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    with locked(folder, "is running a study"), pytest.raises(TrainingError, match="s: another process is running a st"):
-        run_study(study, folder, progress=False)
-    assert list(folder.iterdir()) == []
-    with RunFolder(folder / "softmax").locked(), pytest.raises(TrainingError, match="another process is training here"):
-        run_study(study, folder, progress=False)
-    assert list((folder / "softmax").iterdir()) == training.trained == []
+def test_what_another_process_trains_is_left_to_it(
+    study: Study, training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ExitStack()
+    held.enter_context(RunFolder(tmp_path / "linear").locked())
+    waits: list[float] = []
+
+    def other_process(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            held.close()  # as if it had been killed
+
+    monkeypatch.setattr("zoo.study.run.time.sleep", other_process)
+    summary = run_study(study, tmp_path, progress=False)
+    assert training.trained == ["softmax", "power", "gated-power", "linear"]
+    assert [variant.name for variant in summary.variants] == list(study.variants)
+    assert len(waits) >= 3
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_another_process_finished_meanwhile_is_not_trained_again(
+    study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    variants = {variant.name: variant for variant in resolve_variants(study)}
+    corpus = load_corpus(variants["power"].recipe.data)
+
+    class Other(FakeTraining):
+        def __call__(self, recipe: Recipe, folder: Path, **options) -> TrainingResult:
+            if folder.name == "softmax":  # while it trains, another process finishes power
+                power = variants["power"].runs[0].recipe
+                super().__call__(power, folder.parent / "power", corpus=corpus, **dict.fromkeys(WITHOUT))
+            return super().__call__(recipe, folder, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        other = Other()
+        patch.setattr("zoo.study.run.train", other)
+        run_study(study, tmp_path, progress=False)
+    assert other.trained == ["power", "softmax", "linear", "gated-power"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-from zoo.errors import InputError, TrainingError, ZooError
+from zoo.errors import InputError, InUseError, TrainingError, ZooError
 
 __all__ = [
     "check_outputs",
@@ -87,7 +87,8 @@ def locked(folder: Path, use: str) -> Iterator[None]:
         use: what others do who have it, such as "is training".
 
     Raises:
-        TrainingError: another process has it, or it cannot be made.
+        InUseError: another process has it.
+        TrainingError: it cannot be made.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def locked(folder: Path, use: str) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise TrainingError(f"{folder}: another process {use} here") from None
+                raise InUseError(f"{folder}: another process {use} here") from None
         yield
     finally:
         os.close(descriptor)

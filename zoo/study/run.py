@@ -1,5 +1,6 @@
 """Running a study: every variant is trained, those that are finished already are not trained again."""
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -7,11 +8,12 @@ from importlib.util import find_spec
 from itertools import chain
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
-from zoo.errors import ConfigError, DivergenceError, Interruption, TrainingError, ZooError
+from zoo.errors import ConfigError, DivergenceError, Interruption, InUseError, TrainingError, ZooError
 from zoo.recipe.study import Study, study_command
-from zoo.report.files import locked, replace_file
+from zoo.report.files import replace_file, writing
 from zoo.report.tables import GuardedConsole
 from zoo.study.divergence import counted, divergences, keep_divergence, read_divergence
 from zoo.study.machine import describe_machine, write_machine
@@ -28,7 +30,17 @@ from zoo.training.workshop import Workshop
 
 __all__ = ["run_study"]
 
+_PATIENCE = 1.0  # seconds between two looks at what another process trains
 _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
+
+
+class _Planned(NamedTuple):
+    """A run of a variant, where it goes and what it is called."""
+
+    variant: Variant
+    run: Run
+    folder: Path
+    title: str
 
 
 def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
@@ -38,7 +50,8 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
     `.md` and `.tex`, all runs as `runs.csv`, the plots as PNG files and `index.html`. Everything is checked before
     anything is trained. A run that diverges is a result, and the others go on. If one fails otherwise, or at a signal
     (see `zoo.training.train`), the study ends with a report of the variants that are finished; the same call goes on
-    from there.
+    from there. Processes that are given the same study and folder share its runs, and each waits for what the others
+    train.
 
     Args:
         study: what to compare.
@@ -52,8 +65,7 @@ def run_study(study: Study, folder: Path, *, device: str | None = None, progress
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
-        TrainingError: training of a variant cannot go on, a file cannot be written, or another process runs a study in
-            the folder.
+        TrainingError: training of a variant cannot go on, or a file cannot be written.
         Interruption: a signal ended the study.
     """
     with watching_signals():
@@ -76,27 +88,41 @@ def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool
     summary = _collect(summary, variants, folder)
     console = GuardedConsole(stderr=True, quiet=not progress)
     workshop = Workshop()  # runs of one variant follow one another
-    with locked(folder, "is running a study"):
-        replace_file(folder / "study.yaml", summary.study_yaml.encode())
+
+    def take(planned: _Planned) -> bool:
+        """Train a run; False where another process does."""
         try:
-            for number, (variant, run) in enumerate(runs, 1):
-                title = f"{run.name} ({number} of {len(runs)})"
-                if run in unfinished:
-                    _write_machine(folder / run.name, machine)
-                    try:
-                        _train(run, folder / run.name, corpus, device, make_progress(title, console), workshop)
-                    except DivergenceError as error:  # a result like any other
-                        keep_divergence(variant, run, folder / run.name, error)
-                        console.print(f"{title}: diverged: {error}", markup=False, highlight=False)
-                else:
-                    ended = "diverged" if read_divergence(folder / run.name) else "finished"
-                    console.print(f"{title}: {ended} before", markup=False, highlight=False)
-        except BaseException as error:
-            if not (isinstance(error, Interruption) and error.at_once):
-                with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
-                    _report(summary, variants, folder)
-            raise
-        return _report(summary, variants, folder)
+            _write_machine(planned.folder, machine)
+            _train(planned, corpus, device, make_progress(planned.title, console), workshop)
+        except InUseError:
+            return False
+        except DivergenceError as error:  # a result like any other
+            keep_divergence(planned.variant, planned.run, planned.folder, error)
+            console.print(f"{planned.title}: diverged: {error}", markup=False, highlight=False)
+        return True
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "study.yaml", summary.study_yaml.encode())
+    elsewhere: list[_Planned] = []  # in training by another process
+    try:
+        for number, (variant, run) in enumerate(runs, 1):
+            planned = _Planned(variant, run, folder / run.name, f"{run.name} ({number} of {len(runs)})")
+            if _has_ended(run, folder):
+                ended = "diverged" if read_divergence(planned.folder) else "finished"
+                console.print(f"{planned.title}: {ended} before", markup=False, highlight=False)
+            elif not take(planned):
+                console.print(f"{planned.title}: another process trains it", markup=False, highlight=False)
+                elsewhere.append(planned)
+        while elsewhere:  # which may end without having finished them
+            elsewhere = [each for each in elsewhere if not (_has_ended(each.run, folder) or take(each))]
+            time.sleep(_PATIENCE if elsewhere else 0)
+    except BaseException as error:
+        if not (isinstance(error, Interruption) and error.at_once):
+            with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
+                _report(summary, variants, folder)
+        raise
+    return _report(summary, variants, folder)
 
 
 def _report(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
@@ -162,14 +188,15 @@ def _write_machine(folder: Path, machine: Machine) -> None:
 
 
 def _train(
-    run: Run, folder: Path, corpus: Corpus, device: str | None, progress: ProgressReporter, workshop: Workshop
+    planned: _Planned, corpus: Corpus, device: str | None, progress: ProgressReporter, workshop: Workshop
 ) -> None:
+    recipe, folder = planned.run.recipe, planned.folder
     try:
-        train(run.recipe, folder, corpus=corpus, device=device, progress=progress, workshop=workshop)
-    except DivergenceError:
+        train(recipe, folder, corpus=corpus, device=device, progress=progress, workshop=workshop)
+    except (DivergenceError, InUseError):
         raise
     except ZooError as error:
-        raise TrainingError(f"variant {run.name!r}: {error}") from error
+        raise TrainingError(f"variant {planned.run.name!r}: {error}") from error
 
 
 def _now() -> str:
