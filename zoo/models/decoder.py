@@ -25,6 +25,7 @@ from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.identity import CompiledByItself
 from zoo.models.initialization import initialize, initialize_rwkv7
+from zoo.models.sharding import check_gathered
 from zoo.recipe.model import DecoderConfig
 from zoo.recipe.training import Checkpointing
 
@@ -301,6 +302,7 @@ class Decoder(CompiledByItself):
         return cast(list[Block], list(self.blocks))
 
     def _check_tokens(self, tokens: Tensor, layout: str) -> None:
+        check_gathered(self, self.token_embedding.weight)
         if tokens.dim() != layout.count(",") + 1 or tokens.dtype not in (torch.int64, torch.int32):
             raise InputError(f"tokens: expected int64 {layout}, was {describe(tokens)}")
         vocab_size, limit = self.config.vocab_size, self.config.max_positions
