@@ -144,10 +144,10 @@ def _change(bench: Bench, path: Path) -> str:
 
 
 KINDS: Mapping[str, tuple[Callable[[Bench], str], int]] = {
-    "SIGKILL at any moment": (kill, 60),
-    "SIGINT, SIGTERM, SIGHUP": (stop, 60),
-    "damaged files": (damage, 300),
-    "lost checkpoints": (lose, 20),
-    "starts at once": (race, 12),
+    "SIGKILL at any moment": (kill, 80),
+    "SIGINT, SIGTERM, SIGHUP": (stop, 80),
+    "damaged files": (damage, 600),
+    "lost checkpoints": (lose, 40),
+    "starts at once": (race, 20),
 }
 """Kinds by name, with how many cases of each are tried."""

@@ -123,6 +123,10 @@ def test_a_bad_study_is_one_line(changes: dict[str, object], message: str) -> No
         (load_study("four-mixers", overrides=["data.source=a b"]), "zoo ablate four-mixers 'data.source=a b'"),
         (load_study("tiny"), "zoo ablate tiny"),
         (load_study("tiny", ["power"], ["mixer.p=4"]), "zoo ablate tiny --mixers power mixer.p=4"),
+        (
+            load_study("tiny", ["power:p=2", "power:p=4:normalize=false"]),
+            "zoo ablate tiny --mixers power:p=2,power:p=4:normalize=false",
+        ),
         (load_study("tiny", seeds=3), "zoo ablate tiny --seeds 3"),
         (
             load_study("four-mixers", overrides=["training.steps=9"], learning_rates=[1e-3, 0.02]),
@@ -141,8 +145,31 @@ def test_the_command_makes_the_same_study(study: Study, command: str, tmp_path: 
         again = load_study(
             name,
             mixers and mixers.split(","),
-            [word for word in rest if "=" in word],
+            [word for word in rest if "=" in word and word != mixers],
             seeds=None if seeds is None else int(seeds),
             learning_rates=rates and [float(rate) for rate in rates.split(",")],
         )
         assert again == study
+
+
+def test_mixers_may_have_options() -> None:
+    study = load_study("tiny", ["softmax", "power:p=2", "gated-power:p=3:normalize=false"])
+    assert study.variants == {
+        "softmax": ("mixer=softmax",),
+        "power p=2": ("mixer=power", "mixer.p=2"),
+        "gated-power p=3 normalize=false": ("mixer=gated-power", "mixer.p=3", "mixer.normalize=false"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("mixers", "message"),
+    [
+        (["powr:p=2"], r"^mixers: unknown mixer 'powr' \(did you mean 'power'\?\)"),
+        (["power:2"], r"^mixers: options must be as in power:key=value, got '2' in 'power:2'$"),
+        (["power:p=2", "power:p=2"], r"^mixers: 'power:p=2' stands twice$"),
+        (["power:p=<2>"], r"variant 'power p=<2>' must be 1 to 64 letters"),
+    ],
+)
+def test_options_that_are_none_are_refused(mixers: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study("tiny", mixers)

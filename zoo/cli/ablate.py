@@ -15,7 +15,8 @@ __all__ = ["ablate"]
 @click.option(
     "--mixers",
     callback=names,
-    help="What to compare in a recipe, with commas.  [default: softmax,linear,power,gated-power]",
+    help="What to compare in a recipe, with commas, options as in power:p=3.  "
+    "[default: softmax,linear,power,gated-power]",
 )
 @click.option(
     "--seeds",

@@ -105,7 +105,7 @@ def load_study(
     Args:
         name: of a study that comes with the package, the path of a study's file, or the name or path of a recipe, of
             which the study then compares mixers.
-        mixers: which, for a recipe; by default softmax, linear, power and gated-power.
+        mixers: which, for a recipe, with options as in `power:p=3`; by default softmax, linear, power and gated-power.
         overrides: `key=value` for all variants, after the study's own.
         seeds, learning_rates: in place of the study's own.
 
@@ -129,13 +129,24 @@ def study_command(study: Study) -> str:
         own = study.overrides[len(packaged.overrides) :]
         if (options := _options(study, packaged.overridden(own))) is not None:
             return shlex.join(["zoo", "ablate", study.name, *options, *own])
-    mixers = tuple(study.variants)
-    if all(mixer in registered_mixers for mixer in mixers):
-        chosen = [] if mixers == DEFAULT_MIXERS else ["--mixers", ",".join(mixers)]
+    specs = [_spec(overrides) for overrides in study.variants.values()]
+    if None not in specs:
+        mixers = [spec for spec in specs if spec is not None]
+        chosen = [] if tuple(mixers) == DEFAULT_MIXERS else ["--mixers", ",".join(mixers)]
         plain = _mixer_study(study.recipe, mixers).overridden(study.overrides)
         if (options := _options(study, plain)) is not None:
             return shlex.join(["zoo", "ablate", study.recipe, *chosen, *options, *study.overrides])
     return "zoo ablate study.yaml"
+
+
+def _spec(overrides: Sequence[str]) -> str | None:
+    """What to write for a variant that is a mixer with options, such as `power:p=3`; None for anything else."""
+    name, *options = overrides or ("",)
+    if name.removeprefix("mixer=") not in registered_mixers or any(":" in option for option in options):
+        return None
+    if not all(option.startswith("mixer.") for option in options):
+        return None
+    return ":".join([name.removeprefix("mixer="), *(option.removeprefix("mixer.") for option in options)])
 
 
 def _options(study: Study, plain: Study) -> list[str] | None:
@@ -170,19 +181,24 @@ def _folder() -> Path:
 
 
 def _mixer_study(recipe: str, mixers: Sequence[str]) -> Study:
+    """The study of a recipe with several mixers, each a name, or a name and options as in `power:p=3`."""
     if not mixers:
         raise ConfigError("mixers: at least one is needed")
-    for mixer in mixers:
-        if ":" in mixer:
-            raise ConfigError(f"mixers: must be names without options, got {mixer!r}; the file of a study sets options")
+    variants: dict[str, tuple[str, ...]] = {}
+    for spec in mixers:
+        mixer, *options = spec.split(":")
         if mixer not in registered_mixers:
             hint = nearest(mixer, registered_mixers) or f"; the mixers are {', '.join(registered_mixers)}"
             raise ConfigError(f"mixers: unknown mixer {mixer!r}{hint}")
-        if mixers.count(mixer) > 1:
-            raise ConfigError(f"mixers: {mixer!r} stands twice")
+        for option in options:
+            if not re.fullmatch(r"[a-z_]+=.+", option):
+                raise ConfigError(f"mixers: options must be as in {mixer}:key=value, got {option!r} in {spec!r}")
+        if mixers.count(spec) > 1:
+            raise ConfigError(f"mixers: {spec!r} stands twice")
+        variants[" ".join([mixer, *options])] = (f"mixer={mixer}", *(f"mixer.{option}" for option in options))
     return Study(
         name=f"{Path(recipe).stem}-mixers",
-        description=f"Mixers of {recipe}: {', '.join(mixers)}.",
+        description=f"Mixers of {recipe}: {', '.join(variants)}.",
         recipe=recipe,
-        variants={mixer: (f"mixer={mixer}",) for mixer in mixers},
+        variants=variants,
     )
