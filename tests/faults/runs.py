@@ -86,6 +86,7 @@ class Bench:
             wait: called first.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")  # a signal may come before the process has opened it
         sys.stdout.flush()
         sys.stderr.flush()
         process = os.fork()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -65,11 +66,17 @@ def requests_of_page(browser: str, path: Path) -> set[str]:
 def test_it_asks_for_nothing_from_outside(browser: str, path: Path) -> None:
     outside = {url for url in requests_of_page(browser, path) if not url.startswith("data:")}
     assert outside == set()
+
+
+def test_its_policy_keeps_what_got_into_it_from_asking(browser: str, path: Path) -> None:
     image = "http://outside.invalid/image.png"
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("</main>", f'<img src="{image}"></main>'), encoding="utf-8"
-    )
-    assert image in requests_of_page(browser, path), "the test would not have seen a request"
+    page = path.read_text(encoding="utf-8").replace("</main>", f'<img src="{image}"></main>')
+    path.write_text(page, encoding="utf-8")
+    assert image not in requests_of_page(browser, path)
+    without, found = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    assert found == 1
+    path.write_text(without, encoding="utf-8")
+    assert image in requests_of_page(browser, path), "the tests would not have seen a request"
 
 
 @pytest.mark.parametrize("width", [420, 1200])
