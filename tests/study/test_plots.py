@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from zoo.report.plots import DARK, LIGHT, Theme, _spread
@@ -69,6 +70,17 @@ def test_the_runs_of_every_rate_and_seed_are_drawn(
     for plot in plots:
         image = imread(BytesIO(render(plot, summary, LIGHT, "png")), format="png")
         assert count_pixels(image, color_of(summary.variants[1], summary, LIGHT)) > 200
+
+
+def test_the_rate_that_was_chosen_is_marked_at_its_own_loss(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    runs = (make_run(2.0, rate=1e-3).replace(choosing_bits=2.2), make_run(2.1, rate=4e-3))
+    rates = plots_of(summary := make_summary(make_variant("a", runs=runs)))[-1]
+    axes = Figure().add_subplot()
+    rates.fill(axes, summary, LIGHT)
+    (mark,) = (line for line in axes.get_lines() if line.get_marker() == "D")
+    assert (*mark.get_xdata(), *mark.get_ydata()) == (4e-3, 2.1)
 
 
 def test_a_single_variant_above_the_bigram_and_no_time_are_drawn(

@@ -45,13 +45,14 @@ def _swatch(variant: VariantSummary, summary: StudySummary) -> str:
 
 def differences_table(summary: StudySummary) -> str:
     """Each pair of variants with its heading; nothing for one seed."""
-    if not summary.differences:
+    differences = summary.differences
+    if not differences:
         return ""
     rows = (
         f'<tr><th scope="row">{escape(each.second)} − {escape(each.first)}</th>'  # noqa: RUF001
         f"<td>{each.mean:+.3f} ± {each.interval:.3f}</td><td>{each.p:.2g}</td>"
         f"<td>{'yes' if each.is_clear else 'no'}</td></tr>"
-        for each in summary.differences
+        for each in differences
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("pair", "difference", "p", "distinguishable"))
     return (

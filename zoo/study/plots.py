@@ -100,13 +100,13 @@ def _fill_rates(axes: Axes, summary: StudySummary, theme: Theme) -> None:
     axes.set_xscale("log")
     ends = []
     for variant in summary.variants:
-        means = [fmean(run.final_bits for run in variant.at(rate)) for rate in variant.learning_rates]
-        axes.plot(variant.learning_rates, means, **_line(variant, summary, theme))
+        means = {rate: fmean(run.final_bits for run in variant.at(rate)) for rate in variant.learning_rates}
+        axes.plot(*zip(*means.items(), strict=True), **_line(variant, summary, theme))
         color = color_of(variant, summary, theme)
         points = [(run.learning_rate, run.final_bits) for run in variant.runs]
         axes.plot(*zip(*points, strict=True), color=color, linestyle="", marker="o", markersize=3, alpha=0.5)
-        axes.plot(variant.learning_rate, min(means), color=color, marker="D", markersize=5)
-        ends.append((f"{_short(variant.name)} {variant.learning_rate:g}", means[-1], color))
+        axes.plot(variant.learning_rate, means[variant.learning_rate], color=color, marker="D", markersize=5)
+        ends.append((f"{_short(variant.name)} {variant.learning_rate:g}", means[variant.learning_rates[-1]], color))
     axes.set(xlabel="peak learning rate", ylabel=f"final validation loss ({summary.unit})")
     rates = sorted({rate for variant in summary.variants for rate in variant.learning_rates})
     axes.xaxis.set_major_locator(FixedLocator(rates))
