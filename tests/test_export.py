@@ -20,6 +20,8 @@ from zoo.errors import InputError
 from zoo.export import export_model, load_exported
 from zoo.mixers import mixers
 
+from .generation.small_models import LIKE_ANOTHER
+
 DECODE = """
 import json, sys, torch
 from zoo.export import load_exported
@@ -61,13 +63,9 @@ def decode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decode]:
         questions.close()
 
 
-# The others are of the same layer and op as kda, and simpler around it.
 @pytest.mark.parametrize(
     "mixer",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("gla", "delta", "gated-delta") else [])
-        for name in mixers
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_ANOTHER else []) for name in mixers],
 )
 def test_a_fresh_process_decodes_the_same_tokens(mixer: str, decode: Decode, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from zoo.generation import compile_decoder, generate, generate_tokens
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 
-from .generation.small_models import build, every_mixer, greedy_by_forward, prompts
+from .generation.small_models import LIKE_ANOTHER, build, every_mixer, greedy_by_forward, prompts
 
 
 @every_mixer
@@ -31,13 +31,9 @@ def test_texts_side_by_side_are_texts_alone(names: Sequence[str]) -> None:
     assert generate(model, texts, 12) == [generate(model, text, 12) for text in texts]
 
 
-# The others are of the same layer and op as kda, and simpler around it.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("gla", "delta", "gated-delta") else [])
-        for name in mixers
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_ANOTHER else []) for name in mixers],
 )
 def test_compiled_generation_is_the_same(name: str) -> None:
     torch._dynamo.reset()

@@ -5,23 +5,16 @@ import torch
 
 from zoo.builder import shrink
 from zoo.recipe import load_recipe
-from zoo.training import SilentProgress, TrainingConfig, read_metrics, train
+from zoo.training import TrainingConfig, read_metrics, train
 from zoo.training.optimizer import autocast_dtype
+
+from .stopping import StopAt
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:TensorFloat32"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-class StopAt(SilentProgress):
-    def __init__(self, step):
-        self._step = step
-
-    def advance(self, step):
-        if step == self._step:
-            raise KeyboardInterrupt
 
 
 def losses(folder):

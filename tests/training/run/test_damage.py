@@ -12,19 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import CheckpointError
-from zoo.training import SilentProgress, load_result, read_metrics
+from zoo.training import load_result, read_metrics
 from zoo.training.run.metrics import MetricsLog
 
+from ..stopping import StopAt
+
 REMEDY = "put the file back from a copy, or delete "
-
-
-class StopAt(SilentProgress):
-    def __init__(self, step):
-        self._step = step
-
-    def advance(self, step):
-        if step == self._step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,10 @@ from safetensors.torch import load_file
 
 from zoo.config import load_yaml
 from zoo.errors import CheckpointError
-from zoo.training import SilentProgress, load_result, read_metrics
+from zoo.training import load_result, read_metrics
 from zoo.training.run import RunFolder
 
-
-class StopAt(SilentProgress):
-    def __init__(self, step):
-        self._step = step
-
-    def advance(self, step):
-        if step == self._step:
-            raise KeyboardInterrupt
+from ..stopping import StopAt
 
 
 def weights(folder, step):

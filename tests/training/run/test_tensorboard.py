@@ -12,25 +12,16 @@ from zoo.builder import shrink
 from zoo.errors import ConfigError, TrainingError
 from zoo.recipe import load_recipe
 from zoo.study import load_study, run_study
-from zoo.training import SilentProgress, read_metrics, train
+from zoo.training import read_metrics, train
 from zoo.training.objective import HALVES
 from zoo.training.run.metrics import EventLog
+
+from ..stopping import StopAt
 
 METRICS = {
     "train": ["loss", "learning_rate", "gradient_norm", "tokens_per_second"],
     "validation": ["loss", "bits_per_byte", *HALVES],
 }
-
-
-class Interruption(SilentProgress):
-    """Ctrl-C after a given step."""
-
-    def __init__(self, step):
-        self._step = step
-
-    def advance(self, step):
-        if step == self._step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +42,7 @@ def test_events_are_the_metrics(tmp_path, tiny_recipe, train_tiny, interruptions
     recipe = tiny_recipe(tensorboard=True)
     for step in interruptions:
         with contextlib.suppress(KeyboardInterrupt):
-            train_tiny(recipe, tmp_path, progress=Interruption(step))
+            train_tiny(recipe, tmp_path, progress=StopAt(step))
     train_tiny(recipe, tmp_path)
     assert len(list((tmp_path / "tensorboard").iterdir())) == len(interruptions) + 1
     found = events(tmp_path)
