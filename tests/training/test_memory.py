@@ -30,7 +30,7 @@ def test_training_says_what_to_change(tmp_path, tiny_recipe, train_tiny, monkeyp
 
 OUTSIDE_OF_STEPS = {
     "zoo.training.train.load_corpus": "while data.source was read: a part of it, or token shards",
-    "zoo.training.train.build": "while the model was built: a smaller model.width or model.layers",
+    "zoo.training.workshop.build": "while the model was built: a smaller model.width or model.layers",
     "zoo.training.train.Trainer": "at training.context_length 256, training.batch_size ",
     "zoo.training.loop.Trainer._resume": "at training.context_length 256, training.batch_size ",
     "zoo.training.loop.Trainer._result": "at training.context_length 256, training.batch_size ",
