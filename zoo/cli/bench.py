@@ -10,6 +10,7 @@ from zoo.cli.options import Names, Numbers, csv_option, names, plot_option, whol
 
 if TYPE_CHECKING:
     from zoo.bench.engine import Benchmark
+    from zoo.bench.subjects import Contestant
 
 __all__ = ["bench"]
 
@@ -27,6 +28,21 @@ _OP_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Of `zoo bench op`, by where it runs."""
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
+
+
+def _side_by_side_options(command: Any) -> Any:
+    """What `zoo bench delta` and `zoo bench packed` have in common."""
+    for option in (
+        csv_option,
+        click.option("--graph/--no-graph", default=False, show_default=True, help="Time CUDA-graph replays."),
+        click.option("--repeats", default=30, show_default=True, type=click.IntRange(1), help="About so many runs."),
+        click.option("--device", default="cuda", show_default=True, help="Or cpu, where fewer entrants can run."),
+        click.option("--dtype", default="bfloat16", show_default=True, type=_DTYPES),
+        click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1)),
+        click.option("--heads", default=8, show_default=True, type=click.IntRange(1)),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -283,6 +299,66 @@ def rwkv7(
     place = choose_device(device)
     case = Case(dtype=getattr(torch, dtype), device=str(place), **sizes)
     _run(Rwkv7Benchmark(case, lengths, op_timer(repeats, place), entrants or ()), csv_path)
+
+
+@bench.command()
+@click.option("--ops", callback=names, help="Of gla, delta, gated-delta and kda, with commas.  [default: all]")
+@click.option("--lengths", default="4096,16384,65536", show_default=True, callback=whole_numbers)
+@click.option("--head-width", "head_widths", default="64", show_default=True, callback=whole_numbers, help="K = V.")
+@_side_by_side_options
+def delta(ops: Names | None, **options: Any) -> None:
+    """The delta rule's family: our op beside flash-linear-attention's, where that is installed.
+
+    The first call of flash-linear-attention's kernels searches for block sizes, which can take minutes.
+
+    \b
+    Examples:
+      zoo bench delta --graph
+      zoo bench delta --ops gated-delta --lengths 32768 --head-width 128
+    """
+    from zoo.bench.delta import OPS
+    from zoo.bench.subjects import select
+
+    _side_by_side({name: OPS[name] for name in select("ops", ops or tuple(OPS), OPS)}, **options)
+
+
+@bench.command()
+@click.option("--documents", default="1,3,32", show_default=True, callback=whole_numbers, help="In a row.")
+@click.option("--lengths", default="4096,16384,65536", show_default=True, callback=whole_numbers)
+@click.option("--head-width", "head_widths", default="64", show_default=True, callback=whole_numbers)
+@_side_by_side_options
+def packed(documents: Numbers, **options: Any) -> None:
+    """Softmax attention over documents packed into a row: ours, torch's varlen and a mask of all pairs.
+
+    Ours is compiled, and its time includes the making of its block mask; a model makes it once a step.
+
+    Example: zoo bench packed --documents 3 --lengths 65536 --heads 12
+    """
+    from zoo.bench.packed import packed_ops
+
+    _side_by_side(packed_ops(documents), **options)
+
+
+def _side_by_side(
+    ops: "dict[str, tuple[Contestant, ...]]", *, device: str, dtype: str, repeats: int, graph: bool,
+    lengths: Numbers, head_widths: Numbers, csv_path: Path | None, **sizes: Any,
+) -> None:  # fmt: skip
+    import torch
+
+    from zoo.bench.side_by_side import SideBySide
+    from zoo.bench.subjects import Case
+    from zoo.bench.timing import op_timer
+    from zoo.errors import InputError
+    from zoo.training.distributed import choose_device
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("device: there is no GPU that torch finds; --device cpu runs without")
+    if graph and not device.startswith("cuda"):
+        raise InputError(f"graph: expected a GPU, which has CUDA graphs, was --device {device}")
+    place = choose_device(device)
+    case = Case(dtype=getattr(torch, dtype), device=str(place), **sizes)
+    timer = op_timer(repeats, place, graph=graph)
+    _run(SideBySide(case, ops, lengths, head_widths, timer, graph=graph), csv_path)
 
 
 def _run(benchmark: "Benchmark", csv_path: Path | None, plot_path: Path | None = None) -> None:
