@@ -24,7 +24,7 @@ from zoo.kernels.linear_cross_entropy import (
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.identity import CompiledByItself
-from zoo.models.initialization import initialize, initialize_rwkv7
+from zoo.models.initialization import draw_seed, initialize, initialize_rwkv7
 from zoo.models.sharding import check_gathered
 from zoo.recipe.model import DecoderConfig
 from zoo.recipe.training import Checkpointing
@@ -71,6 +71,7 @@ class Decoder(CompiledByItself):
 
     def __init__(self, config: DecoderConfig, mixer_configs: Sequence[MixerConfig]) -> None:
         super().__init__()
+        seed = draw_seed()  # before layers draw anything of their own, which on the meta device they do not
         if len(mixer_configs) != config.layers:
             raise ConfigError(f"mixers: expected one for each of {config.layers} layers, got {len(mixer_configs)}")
         self.config = config
@@ -84,14 +85,21 @@ class Decoder(CompiledByItself):
         self.blocks = nn.ModuleList(Block(config, mixer, layer) for layer, mixer in enumerate(mixer_configs))
         self.norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
-        self.reset_parameters()
+        self.reset_parameters(seed=seed)
 
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew (see `zoo.models.initialization`), for example after a build on the meta device."""
+    def reset_parameters(self, *, seed: int | None = None, part: str = "") -> None:
+        """Draw parameters anew (see `zoo.models.initialization`), for example after a build on the meta device.
+
+        Args:
+            seed: with the names of modules it determines all that is drawn; None takes one from torch's generator.
+            part: the name of the submodule whose parameters are drawn, for a model that is made piece by piece.
+        """
+        seed = draw_seed() if seed is None else seed
         writes = self.config.layers * (1 if self.config.feed_forward == "none" else 2)
-        initialize(self, self.config.initializer_range, writes)
+        initialize(self, self.config.initializer_range, writes, seed=seed, part=part)
         if self.config.initialization == "rwkv7":
-            initialize_rwkv7(self.token_embedding, self.head)
+            embedding = self.token_embedding if part in ("", "token_embedding") else None
+            initialize_rwkv7(embedding, self.head if part in ("", "head") else None, seed=seed)
 
     def checkpoint(self, mode: Checkpointing) -> None:
         """Choose what layers keep for the backward pass from now on; see `zoo.recipe.training.Checkpointing`."""

@@ -10,22 +10,39 @@
 
 Parameters of 16 bits start as those of float32 would, rounded.
 
+What a module draws depends on a seed and on its name alone: models that differ in their mixer start from the same
+embeddings and feed-forward layers, and a layer can be drawn where the others are not.
+
 There are two writes to the residual stream a block, or one without a feed-forward layer, so its variance at the output
 stays that of one block at any depth.
 """
 
+import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from zoo.blocks.in_float32 import computed_in_float32
 from zoo.blocks.linear import ResidualLinear
 
-__all__ = ["initialize", "initialize_rwkv7"]
+__all__ = ["draw_seed", "initialize", "initialize_rwkv7"]
 
 
-def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
-    """Draw all parameters of `model`, with so many writes to its residual stream, from torch's default generator."""
+def draw_seed() -> int:
+    """Return a seed for `initialize`, from torch's default generator on the CPU."""
+    return int(torch.randint(2**62, (), device="cpu").item())
+
+
+def initialize(model: nn.Module, initializer_range: float, writes: int, *, seed: int, part: str = "") -> None:
+    """Draw parameters of `model`, with so many writes to its residual stream.
+
+    Args:
+        seed: what they are drawn from.
+        part: the name of the submodule whose parameters they are; "" is the whole model.
+    """
 
     def draw(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -40,15 +57,30 @@ def initialize(model: nn.Module, initializer_range: float, writes: int) -> None:
         if initialize_own is not None:
             initialize_own(initializer_range)
 
-    model.apply(draw)  # inner modules first
+    within = model.get_submodule(part)
+    for name, module in reversed(list(within.named_modules(prefix=part))):  # inner modules first
+        if hasattr(module, "initialize") or next(module.parameters(recurse=False), None) is not None:
+            with _drawing_from(seed, name, within):
+                draw(module)
 
 
-def initialize_rwkv7(embedding: nn.Embedding, head: nn.Linear | None) -> None:
+@contextmanager
+def _drawing_from(seed: int, name: str, model: nn.Module) -> Iterator[None]:
+    """Have torch's default generators draw what `seed` and a module's name determine, and leave them as they were."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    gpus = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
+
+
+def initialize_rwkv7(embedding: nn.Embedding | None, head: nn.Linear | None, *, seed: int) -> None:
     """Draw the embedding from U(-1e-4, 1e-4), as a norm follows it, and the head orthogonal with gain
-    `0.5 sqrt(vocabulary / width)` where the vocabulary is larger, as RWKV-7 does.
+    `0.5 sqrt(vocabulary / width)` where the vocabulary is larger, as RWKV-7 does; what is None is left out.
     """
-    with computed_in_float32(embedding):
-        nn.init.uniform_(embedding.weight, -1e-4, 1e-4)
+    if embedding is not None:
+        with _drawing_from(seed, "rwkv7 embedding", embedding), computed_in_float32(embedding):
+            nn.init.uniform_(embedding.weight, -1e-4, 1e-4)
     if head is not None:
-        with computed_in_float32(head):
+        with _drawing_from(seed, "rwkv7 head", head), computed_in_float32(head):
             nn.init.orthogonal_(head.weight, gain=0.5 * math.sqrt(max(1.0, head.out_features / head.in_features)))
