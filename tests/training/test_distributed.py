@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from zoo.data import Batch
-from zoo.errors import InputError
+from zoo.errors import ConfigError, InputError
 from zoo.recipe import load_recipe
-from zoo.training import read_metrics
+from zoo.recipe.training import ParallelConfig
+from zoo.training import read_metrics, train
 from zoo.training.distributed import Processes, join_processes
 
 SCRIPT = """
@@ -43,6 +44,42 @@ def test_alone_without_torchrun(monkeypatch):
 def test_a_device_that_is_not_there_is_one_line(name, line):
     with pytest.raises(InputError, match=f"^device: .*{line}"), join_processes(name):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number of at least 1, as torchrun sets it, was 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: .* was '0'"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE: .* was '-1'"),
+        ({"WORLD_SIZE": "2"}, "RANK: expected a value, as WORLD_SIZE is 2; torchrun sets them all"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}, "MASTER_PORT: expected a value"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK: expected less than"),
+        ({"WORLD_SIZE": "2", "RANK": "", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK: .* was ''"),
+        ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK: .* was '1.5'"),
+    ],
+)
+def test_variables_that_no_launcher_sets_are_one_line(variables, line, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{line}"), join_processes("cpu"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parallel", "line"),
+    [
+        ({"data_replicate": 2}, "training.parallel.data_replicate: 2 must make the number of processes, which is 1"),
+        ({"data_shard": 8}, "training.parallel.data_replicate: 1 times training.parallel.data_shard 8 must make"),
+    ],
+)
+def test_processes_that_cannot_be_laid_out_are_one_line(parallel, line):
+    with pytest.raises(ConfigError, match=f"^{line}"), join_processes("cpu", ParallelConfig(**parallel)):
+        pass
+    with pytest.raises(ConfigError, match="data_shard must be 1 or more, or -1 for all"):
+        ParallelConfig.from_mapping({"data_shard": 0}, "")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
@@ -86,14 +123,17 @@ def recipe_file(tmp_path):
     return path
 
 
+def launch(processes, *command, launcher=()):
+    """Run a script, or a module after -m, in so many processes."""
+    options = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *launcher]
+    arguments = [sys.executable, *(options if processes > 1 else []), *map(str, command)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+
+
 def run(recipe_file, folder, processes, stop_at=0):
     script = recipe_file.with_name("script.py")
     script.write_text(SCRIPT)
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    )
-    command = [sys.executable, *launcher, script, recipe_file, folder, str(stop_at)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    finished = launch(processes, script, recipe_file, folder, stop_at)
     assert (finished.returncode != 0) == bool(stop_at), finished.stderr[-2000:]
 
 
@@ -133,3 +173,128 @@ def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpoi
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert (result["graph_breaks"], result["recompiles"]) == (0, 0)
     assert result["compile_seconds"] > 0
+
+
+TOGETHER = """
+import sys
+from collections import Counter
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from zoo.errors import TrainingError
+from zoo.recipe import load_recipe
+from zoo.training import SilentProgress, train
+from zoo.training.distributed import join_processes
+from zoo.training.engine import Engine
+
+recipe, folder = load_recipe(sys.argv[1]), Path(sys.argv[2])
+calls, counted = Counter(), []
+
+def count(kind, name):
+    collective = getattr(dist, name)
+
+    def counting(*arguments, **options):
+        calls[kind] += 1
+        return collective(*arguments, **options)
+
+    setattr(dist, name, counting)
+
+for kind, names in {  # former names and later ones
+    "gather": ("all_gather_into_tensor", "all_gather_single"),
+    "reduce": ("reduce_scatter_tensor", "reduce_scatter_single"),
+}.items():
+    for name in names:
+        if hasattr(dist, name):
+            count(kind, name)
+
+step = Engine.step
+
+def counting(self, number, accept=None):
+    calls.clear()
+    values = step(self, number, accept)
+    counted.append((calls["gather"], calls["reduce"]))
+    return values
+
+Engine.step = counting
+for accumulate in (1, 3):
+    shares = recipe.override([f"training.accumulate={accumulate}"])
+    result = train(shares, folder / str(accumulate), device="cpu")  # one after the other in the same processes
+    assert train(shares, folder / str(accumulate), device="cpu") == result
+replicas = recipe.override(["training.accumulate=1", "training.parallel.data_replicate=2"])
+train(replicas, folder / "replicas", device="cpu")
+steps = recipe.training.steps
+assert all(count == counted[0] for count in counted[:steps]), counted
+assert all(count == (3, 3) for count in counted[steps : 2 * steps]), counted  # of two layers and the rest, once each
+with join_processes("cpu") as processes:
+    assert processes.from_main(lambda: processes.rank) == 0
+    def fail():
+        raise TrainingError("of the first")
+    try:
+        processes.from_main(fail)
+    except TrainingError as error:
+        assert str(error) == "of the first"
+    else:
+        raise AssertionError
+print("all of it", flush=True)
+"""
+
+
+def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_file):
+    recipe_file.write_text(recipe_file.read_text().replace("steps: 12", "steps: 4").replace("tensorboard: true", ""))
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    finished = launch(2, script, recipe_file, tmp_path)
+    assert finished.stdout.count("all of it") == 2, finished.stderr[-3000:]
+    for accumulate in (1, 3):
+        alone = load_recipe(str(recipe_file), [f"training.accumulate={accumulate}"])
+        train(alone, tmp_path / "alone" / str(accumulate), device="cpu")
+        expected = losses(tmp_path / "alone" / str(accumulate))
+        for folder in (str(accumulate), *(["replicas"] if accumulate == 1 else [])):
+            assert losses(tmp_path / folder) == pytest.approx(expected, rel=1e-5), folder
+
+
+@pytest.mark.slow
+def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
+    for override, line in (
+        ("training.batch_size=3", "training.batch_size: expected a multiple of the 2 processes, got 3"),
+        ("training.parallel.data_shard=3", "training.parallel.data_replicate: 1 times"),
+        ("training.stepz=1", "training.stepz"),
+    ):
+        finished = launch(2, "-m", "zoo", "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", override)
+        assert finished.returncode != 0
+        errors = [text for text in finished.stderr.splitlines() if text.startswith("Error: ")]
+        assert len(errors) == 1, finished.stderr
+        assert line in errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_costs_nothing(tmp_path, recipe_file, rank, monkeypatch):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # without it torch's launcher hangs at a restart
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    run(recipe_file, tmp_path / "whole", 2)
+    finished = launch(2, script, recipe_file, tmp_path / "killed", rank, 7, launcher=["--max-restarts=1"])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/step-00000012/{name}.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from zoo.recipe import load_recipe
+from zoo.training import train
+import zoo.training.engine as engine
+step = engine.Engine.step
+
+def killing(self, number, accept=None):
+    restarted = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if not restarted and number == int(sys.argv[4]) and os.environ["RANK"] == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, accept)
+
+engine.Engine.step = killing
+train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu")
+"""

@@ -33,7 +33,7 @@ OUTSIDE_OF_STEPS = {
     "zoo.training.workshop.build": "while the model was built: a smaller model.width or model.layers",
     "zoo.training.train.Trainer": "at training.context_length 256, training.batch_size ",
     "zoo.training.loop.Trainer._resume": "at training.context_length 256, training.batch_size ",
-    "zoo.training.loop.Trainer._result": "at training.context_length 256, training.batch_size ",
+    "zoo.training.loop.Trainer._finish": "at training.context_length 256, training.batch_size ",
 }
 
 

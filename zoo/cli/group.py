@@ -3,7 +3,9 @@
 import errno
 import importlib
 import logging
+import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +42,19 @@ def _told_printably() -> Iterator[None]:
     except click.ClickException as error:
         vars(error)["message"] = printable(error.message)
         raise
+
+
+def _let_the_first_speak(message: str) -> None:
+    """End a process that is not the first of those that `torchrun` started, unless the error is its own.
+
+    The launcher ends all processes when one has ended, and the first one is to print what all failed of.
+
+    Raises:
+        SystemExit: that is so.
+    """
+    if os.environ.get("RANK", "0") != "0" and not message.startswith("rank "):
+        time.sleep(1)
+        raise SystemExit(_Refused.exit_code)
 
 
 class LazyGroup(click.Group):
@@ -86,6 +101,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ZooError as error:
+            _let_the_first_speak(str(error))
             raise _Refused(" ".join(str(error).split())) from error
         except Interruption as error:
             place = "the last checkpoint, if there is one" if error.saved is None else "there"

@@ -1,6 +1,5 @@
 """`zoo train`."""
 
-import os
 from pathlib import Path
 
 import click
@@ -32,11 +31,12 @@ def train(recipe: str, overrides: tuple[str, ...], folder: Path | None, device: 
     from zoo.recipe import load_recipe
     from zoo.training import make_progress
     from zoo.training import train as train_recipe
+    from zoo.training.distributed import own_rank
 
     loaded = load_recipe(recipe, overrides)
     folder = Path("runs", loaded.name) if folder is None else folder
     result = train_recipe(loaded, folder, device=device, progress=make_progress(loaded.name))
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts this once for every device
+    if own_rank() == 0:  # torchrun starts this once for every device
         unit = "bits per token" if loaded.data.tokenizer == "none" else "bits per byte"
         say(f"{loaded.name}: {result.final_bits_per_byte:.3f} {unit} on validation text ({result.tokens:,} tokens)")
         say(f"{folder}: metrics and checkpoints; see zoo generate {folder} --prompt ...")

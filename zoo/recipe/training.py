@@ -7,11 +7,35 @@ from pydantic import Field, model_validator
 from zoo.config import Config
 from zoo.limits import LONGEST
 
-__all__ = ["Checkpointing", "TrainingConfig"]
+__all__ = ["Checkpointing", "ParallelConfig", "TrainingConfig"]
 
 Checkpointing = Literal["none", "selective", "full"]
 """`none` keeps what the backward pass wants; `selective` a layer's input and the outputs of its mixing op; `full` the
 input alone."""
+
+
+class ParallelConfig(Config):
+    """How the processes that `torchrun` started are laid out; a run may go on with another layout.
+
+    Names are torchtitan's.
+    """
+
+    data_replicate: int = Field(default=1, ge=1, le=LONGEST)
+    """Copies of the whole model, each spread over `data_shard` processes: between nodes, for example, where a copy fits
+    into each."""
+
+    data_shard: int = Field(default=-1, ge=-1, le=LONGEST)
+    """Processes that parameters, gradients and the optimiser's state of one copy are spread over; -1: all there are."""
+
+    gather: Literal["float32", "bfloat16"] = "float32"
+    """In what parameters are sent to where a layer is computed. bfloat16 sends half the bytes and rounds what is not
+    rounded otherwise: embeddings, norms and gates' offsets. Gradients are always added up in float32."""
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if self.data_shard == 0:
+            raise ValueError("data_shard must be 1 or more, or -1 for all processes, got 0")
+        return self
 
 
 class TrainingConfig(Config):
@@ -85,6 +109,9 @@ class TrainingConfig(Config):
 
     log_every: int = Field(default=10, ge=1, le=LONGEST)
     """Steps between two lines of training metrics."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """Of several processes."""
 
     tensorboard: bool = False
     """Write the metrics as TensorBoard events too, into `tensorboard/` in the run's folder; needs tensorboard."""

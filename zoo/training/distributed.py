@@ -1,21 +1,28 @@
-"""One process or many: the same training loop, with the parameters sharded when `torchrun` starts several."""
+"""One process or many: who trains together, what they agree on, and what each has of a batch."""
 
+import atexit
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from zoo.data import Batch
-from zoo.errors import InputError
+from zoo.errors import ConfigError, InputError, ZooError
 from zoo.kernels.devices import usable_device
+from zoo.recipe.training import ParallelConfig
 
-__all__ = ["Processes", "blocks_of", "choose_device", "join_processes", "shard"]
+__all__ = ["ALONE", "Processes", "choose_device", "join_processes", "own_rank"]
+
+Agreed = TypeVar("Agreed")
+_ERROR = "zoo/error"
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     mesh: DeviceMesh | None = None
-    """None for a single process."""
+    """None for a single process; else its dimensions are `dp_replicate`, where there are replicas, and `dp_shard`."""
 
     @property
     def is_main(self) -> bool:
@@ -59,6 +66,32 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
+    def from_main(self, action: Callable[[], Agreed], /) -> Agreed:
+        """Return what `action` returns on the main process, the only one that calls it.
+
+        Files are looked at by one process, so that no two can find them different, and none waits for one that failed.
+
+        Raises:
+            ZooError: `action` raised it; every process raises the same.
+        """
+        if self.mesh is None:
+            return action()
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told = [action(), None]
+            except ZooError as error:
+                told = [None, error]
+            except BaseException:
+                dist.broadcast_object_list([None, ZooError("the first process failed")])
+                raise
+        dist.broadcast_object_list(told)
+        result, error = told
+        if error is not None:
+            raise error
+        agreed: Agreed = result
+        return agreed
+
     def share_of(self, batch: Batch) -> Batch:
         """Return this process's rows of a batch, all of them where they cannot be shared out evenly."""
         rows = len(batch.tokens)
@@ -68,49 +101,64 @@ class Processes:
         return Batch(*(tensor[self.rank * size : (self.rank + 1) * size] for tensor in batch))
 
 
+ALONE = Processes(torch.device("cpu"))
+"""One process."""
+
+
 @contextmanager
-def join_processes(device: torch.device | str | None = None) -> Iterator[Processes]:
+def join_processes(
+    device: torch.device | str | None = None, parallel: ParallelConfig | None = None
+) -> Iterator[Processes]:
     """Join the processes that `torchrun` started, or stand alone without it.
+
+    They stay joined until this process ends, or are the group that the program has joined by itself.
 
     Args:
         device: where this process computes; by default the GPU that is its own, else the CPU.
+        parallel: how the processes are laid out.
 
     Raises:
-        InputError: there is no such device.
+        ConfigError: that many processes cannot be laid out so.
+        InputError: there is no such device, or the launcher's variables make no sense.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = dist.get_world_size() if dist.is_initialized() else _from_environment("WORLD_SIZE", 1, least=1)
+    layout = _layout(parallel or ParallelConfig(), count)
     chosen = choose_device(device)
     if count == 1:
         yield Processes(chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    # gloo beside nccl: checkpoints gather tensors on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        _join(chosen, count)
+    rank = dist.get_rank()
     try:
-        yield Processes(chosen, dist.get_rank(), count, init_device_mesh(chosen.type, (count,)))
-    finally:
-        dist.destroy_process_group()
+        yield Processes(chosen, rank, count, _mesh(chosen.type, layout))
+    except ZooError as error:
+        if not _is_told_by_first(rank, str(error)):
+            error.args = (f"rank {rank}: {error}",)
+        raise
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the model's layers: the members of every list of modules it has directly."""
-    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+def _is_told_by_first(rank: int, message: str) -> bool:
+    """Return whether the first process fails of the same, within a moment, and so tells it for all."""
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        store.set(_ERROR, message)
+        return True
+    try:
+        store.wait([_ERROR], timedelta(seconds=2))
+        return bool(store.get(_ERROR).decode() == message)
+    except dist.DistError:
+        return False
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
-    """Spread parameters, gradients and optimiser state over the mesh, layer by layer, in place.
-
-    Args:
-        compiled: whether each layer is compiled; gathering its parameters stays outside of the graph.
-    """
-    for block in blocks_of(model):
-        if compiled:
-            block.compile(fullgraph=True, dynamic=False)
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    if hasattr(model, "loss"):
-        register_fsdp_forward_method(model, "loss")
+def own_rank() -> int:
+    """Return this process's number among those that `torchrun` started, 0 without it or where it is no number."""
+    try:
+        return _from_environment("RANK", 0, least=0)
+    except InputError:
+        return 0
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:
@@ -119,10 +167,66 @@ def choose_device(name: torch.device | str | None) -> torch.device:
     Raises:
         InputError: there is no such device.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _from_environment("LOCAL_RANK", 0, least=0)
     if name is None:
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = "cuda"
     device = usable_device(name)
     if device.type == "meta":
         raise InputError("device: must be one that computes, such as 'cpu', got 'meta'")
-    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
+    if device.type != "cuda" or device.index is not None:
+        return device
+    if local >= (there := torch.cuda.device_count()):
+        raise InputError(f"LOCAL_RANK: expected a GPU for each process here, of which there are {there}, was {local}")
+    return torch.device("cuda", local)
+
+
+def _from_environment(name: str, default: int, *, least: int) -> int:
+    """Return a number that the launcher sets."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, as torchrun sets it, was {text!r:.60}")
+    return int(text)
+
+
+def _join(device: torch.device, count: int) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise InputError(f"{name}: expected a value, as WORLD_SIZE is {count}; torchrun sets them all")
+    rank = _from_environment("RANK", 0, least=0)
+    if rank >= count:
+        raise InputError(f"RANK: expected less than WORLD_SIZE, {count}, was {rank}")
+    # gloo beside nccl: checkpoints gather tensors on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int]:
+    """Return the numbers of replicas and of shards of each.
+
+    Raises:
+        ConfigError: they do not multiply to the number of processes.
+    """
+    replicas, shards = parallel.data_replicate, parallel.data_shard
+    if shards == -1:
+        shards = max(1, count // replicas)
+    if replicas * shards != count:
+        stated = "" if parallel.data_shard == -1 else f" times training.parallel.data_shard {shards}"
+        raise ConfigError(
+            f"training.parallel.data_replicate: {replicas}{stated} must make the number of processes, which is {count}"
+        )
+    return replicas, shards
+
+
+@functools.cache  # every mesh makes process groups, which stay
+def _mesh(device_type: str, layout: tuple[int, int]) -> DeviceMesh:
+    replicas, shards = layout
+    if replicas == 1:
+        return init_device_mesh(device_type, (shards,), mesh_dim_names=("dp_shard",))
+    return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard"))

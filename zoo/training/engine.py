@@ -1,6 +1,7 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from zoo.data import Batch, Batches, Corpus, validation_batches
 from zoo.errors import TrainingError
 from zoo.models import Decoder
+from zoo.models.initialization import draw_seed
 from zoo.recipe.training import TrainingConfig
-from zoo.training.distributed import Processes, blocks_of, shard
+from zoo.training.distributed import Processes
 from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
 from zoo.training.optimizer import (
     autocast,
@@ -21,6 +23,7 @@ from zoo.training.optimizer import (
     set_learning_rate,
 )
 from zoo.training.run.checkpoint import Checkpoint
+from zoo.training.spread import blocks_of, communicate_at_the_end, free_gathered, keep_gathered, spread
 from zoo.training.state import (
     generator_tensors,
     model_tensors,
@@ -70,7 +73,12 @@ class Engine:
         if config.checkpointing != "none":
             model.checkpoint(config.checkpointing)
         if processes.mesh is not None:
-            shard(model, processes.mesh, compiled=config.compile)
+            gather = getattr(torch, config.parallel.gather)
+            torch.manual_seed(config.seed)  # so that the seed drawn is that of a single process, which builds first
+            seed = draw_seed()
+            spread(model, processes.mesh, processes.device, seed=seed, gather=gather, compiled=config.compile)
+            if config.accumulate > 1:
+                keep_gathered(model)
         elif config.compile and not objective.is_compiled:
             # Every batch has one of two shapes, so that sizes need not become variables.
             objective.compile(fullgraph=True, dynamic=False)
@@ -94,6 +102,8 @@ class Engine:
         accumulate = self._config.accumulate
         losses = []
         for part in range(accumulate):
+            if self._processes.mesh is not None:
+                communicate_at_the_end(self._model, is_last=part == accumulate - 1)
             loss = self._loss(self._batches.batch((step - 1) * accumulate + part)) / accumulate
             torch.autograd.backward(loss)
             losses.append(loss.detach())
@@ -115,7 +125,9 @@ class Engine:
         """Return the loss on the validation batches."""
         self._model.eval()
         self._modes.add("evaluate")
-        return evaluate(self._shared_loss, self._validation, self._corpus.tokenizer)
+        evaluation = evaluate(self._shared_loss, self._validation, self._corpus.tokenizer)
+        free_gathered(self._model)
+        return evaluation
 
     @property
     def expected_graphs(self) -> int:
@@ -134,14 +146,16 @@ class Engine:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take the state from a checkpoint.
+        """Take the state from a checkpoint, which the first process alone reads.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: it is of another model, or cannot be read.
         """
-        restore_model(self._model, checkpoint.tensors("model"), str(checkpoint.path))
-        restore_optimizer(self._model, self._optimizer, checkpoint.tensors("optimizer"), str(checkpoint.path))
-        restore_generators(self._processes.device, checkpoint.tensors("generators"))
+        processes, source = self._processes, str(checkpoint.path)
+        restore_model(self._model, partial(checkpoint.tensors, "model"), source, processes)
+        restore_optimizer(self._model, self._optimizer, partial(checkpoint.tensors, "optimizer"), source, processes)
+        generators = processes.from_main(partial(checkpoint.tensors, "generators"))
+        restore_generators(processes.device, generators)
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self._processes.device

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.compiling.report import CompileReport, CompileWatch, compiling_seconds, naming_compile_errors, watch_anew
 from zoo.data import Corpus
-from zoo.errors import CheckpointError, DivergenceError, InputError, Interruption, TrainingError
+from zoo.errors import CheckpointError, CorpusError, DivergenceError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
@@ -27,7 +27,7 @@ from zoo.training.objective import HALVES, NextTokenLoss
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
-from zoo.training.run.checkpoint import first_not_finite
+from zoo.training.run.checkpoint import Checkpoint, first_not_finite
 from zoo.training.run.growth import check_same_run
 from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
@@ -98,11 +98,8 @@ class Trainer:
         """
         with ExitStack() as stack:
             signals = stack.enter_context(watching_signals())
-            if self._processes.is_main:
-                stack.enter_context(self._run.locked())
-                self._run.claim(self._recipe)
-                self._run.checkpoints.clean()
-            self._processes.barrier()
+            self._check_corpus()
+            self._processes.from_main(lambda: self._claim(stack))
             self._resume()
             if self._processes.is_main:
                 metrics = MetricsLog(self._run.metrics_path, self._saved_step, self._metrics_extent)
@@ -117,9 +114,24 @@ class Trainer:
             stack.enter_context(naming_memory_errors(advice(self._config)))
             with deterministic_on_cpu(device), signals.holding():
                 self._train(signals)
-            result = self._result()
-        self._processes.barrier()
-        return result
+            return self._processes.from_main(self._finish)
+
+    def _check_corpus(self) -> None:
+        """Check that all processes read the same.
+
+        Raises:
+            CorpusError: they do not.
+        """
+        first = self._processes.from_main(lambda: self._corpus.hash)
+        if self._processes.any(first != self._corpus.hash):
+            raise CorpusError(
+                f"data.source: expected the same for all {self._processes.count} processes, was another one for some"
+            )
+
+    def _claim(self, stack: ExitStack) -> None:
+        stack.enter_context(self._run.locked())
+        self._run.claim(self._recipe)
+        self._run.checkpoints.clean()
 
     def _train(self, signals: SignalWatch) -> None:
         if self._step == 0:
@@ -239,35 +251,31 @@ class Trainer:
     def _save(self) -> None:
         self._read_losses()
         tensors = self._engine.tensors()
+        self._last_checkpoint = self._processes.from_main(lambda: self._write(tensors))
+        self._saved_step = self._step
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]]) -> Path:
         if (name := first_not_finite(tensors)) is not None:
             raise DivergenceError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
-        if self._metrics is not None:
-            self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
-            facts = {
-                **self._position(),
-                "recipe": self._recipe.model_dump(mode="json"),
-                "corpus": self._corpus.hash,
-                "torch": torch.__version__,
-                "compilation": asdict(self._compilation()),
-                "recent_losses": self._losses.since_line,
-                "metrics": self._metrics.extent(),
-                "losses_before_spikes": list(self._losses.spikes.recent),
-            }
-            self._last_checkpoint = self._run.checkpoints.save(self._step, tensors, facts)
-        self._saved_step = self._step
-        self._processes.barrier()
+        assert self._metrics is not None
+        self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
+        facts = {
+            **self._position(),
+            "recipe": self._recipe.model_dump(mode="json"),
+            "corpus": self._corpus.hash,
+            "torch": torch.__version__,
+            "compilation": asdict(self._compilation()),
+            "recent_losses": self._losses.since_line,
+            "metrics": self._metrics.extent(),
+            "losses_before_spikes": list(self._losses.spikes.recent),
+        }
+        return self._run.checkpoints.save(self._step, tensors, facts)
 
     def _resume(self) -> None:
-        checkpoint = self._run.newest_checkpoint()
+        checkpoint = self._processes.from_main(self._find_checkpoint)
         if checkpoint is None:
             return
         facts = checkpoint.facts
-        check_same_run(self._recipe, facts["recipe"], checkpoint.path, checkpoint.step)
-        if facts["corpus"] != self._corpus.hash:
-            raise CheckpointError(
-                f"{checkpoint.path}: was trained on another corpus (sha256 {facts['corpus'][:12]}, "
-                f"now {self._corpus.hash[:12]}); choose another folder to start anew"
-            )
         self._engine.restore(checkpoint)
         self._step = self._saved_step = checkpoint.step
         self._last_checkpoint = checkpoint.path
@@ -278,16 +286,29 @@ class Trainer:
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
         self._compiled_before = CompileReport(**facts["compilation"])
 
+    def _find_checkpoint(self) -> Checkpoint | None:
+        checkpoint = self._run.newest_checkpoint()
+        if checkpoint is None:
+            return None
+        check_same_run(self._recipe, checkpoint.facts["recipe"], checkpoint.path, checkpoint.step)
+        if (trained_on := checkpoint.facts["corpus"]) != self._corpus.hash:
+            raise CheckpointError(
+                f"{checkpoint.path}: was trained on another corpus (sha256 {trained_on[:12]}, "
+                f"now {self._corpus.hash[:12]}); choose another folder to start anew"
+            )
+        return checkpoint
+
     def _compilation(self) -> CompileReport:
         if self._watch is None:
             return self._compiled_before
         return self._compiled_before + self._watch.report(self._engine.expected_graphs)
 
-    def _result(self) -> TrainingResult:
+    def _finish(self) -> TrainingResult:
+        """Write down, and return, what the run came to."""
         position = self._position()
         compilation = self._compilation()
-        if self._metrics is not None:
-            check_metrics(self._run.metrics_path, self._metrics.extent())
+        assert self._metrics is not None
+        check_metrics(self._run.metrics_path, self._metrics.extent())
         result = TrainingResult(
             folder=self._run.path,
             parameters=self._parameters,
@@ -301,9 +322,8 @@ class Trainer:
             corpus_hash=self._corpus.hash,
             **summarise(read_metrics(self._run.metrics_path)),
         )
-        if self._processes.is_main:
-            self._run.checkpoints.prune()
-            self._run.finish(result)
+        self._run.checkpoints.prune()
+        self._run.finish(result)
         return result
 
 

@@ -4,7 +4,7 @@ torch's distributed state dicts name optimiser state by parameter instead of by 
 sharded over processes, so that one process is the same code as many.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from zoo.errors import CheckpointError
+from zoo.training.distributed import ALONE, Processes
 
 __all__ = [
     "generator_tensors",
@@ -38,19 +39,22 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
 
 
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def restore_model(
+    model: nn.Module, tensors: Callable[[], Mapping[str, Tensor]], source: str, processes: Processes = ALONE
+) -> None:
     """Give `model` the values that `model_tensors` returned.
 
     Args:
+        tensors: returns them; called by the first process alone, which hands them out.
         source: what an error calls the tensors, for example their file.
 
     Raises:
         CheckpointError: they are those of another model, by name, shape or dtype.
     """
-    _check_same(tensors, {name: (value.shape, value.dtype) for name, value in _model_values(model).items()}, source)
+    expected = {name: (value.shape, value.dtype) for name, value in _model_values(model).items()}
+    found = _read(tensors, expected, source, processes)
     # Not strict, for shared parameters stand in the file once.
-    options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, dict(tensors), options=options)
+    set_model_state_dict(model, found, options=_handing_out(processes, strict=False))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -64,9 +68,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], source: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Callable[[], Mapping[str, Tensor]],
+    source: str,
+    processes: Processes = ALONE,
 ) -> None:
-    """Give a new `optimizer` of `model` the state that `optimizer_tensors` returned.
+    """Give a new `optimizer` of `model` the state that `optimizer_tensors` returned; arguments as of `restore_model`.
 
     Raises:
         CheckpointError: it is the state of another optimiser or model.
@@ -77,11 +85,12 @@ def restore_optimizer(
         for name, kinds in values["state"].items()
         for kind, value in kinds.items()
     }
-    _check_same(tensors, expected, source)
+    found = _read(tensors, expected, source, processes)
     # A new mapping: the inner ones of `values` are the optimiser's own.
-    state = {name: {kind: tensors[f"{name}.{kind}"] for kind in kinds} for name, kinds in values["state"].items()}
-    options = StateDictOptions(full_state_dict=True)
-    set_optimizer_state_dict(model, optimizer, values | {"state": state}, options=options)
+    state = {}
+    if processes.is_main:
+        state = {name: {kind: found[f"{name}.{kind}"] for kind in kinds} for name, kinds in values["state"].items()}
+    set_optimizer_state_dict(model, optimizer, values | {"state": state}, options=_handing_out(processes, strict=True))
 
 
 def generator_tensors(device: torch.device) -> dict[str, Tensor]:
@@ -103,6 +112,27 @@ def _model_values(model: nn.Module) -> dict[str, Tensor]:
     values = model.state_dict(keep_vars=True)
     own = dict(model.named_parameters())
     return {name: value for name, value in values.items() if name in own or not isinstance(value, nn.Parameter)}
+
+
+def _read(
+    tensors: Callable[[], Mapping[str, Tensor]],
+    expected: Mapping[str, tuple[torch.Size, torch.dtype]],
+    source: str,
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """Return the tensors where this is the first process, nothing elsewhere, once they are found to be as expected."""
+    found: dict[str, Tensor] = {}
+
+    def read_and_check() -> None:
+        found.update(tensors())
+        _check_same(found, expected, source)
+
+    processes.from_main(read_and_check)
+    return found
+
+
+def _handing_out(processes: Processes, *, strict: bool) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, strict=strict, broadcast_from_rank0=processes.mesh is not None)
 
 
 def _check_same(

@@ -71,18 +71,20 @@ def _train(
     progress: ProgressReporter | None,
     workshop: Workshop,
 ) -> TrainingResult:
-    if run.status(recipe) == "finished":
-        return run.result()
-    if recipe.training.tensorboard:
-        check_tensorboard()
-    if corpus is None:
-        with naming_memory_errors(READING):
-            corpus = load_corpus(recipe.data)
-    if corpus.vocab_size > recipe.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
-        )
-    with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
+    joined = join_processes(device, recipe.training.parallel)
+    with joined as processes, torch.random.fork_rng(devices=processes.gpus):
+        finished = processes.from_main(lambda: run.result() if run.status(recipe) == "finished" else None)
+        if finished is not None:
+            return finished
+        if recipe.training.tensorboard:
+            check_tensorboard()
+        if corpus is None:
+            with naming_memory_errors(READING):
+                corpus = load_corpus(recipe.data)
+        if corpus.vocab_size > recipe.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size: must be at least the corpus's {corpus.vocab_size}, got {recipe.model.vocab_size}"
+            )
         torch.manual_seed(recipe.training.seed)
         objective = workshop.objective(recipe, processes)
         reporter = SilentProgress() if progress is None or not processes.is_main else progress

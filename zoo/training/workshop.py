@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from zoo.builder import build
+from zoo.builder import build, check_state
 from zoo.models import Decoder
 from zoo.recipe import Recipe
 from zoo.training.distributed import Processes
@@ -25,7 +25,8 @@ class Workshop:
         self._objective: NextTokenLoss | None = None
 
     def objective(self, recipe: Recipe, processes: Processes) -> NextTokenLoss:
-        """Return the loss of a recipe's model with freshly drawn weights, on the device of `processes`.
+        """Return the loss of a recipe's model with freshly drawn weights, on the device of `processes`; of several, on
+        the meta device, for `zoo.training.spread`.
 
         Raises:
             TrainingError: memory does not suffice.
@@ -34,7 +35,9 @@ class Workshop:
         if self._recipe is None or _as_compiled(self._recipe) != _as_compiled(recipe) or processes.mesh is not None:
             kept = None  # before another model takes its memory
         with naming_memory_errors(BUILDING):
-            model = build(recipe, device=processes.device)
+            # Of many processes, none holds the whole model.
+            model = build(recipe, device=processes.device if processes.mesh is None else "meta")
+            check_state(model)
         if kept is None:
             kept = NextTokenLoss(model)
         else:

@@ -1,6 +1,7 @@
 """The folder of a run: what is where, whose it is and how far it came."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -189,7 +190,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     if checkpoint is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
     model = build(recipe, device=None if device is None else choose_device(device))
-    restore_model(model, checkpoint.tensors("model"), str(checkpoint.path))
+    restore_model(model, partial(checkpoint.tensors, "model"), str(checkpoint.path))
     return recipe, model.eval()
 
 

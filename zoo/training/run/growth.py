@@ -59,8 +59,12 @@ def _against(was: TrainingConfig, now: TrainingConfig, made: int) -> str:
     return ""
 
 
+def _is_free(key: str) -> bool:
+    return key in _FREE or key.startswith("training.parallel.")
+
+
 def _leaves(recipe: Config) -> dict[str, Any]:
-    values = {key: value for key, value in flatten(recipe.model_dump(mode="json")) if key not in _FREE}
+    values = {key: value for key, value in flatten(recipe.model_dump(mode="json")) if not _is_free(key)}
     if values["training.spike"] == "stop":  # which steps are made is the same
         values["training.spike"] = "warn"
     return values
