@@ -86,9 +86,9 @@ class Processes:
                 dist.broadcast_object_list([None, ZooError("the first process failed")])
                 raise
         dist.broadcast_object_list(told)
-        result, error = told
-        if error is not None:
-            raise error
+        result, failure = told
+        if failure is not None:
+            raise failure
         agreed: Agreed = result
         return agreed
 

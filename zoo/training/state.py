@@ -54,7 +54,7 @@ def restore_model(
     expected = {name: (value.shape, value.dtype) for name, value in _model_values(model).items()}
     found = _read(tensors, expected, source, processes)
     # Not strict, for shared parameters stand in the file once.
-    set_model_state_dict(model, found, options=_handing_out(processes, strict=False))
+    set_model_state_dict(model, dict(found), options=_handing_out(processes, strict=False))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
