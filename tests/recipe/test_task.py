@@ -34,7 +34,7 @@ def test_text_is_no_task(override):
 
 
 def test_the_vocabulary_follows_the_task_unless_it_is_stated():
-    assert load_recipe("tiny", ["task=mqar", "task.vocab_size=512"]).model.vocab_size == 512
+    assert load_recipe("tiny", ["task=mqar", "task.vocab_size=1024"]).model.vocab_size == 1024
     stated = load_recipe("tiny", ["task=s5", "model.vocab_size=128"])
     assert stated.model.vocab_size == 128
     assert stated.override(["task.train_lengths=[16]"]).model.vocab_size == 128

@@ -4,6 +4,7 @@ Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Mod
 HazyResearch/zoology, `original_mqar_configs.py` and `multiquery_ar`.
 """
 
+from collections.abc import Mapping
 from math import log2
 from typing import Literal
 
@@ -56,7 +57,7 @@ class Mqar(Task):
     def test_cases(self, lengths: tuple[int, ...]) -> tuple[Case, ...]:
         return self._cases(lengths, _TEST_PAIRS)
 
-    def _cases(self, lengths: tuple[int, ...], published: dict[int, tuple[int, ...]]) -> tuple[Case, ...]:
+    def _cases(self, lengths: tuple[int, ...], published: Mapping[int, tuple[int, ...]]) -> tuple[Case, ...]:
         if self.pairs is not None:
             return tuple(Case(length, pairs=self.pairs) for length in lengths)
         return tuple(Case(length, pairs=pairs) for length in lengths for pairs in published.get(length, (length // 4,)))
