@@ -59,6 +59,14 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
+    def join(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order; as many from each, on the CPU."""
+        if self.mesh is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def share_of(self, batch: Batch) -> Batch:
         """Return this process's rows of a batch, all of them where they cannot be shared out evenly."""
         rows = len(batch.tokens)
@@ -109,8 +117,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, compiled: bool) -> None:
             block.compile(fullgraph=True, dynamic=False)
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    if hasattr(model, "loss"):
-        register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "score"):
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:

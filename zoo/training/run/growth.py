@@ -19,7 +19,7 @@ _FREE = {
     "training.log_every",
     "training.tensorboard",
 }
-"""What changes no result, but for the order of sums."""
+"""What changes nothing that is trained, but for the order of sums. What is measured in the end is free too."""
 
 
 def check_same_run(recipe: Config, stored: Mapping[str, Any], owner: Path, made: int) -> None:
@@ -60,7 +60,8 @@ def _against(was: TrainingConfig, now: TrainingConfig, made: int) -> str:
 
 
 def _leaves(recipe: Config) -> dict[str, Any]:
-    values = {key: value for key, value in flatten(recipe.model_dump(mode="json")) if key not in _FREE}
+    leaves = flatten(recipe.model_dump(mode="json"))
+    values = {key: value for key, value in leaves if key not in _FREE and not key.startswith("evaluation.")}
     if values["training.spike"] == "stop":  # which steps are made is the same
         values["training.spike"] = "warn"
     return values
