@@ -75,8 +75,8 @@ class Trainer:
         watch = CompileWatch if objective.is_compiled else watch_anew
         self._watch = watch() if self._config.compile else None
         self._examples = examples_of(material, self._config, recipe.evaluation, processes)
-        self._engine = Engine(objective, self._config, self._examples, processes)
         self._state_bytes = state_bytes(any_state(model, self._examples.longest))
+        self._engine = Engine(objective, self._config, self._examples, processes)
         self._peak_memory = PeakMemory(processes.device)
 
         self._step = 0
@@ -314,7 +314,9 @@ class Trainer:
             corpus_hash=self._examples.hash,
             state_bytes=self._state_bytes,
             peak_memory_bytes=peak_memory_bytes,
-            **vars(measures),
+            positions=measures.positions,
+            lengths=measures.lengths,
+            accuracy=measures.accuracy,
             **summarise(read_metrics(self._run.metrics_path)),
         )
         if self._processes.is_main:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from zoo.errors import CheckpointError
 from zoo.reading import hash_document, read_regular
@@ -13,7 +13,7 @@ from zoo.report.files import replace_file
 from zoo.training.measures import Accuracy, LengthLoss, PositionLoss
 from zoo.training.run.metrics import Extent
 
-__all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
+__all__ = ["Summary", "TrainingResult", "read_result", "summarise", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,18 @@ class TrainingResult:
     """The most memory that training took, by the allocator of the (first) GPU; None: trained on a CPU."""
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the fields of a result that follow from the metrics of a whole run.
+class Summary(TypedDict):
+    """The fields of a `TrainingResult` that follow from the metrics of a whole run."""
+
+    tokens_per_second: float
+    final_loss: float
+    final_validation_loss: float
+    final_bits_per_byte: float
+    best_bits_per_byte: float
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> Summary:
+    """Return what the metrics of a whole run come to.
 
     Raises:
         CheckpointError: they are not those of a whole run.
