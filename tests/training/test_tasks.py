@@ -30,10 +30,16 @@ def lines(folder):
     return [[record.get(key) for key in kept] for record in read_metrics(folder / "metrics.jsonl")]
 
 
+PLAIN = ("training.compile=false",)
+COMPILED = ("training.compile=true", "task.vocab_size=64", "mixer=gated-power")
+
+
 @pytest.mark.parametrize(
     ("kind", "overrides"),
-    [(kind, ["training.compile=false"]) for kind in tasks] + [("mqar", ["training.compile=true", "mixer=gated-power"])],
-    ids=lambda value: value if isinstance(value, str) else "compiled" if "training.compile=true" in value else "plain",
+    [
+        *(pytest.param(kind, PLAIN, id=kind) for kind in tasks),
+        pytest.param("mqar", COMPILED, id="mqar, compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_on_a_task_goes_on_bitwise(tmp_path, kind, overrides):
     recipe = small_recipe(kind, *overrides)
@@ -51,6 +57,7 @@ def test_a_run_on_a_task_goes_on_bitwise(tmp_path, kind, overrides):
     assert straight.positions == straight.lengths == []
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_measures_are_the_same(tmp_path):
     """At a length of training, at others, and with more rows than one and with one alone."""
     overrides = ["mixer=power", "evaluation.lengths=[16,24,96,200]"]
@@ -68,6 +75,7 @@ def test_compiled_and_plain_measures_are_the_same(tmp_path):
     ]
     for name in ("positions", "lengths"):
         for one, other in zip(*(getattr(text, name) for text in texts), strict=True):
+            assert one.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-3)
             assert one == pytest.approx(other, rel=1e-3)
     assert texts[0].positions[-1]["end"] == 200
     assert texts[0].recompiles == 0
@@ -124,3 +132,19 @@ def test_a_run_on_another_task_is_refused_by_name(tmp_path):
         train(other, tmp_path, device="cpu")
     with pytest.raises(CheckpointError, match=r"holds a run with .*; choose another folder"):
         train(load_recipe("tiny", TEXT), tmp_path, device="cpu")
+
+
+@pytest.mark.slow
+def test_softmax_learns_to_copy_and_a_small_state_does_less_well(tmp_path):
+    """The same settings for both: sixteen symbols, which softmax keeps, and linear attention puts in 8 x 8 numbers a head."""
+    size = ["model.width=32", "model.layers=2", "model.heads=4", "model.feed_forward_width=64"]
+    length = ["task.train_lengths=[32]", "task.test_lengths=[32]", "training.context_length=32"]
+    steps = ["training.steps=300", "training.warmup_steps=20", "training.learning_rate=5e-3", "training.batch_size=32"]
+    quick = ["training.compile=false", "training.evaluation_tokens=2048"]
+    found = {}
+    for mixer in ("softmax", "linear"):
+        recipe = load_recipe("tiny", ["task=copy", "task.symbols=16", f"mixer={mixer}", *size, *length, *steps, *quick])
+        (total,) = train(recipe, tmp_path / mixer, device="cpu").accuracy
+        found[mixer] = total["accuracy"]
+    assert found["softmax"] > 0.99
+    assert 0.5 < found["linear"] < 0.97
