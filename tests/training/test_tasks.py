@@ -136,7 +136,7 @@ def test_a_run_on_another_task_is_refused_by_name(tmp_path):
 
 @pytest.mark.slow
 def test_softmax_learns_to_copy_and_a_small_state_does_less_well(tmp_path):
-    """The same settings for both: sixteen symbols, which softmax keeps, and linear attention puts in 8 x 8 numbers a head."""
+    """With the same settings: softmax keeps all sixteen symbols, linear attention 8 x 8 numbers a head."""
     size = ["model.width=32", "model.layers=2", "model.heads=4", "model.feed_forward_width=64"]
     length = ["task.train_lengths=[32]", "task.test_lengths=[32]", "training.context_length=32"]
     steps = ["training.steps=300", "training.warmup_steps=20", "training.learning_rate=5e-3", "training.batch_size=32"]
