@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from zoo.data import Batch
 
-__all__ = ["Accuracy", "Judge", "LengthLoss", "Measures", "PositionLoss", "Scores", "Tally", "doubling"]
+__all__ = ["Accuracy", "Judge", "LengthLoss", "Measures", "PositionLoss", "Scores", "Tally", "doubling", "finite"]
 
 
 class PositionLoss(TypedDict):
@@ -20,7 +21,7 @@ class PositionLoss(TypedDict):
     end: int
     """The first position behind them."""
     loss: float | None
-    """Nats per token; None where no document is so long."""
+    """Nats per token; None where no document is so long, or where it is not finite."""
     tokens: int
     """Targets that it is the mean of."""
 
@@ -29,9 +30,9 @@ class LengthLoss(TypedDict):
     """The validation loss in contexts of one length."""
 
     length: int
-    loss: float
-    """Nats per token."""
-    bits_per_byte: float
+    loss: float | None
+    """Nats per token; None where it is not finite, as may be in contexts longer than the model was trained on."""
+    bits_per_byte: float | None
     tokens: int
     """Targets that it is the mean of."""
 
@@ -100,9 +101,14 @@ class Tally:
         self.counts += np.bincount(groups, minlength=len(self.counts))
 
     def means(self) -> Iterator[tuple[int, float | None, int]]:
-        """Yield each group's number, mean (None of nothing) and count."""
+        """Yield each group's number, mean (None of nothing, or where it is not finite) and count."""
         for group, (total, count) in enumerate(zip(self.sums.tolist(), self.counts.tolist(), strict=True)):
-            yield group, total / count if count else None, count
+            yield group, finite(total / count) if count else None, count
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON can hold; None stands for all others."""
+    return value if isfinite(value) else None
 
 
 def doubling(numbers: NDArray[np.integer]) -> NDArray[np.integer]:

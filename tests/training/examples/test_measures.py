@@ -102,6 +102,15 @@ def test_the_loss_at_a_length_is_that_of_windows_of_it(documents):
         assert entry["bits_per_byte"] > entry["loss"] / np.log(2)  # separators are of no bytes
 
 
+def test_a_loss_that_is_not_finite_is_none(documents):
+    model = small_model("softmax")
+    torch.nn.init.constant_(model.norm.weight, torch.inf)
+    found = measured(model, corpus_of(np.concatenate(documents), 256), EvaluationConfig(positions=True, lengths=(8,)))
+    assert {entry["loss"] for entry in [*found.positions, *found.lengths]} == {None}
+    assert found.lengths[0]["bits_per_byte"] is None
+    assert found.positions[0]["tokens"] == 8
+
+
 def test_a_context_longer_than_the_validation_text_is_refused(documents):
     corpus = corpus_of(np.concatenate(documents), 256)
     with pytest.raises(CorpusError, match=r"evaluation\.lengths: the 131 tokens of validation data are too few for a"):

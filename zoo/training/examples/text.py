@@ -11,7 +11,7 @@ from zoo.recipe.evaluation import EvaluationConfig
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
 from zoo.training.examples.documents import DocumentRows, document_rows, window_rows
-from zoo.training.measures import Judge, LengthLoss, Measures, PositionLoss, Tally, doubling
+from zoo.training.measures import Judge, LengthLoss, Measures, PositionLoss, Tally, doubling, finite
 from zoo.training.objective import Evaluation, evaluate
 
 __all__ = ["TextExamples"]
@@ -86,8 +86,8 @@ class TextExamples:
         nats = sum(float(judge.scores(batch, marked=self.marked).losses.sum()) for batch in batches)
         tokens = sum(batch.targets.numel() for batch in batches)
         byte_count = sum(bytes_in(batch.targets, self._corpus.tokenizer) for batch in batches)
-        bits = bits_per_byte(nats, byte_count)
-        return LengthLoss(length=length, loss=nats / tokens, bits_per_byte=bits, tokens=tokens)
+        loss, bits = finite(nats / tokens), finite(bits_per_byte(nats, byte_count))
+        return LengthLoss(length=length, loss=loss, bits_per_byte=bits, tokens=tokens)
 
     def _by_position(self, judge: Judge) -> Iterator[PositionLoss]:
         longest = self.longest
