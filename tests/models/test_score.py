@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from zoo.errors import InputError
 from zoo.mixers import mixers
@@ -51,3 +52,23 @@ def test_bad_targets_are_refused() -> None:
         model.score(tokens, targets[:, 1:])
     with pytest.raises(InputError, match="targets: expected 0 to 10, or -100 to be ignored, was 11"):
         model.score(tokens, targets.clamp(min=11))
+
+
+@pytest.mark.parametrize("name", ["softmax", "sliding-window", "gated-power", "gated-delta", "mamba2", "rwkv7"])
+def test_all_lengths_but_the_first_take_one_graph(name: str) -> None:
+    """Measures at many lengths rely on it; a lone row takes one of its own, as the compiler sets sizes of 1 apart."""
+    torch._dynamo.reset()
+    config = DecoderConfig(**SIZES | {"layers": 1}, positions="rotary")
+    model = Decoder(config, [mixers[name].config()]).eval()
+    counter = CompileCounter()
+    score = torch.compile(model.score, backend=counter, fullgraph=True)
+    graphs = []
+    for rows, length in ((3, 16), (2, 24), (4, 64), (1, 100), (1, 150)):
+        tokens, targets = torch.randint(0, 11, (2, rows, length))
+        resets = torch.rand(rows, length) < 0.1
+        found = score(tokens, targets, resets=resets)
+        graphs.append(counter.frame_count)
+        torch.testing.assert_close(found.losses, model.score(tokens, targets, resets=resets).losses)
+    assert graphs[0] == 1
+    assert graphs[2] <= 2
+    assert graphs[4] <= 3
