@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 from pydantic.fields import FieldInfo
@@ -13,8 +13,9 @@ from pydantic.fields import FieldInfo
 from zoo.blocks.heads import HeadConfig
 from zoo.config import Config
 from zoo.mixers import mixers
-from zoo.recipe import DataConfig, DecoderConfig, TrainingConfig
+from zoo.recipe import DataConfig, DecoderConfig, EvaluationConfig, TrainingConfig
 from zoo.recipe.training import ParallelConfig
+from zoo.tasks import tasks
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = {
@@ -22,6 +23,7 @@ SECTIONS = {
     "data": DataConfig,
     "training": TrainingConfig,
     "training.parallel": ParallelConfig,
+    "evaluation": EvaluationConfig,
 }
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -57,6 +59,10 @@ def type_of(annotation: object) -> str:
     """Write a field's type as the tables do: what YAML calls it, or its choices."""
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return type_of(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"list of {type_of(get_args(annotation)[0])}s"
     if members := get_args(annotation):
         return " or ".join(type_of(member) for member in members)
     return {int: "integer", float: "number", bool: "boolean", str: "text", type(None): "`null`"}[annotation]
@@ -85,5 +91,14 @@ def test_sections_of_a_recipe_are_listed_with_types_and_defaults(section: str, c
         if f"{section}.{name}" not in SECTIONS
     }
     documented = documented_options("recipes.md", section)
+    assert documented == fields
+    assert list(documented) == list(fields)
+
+
+@pytest.mark.parametrize("kind", tasks)
+def test_options_of_a_task_are_listed_with_types_and_defaults(kind: str) -> None:
+    fields = {name: [type_of(field.annotation), default_of(field)] for name, field in tasks[kind].model_fields.items()}
+    assert fields.pop("kind") == [f"`{kind}`", f"`{kind}`"]
+    documented = documented_options("tasks.md", kind)
     assert documented == fields
     assert list(documented) == list(fields)

@@ -22,6 +22,7 @@ ROOMS = (
     "report",
     "blocks",
     "mixers",
+    "tasks",
     "recipe",
     "data",
     "models",

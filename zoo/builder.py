@@ -12,7 +12,7 @@ from zoo.kernels.devices import usable_device
 from zoo.mixers import MixerConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
 from zoo.models.decoder import Decoder
-from zoo.recipe import Hybrid, Recipe, load_recipe
+from zoo.recipe import EvaluationConfig, Hybrid, Recipe, load_recipe
 from zoo.recipe.data import DataConfig
 from zoo.recipe.model import DecoderConfig
 
@@ -79,7 +79,8 @@ def shrink(recipe: Recipe) -> Recipe:
     """Return a recipe of the same structure at tiny widths, to train or test in seconds.
 
     Kept are the mixers and their options, hybrids, grouped heads, norms, biases, the kinds of feed-forward layer and of
-    positions and how many there are, and tied embeddings. The data are bytes, the sequences at most 64 tokens.
+    positions and how many there are, and tied embeddings. The data are bytes, also in place of a task, the sequences at
+    most 64 tokens.
     """
     training = recipe.training
     steps = min(training.steps, 20)
@@ -89,6 +90,8 @@ def shrink(recipe: Recipe) -> Recipe:
         mixer=_shrink_mixer(recipe.mixer),
         hybrid=None if recipe.hybrid is None else Hybrid(mixer=_shrink_mixer(recipe.hybrid.mixer), every=2),
         data=DataConfig(),
+        task=None,
+        evaluation=EvaluationConfig(),
         training=training.replace(
             context_length=min(training.context_length, 64),
             batch_size=min(training.batch_size, 4),

@@ -12,6 +12,7 @@ from zoo.kernels.cache_attention import cache_attention
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.kernels.power import PowerState, init_power_state, power_attention, power_attention_step
 from zoo.kernels.rwkv7 import rwkv7, rwkv7_step
+from zoo.kernels.token_scores import linear_scores
 
 from .marks import KERNEL_DEVICE, interpreted_or_on_gpu, not_interpreted
 from .rwkv7.problems import TOKENS, random_problem
@@ -68,6 +69,10 @@ def cross_entropy(gradient: bool) -> list[Tensor]:
     return [linear_cross_entropy(x, weight, torch.randint(0, 5, (7,)))]
 
 
+def score_tokens() -> list[Tensor]:
+    return list(linear_scores(torch.randn(7, 4), torch.randn(5, 4), torch.randint(0, 5, (7,))))
+
+
 def attend_to_cache() -> list[Tensor]:
     q, (keys, values) = torch.randn(2, 4, 16), torch.randn(2, 2, 40, 2, 16)
     position, start = torch.tensor([[40, 9], [0, 3]])
@@ -104,6 +109,7 @@ CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
     "rwkv7 step": (mix_step, {"rwkv7_step"}),
     "cross entropy": (lambda: cross_entropy(gradient=True), {"linear_cross_entropy"}),
     "cross entropy, no gradient": (lambda: cross_entropy(gradient=False), {"linear_cross_entropy"}),
+    "token scores": (score_tokens, {"token_scores"}),
     "cache": (attend_to_cache, {"cache_attention"}),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.data import ByteTokenizer, Corpus, DataConfig, TokenStream
+from zoo.recipe import EvaluationConfig
 from zoo.training import SilentProgress, TrainingConfig, TrainingResult
 from zoo.training.distributed import Processes
 from zoo.training.loop import Trainer
@@ -51,6 +52,10 @@ class TinyModel(nn.Module):
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def init_state(self, batch_size: int, **_: object) -> Tensor:
+        """The token before, of each row."""
+        return torch.empty(batch_size, dtype=torch.int64, device="meta")
+
     def flops(self, tokens: int) -> int:
         return 2 * tokens * 8 * (8 + 8 + VOCABULARY)
 
@@ -62,6 +67,7 @@ class TinyRecipe(Config):
     description: str = ""
     data: DataConfig = DataConfig()
     training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @pytest.fixture(scope="session")

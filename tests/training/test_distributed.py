@@ -298,3 +298,28 @@ def killing(self, number, accept=None):
 engine.Engine.step = killing
 train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu")
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["evaluation.positions=true", "evaluation.lengths=[16,64]"],
+        ["task=mqar", "task.vocab_size=64", "task.train_lengths=[16,32]", "task.test_lengths=[16,48]"],
+    ],
+    ids=["text", "task"],
+)
+def test_two_processes_measure_what_one_measures(tmp_path, recipe_file, overrides):
+    overrides = [*overrides, "training.steps=2", "training.warmup_steps=0"]
+    recipe_file.write_text(load_recipe(recipe_file, overrides).to_yaml())
+    results = []
+    for name, processes in (("one", 1), ("two", 2)):
+        run(recipe_file, tmp_path / name, processes)
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert results[0]["state_bytes"] == results[1]["state_bytes"]
+    for name in ("positions", "lengths", "accuracy"):
+        assert bool(results[0][name]) == (name == "accuracy" if "task=mqar" in overrides else name != "accuracy")
+        for one, two in zip(results[0][name], results[1][name], strict=True):
+            numbers = [{key: value for key, value in each.items() if value is not None} for each in (one, two)]
+            assert numbers[1] == pytest.approx(numbers[0], rel=1e-4, abs=0.02)

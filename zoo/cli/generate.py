@@ -49,10 +49,13 @@ def generate(
     Example:
       zoo generate runs/tiny --prompt "def main(" --max-new-tokens 200
     """
+    from zoo.errors import InputError
     from zoo.generation import generate as continue_text
     from zoo.training import load_run
 
     recipe, model = load_run(run_folder, device=device)
+    if recipe.task is not None:
+        raise InputError(f"run_folder: expected a run on text, was one on task {recipe.task.kind}")
     text = continue_text(
         model,
         prompt,

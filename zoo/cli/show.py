@@ -97,7 +97,10 @@ def _facts(recipe: Recipe, costs: Accounting) -> Table:
     table.add_row("mixers", escape(_mixer_text(recipe)))
     table.add_row("positions", _position_text(recipe))
     table.add_row("vocabulary", f"{model.vocab_size:,} tokens{', tied embeddings' if model.tie_embeddings else ''}")
-    table.add_row("data", escape(f"{recipe.data.source}, tokenizer {recipe.data.tokenizer}"))
+    if recipe.task is None:
+        table.add_row("data", escape(f"{recipe.data.source}, tokenizer {recipe.data.tokenizer}"))
+    else:
+        table.add_row("task", f"{recipe.task.kind}, lengths {', '.join(f'{n:,}' for n in recipe.task.train_lengths)}")
     training = recipe.training
     tokens = training.steps * training.tokens_per_step
     length = f"{counted(training.steps, 'step')}, {counted(tokens, 'token')}"

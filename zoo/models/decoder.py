@@ -21,6 +21,7 @@ from zoo.kernels.linear_cross_entropy import (
     logits_cross_entropy,
     plain_cross_entropy,
 )
+from zoo.kernels.token_scores import TokenScores, linear_scores, logits_scores
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
 from zoo.models.identity import CompiledByItself
@@ -67,7 +68,7 @@ class Decoder(CompiledByItself):
         ConfigError: there is not one mixer a layer, or a mixer's heads do not fit the model.
     """
 
-    compiled_methods = ("forward", "loss", "prefill", "step")
+    compiled_methods = ("forward", "loss", "score", "prefill", "step")
 
     def __init__(self, config: DecoderConfig, mixer_configs: Sequence[MixerConfig]) -> None:
         super().__init__()
@@ -158,6 +159,25 @@ class Decoder(CompiledByItself):
         in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
         cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
         return cross_entropy(x, weight, targets, weights).float()
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> TokenScores:
+        """Return the loss of each of `targets [B, T]` given `tokens [B, T]`, and whether the likeliest token was right.
+
+        As `loss`, but token by token, both `[B, T]`, and without gradients; where targets are -100, 0 and False.
+
+        Raises:
+            InputError: as `loss`.
+        """
+        self._check_targets(tokens, targets, None)
+        x, _ = self._hidden(tokens, resets=resets)
+        x = self.norm(x).flatten(0, 1)
+        weight = self._head_weight
+        if weight is None:
+            scores = logits_scores(self._head(x), targets.flatten())
+        else:
+            scores = linear_scores(x, weight, targets.flatten())
+        return TokenScores(*(score.view_as(targets) for score in scores))
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.

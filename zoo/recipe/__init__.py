@@ -1,6 +1,7 @@
 """Recipes with their sections, and studies that compare recipes, as strict data."""
 
 from zoo.recipe.data import DataConfig
+from zoo.recipe.evaluation import EvaluationConfig
 from zoo.recipe.model import DecoderConfig
 from zoo.recipe.recipe import Hybrid, Recipe, available_recipes, load_recipe
 from zoo.recipe.study import Study, available_studies, load_study
@@ -9,6 +10,7 @@ from zoo.recipe.training import TrainingConfig
 __all__ = [
     "DataConfig",
     "DecoderConfig",
+    "EvaluationConfig",
     "Hybrid",
     "Recipe",
     "Study",

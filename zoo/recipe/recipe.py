@@ -14,7 +14,9 @@ from zoo.limits import MOST_LAYERS
 from zoo.mixers import MixerConfig
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.recipe.data import DataConfig
+from zoo.recipe.evaluation import EvaluationConfig
 from zoo.recipe.model import DecoderConfig
+from zoo.recipe.task import NamedTask, check_task, task_vocabulary
 from zoo.recipe.training import TrainingConfig
 
 __all__ = ["Hybrid", "Recipe", "available_recipes", "load_recipe"]
@@ -57,7 +59,11 @@ class Recipe(Config):
 
     hybrid: Hybrid | None = None
     data: DataConfig = DataConfig()
+    task: NamedTask = None
+    """A task's kind, or a mapping of its `kind` and options, to train on in place of `data`; None (or `text`): text."""
+
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("name")
     @classmethod
@@ -65,6 +71,16 @@ class Recipe(Config):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(f"must be letters, digits, '.', '_' and '-', for it names a folder, got {name!r}")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_vocabulary(cls, values: Any) -> Any:
+        """Give a model whose vocabulary is not stated its task's."""
+        model = values.get("model") if isinstance(values, Mapping) else None
+        if not isinstance(model, Mapping) or "vocab_size" in model:
+            return values
+        vocabulary = task_vocabulary(values.get("task"), "")
+        return values if vocabulary is None else {**values, "model": {**model, "vocab_size": vocabulary}}
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
@@ -76,6 +92,14 @@ class Recipe(Config):
                 f"training.context_length: must be at most model.max_positions {model.max_positions}, "
                 f"as positions are learned, got {context_length}"
             )
+        longest = max(self.evaluation.lengths, default=0)
+        if model.positions == "learned" and longest > model.max_positions:
+            raise ValueError(
+                f"evaluation.lengths: must be at most model.max_positions {model.max_positions}, as positions are "
+                f"learned, got {longest}"
+            )
+        if self.task is not None:
+            check_task(self.task, model, context_length, self.evaluation)
         return self
 
     @property
@@ -90,14 +114,26 @@ class Recipe(Config):
     def override(self, overrides: Iterable[str]) -> "Recipe":
         """Return the recipe with `key=value` overrides applied; see `zoo.config.apply_overrides`.
 
-        `mixer=power` (or `mixer.name=power`) replaces the mixer by a fresh one, `mixer.p=2` sets one option.
+        `mixer=power` (or `mixer.name=power`) replaces the mixer by a fresh one, `mixer.p=2` sets one option; so do
+        `task=mqar` and `task.pairs=8`. With another task's vocabulary, `model.vocab_size` follows unless it is set too.
 
         Raises:
             ConfigError: an override is malformed, names an unknown key or gives an invalid value.
         """
-        # A mixer's options mean nothing to another one, so its name stands for the whole section.
+        # A mixer's options mean nothing to another one, so its name stands for the whole section; a task's kind too.
         normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
-        return Recipe.from_mapping(apply_overrides(self.model_dump(mode="json"), normal), "overrides")
+        normal = [re.sub(r"^task(?:\.kind)?=([a-z]\w*)$", _as_kind, override) for override in normal]
+        values = apply_overrides(self.model_dump(mode="json"), normal)
+        if not any(override.startswith(("model=", "model.vocab_size=")) for override in normal):
+            vocabulary = task_vocabulary(values["task"], "overrides")
+            if vocabulary is not None and vocabulary != (self.task and self.task.vocabulary):
+                del values["model"]["vocab_size"]
+        return Recipe.from_mapping(values, "overrides")
+
+
+def _as_kind(override: re.Match[str]) -> str:
+    """Write a task's kind as the mapping that replaces the whole section."""
+    return "task=null" if override[1] == "null" else f"task={{kind: {override[1]}}}"
 
 
 def available_recipes() -> list[str]:

@@ -66,6 +66,14 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
+    def join(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order; as many from each, on the CPU."""
+        if self.mesh is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def from_main(self, action: Callable[[], Agreed], /) -> Agreed:
         """Return what `action` returns on the main process, the only one that calls it.
 

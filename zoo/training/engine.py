@@ -1,19 +1,22 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from zoo.data import Batch, Batches, Corpus, validation_batches
+from zoo.data import Batch
 from zoo.errors import TrainingError
 from zoo.models import Decoder
 from zoo.models.initialization import draw_seed
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
-from zoo.training.objective import Evaluation, NextTokenLoss, evaluate
+from zoo.training.examples import Examples
+from zoo.training.measures import Measures, Scores
+from zoo.training.objective import Evaluation, NextTokenLoss
 from zoo.training.optimizer import (
     autocast,
     autocast_dtype,
@@ -42,34 +45,24 @@ class Engine:
     Args:
         objective: of a model on the device of `processes`, which is changed in place; compiled here if it is not yet.
         config: how to train.
-        corpus: what to train and to evaluate on.
+        examples: what to train and to evaluate on.
         processes: who trains together.
 
     Raises:
-        CorpusError: the corpus is too short for one window.
         TrainingError: the batch cannot be shared out evenly.
     """
 
-    def __init__(self, objective: NextTokenLoss, config: TrainingConfig, corpus: Corpus, processes: Processes) -> None:
+    def __init__(
+        self, objective: NextTokenLoss, config: TrainingConfig, examples: Examples, processes: Processes
+    ) -> None:
         if config.batch_size % processes.count:
             raise TrainingError(
                 f"training.batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}"
             )
         model = cast(Decoder, objective.model)
         self._objective, self._model = objective, model
-        self._config, self._corpus, self._processes = config, corpus, processes
+        self._config, self._examples, self._processes = config, examples, processes
         self._autocast = autocast_dtype(config, processes.device)
-        self._batches = Batches(
-            corpus.train,
-            config.batch_size,
-            config.context_length,
-            config.seed,
-            rank=processes.rank,
-            world_size=processes.count,
-        )
-        self._validation = validation_batches(
-            corpus.validation, config.batch_size, config.context_length, config.evaluation_tokens
-        )
         if config.checkpointing != "none":
             model.checkpoint(config.checkpointing)
         if processes.mesh is not None:
@@ -82,6 +75,8 @@ class Engine:
         elif config.compile and not objective.is_compiled:
             # Every batch has one of two shapes, so that sizes need not become variables.
             objective.compile(fullgraph=True, dynamic=False)
+            # Measures have many: a graph for the first, and one for all others.
+            objective.tokens.compile(fullgraph=True)
         self._optimizer = build_optimizer(model, config)
         self._modes: set[str] = set()
 
@@ -104,7 +99,7 @@ class Engine:
         for part in range(accumulate):
             if self._processes.mesh is not None:
                 communicate_at_the_end(self._model, is_last=part == accumulate - 1)
-            loss = self._loss(self._batches.batch((step - 1) * accumulate + part)) / accumulate
+            loss = self._loss(self._examples.batch((step - 1) * accumulate + part)) / accumulate
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         norm = clip_gradients(self._model, self._config.clip_norm)
@@ -114,20 +109,39 @@ class Engine:
         self._optimizer.zero_grad(set_to_none=True)
         return values
 
-    def origin(self, step: int) -> str:
-        """Return which part of the training data step `step` sees, for error messages."""
-        windows = self._config.batch_size * self._config.accumulate
-        first = (step - 1) * windows
-        epoch, window = divmod(first, self._batches.windows_per_epoch)
-        return f"the {windows} windows from number {window} of epoch {epoch} in the order of seed {self._config.seed}"
-
     def evaluate(self) -> Evaluation:
-        """Return the loss on the validation batches."""
+        """Return how good the model is on what is held back."""
         self._model.eval()
         self._modes.add("evaluate")
-        evaluation = evaluate(self._shared_loss, self._validation, self._corpus.tokenizer)
+        evaluation = self._examples.evaluate(self)
         free_gathered(self._model)
         return evaluation
+
+    def measure(self) -> Measures:
+        """Return everything that is asked of a trained model."""
+        self._model.eval()
+        # Layers that are compiled each by itself would compile anew for every length.
+        sharded = self._processes.mesh is not None
+        with torch.compiler.set_stance("force_eager") if sharded else nullcontext():
+            measures = self._examples.measure(self)
+        free_gathered(self._model)
+        return measures
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> Tensor:
+        """See `zoo.training.measures.Judge`; each process computes its rows of the batch."""
+        return self._processes.mean(self._loss(self._processes.share_of(batch)))
+
+    @torch.no_grad()
+    def scores(self, batch: Batch, *, marked: bool) -> Scores:
+        """See `zoo.training.measures.Judge`; each process computes its rows of the batch."""
+        share = self._processes.share_of(batch)
+        tokens, targets, resets = self._on_device(share)
+        with autocast(self._autocast, self._processes.device):
+            scores = self._objective.tokens(tokens, targets, resets if marked else None)
+        shared = len(share.tokens) < len(batch.tokens)
+        losses, hits = (self._processes.join(part.cpu()) if shared else part.cpu() for part in scores)
+        return Scores(losses.double().numpy(), hits.numpy())
 
     @property
     def expected_graphs(self) -> int:
@@ -158,13 +172,10 @@ class Engine:
         restore_generators(processes.device, generators)
 
     def _loss(self, batch: Batch) -> Tensor:
-        device = self._processes.device
-        tokens, targets, resets = (tensor.to(device, non_blocking=True) for tensor in batch)
-        # Without marked documents there is nothing to forget, and mixers need no mask for it.
-        marked = self._corpus.train.separator is not None
-        with autocast(self._autocast, device):
-            return self._objective(tokens, targets, resets if marked else None)
+        tokens, targets, resets = self._on_device(batch)
+        with autocast(self._autocast, self._processes.device):
+            # Without marked documents there is nothing to forget, and mixers need no mask for it.
+            return self._objective(tokens, targets, resets if self._examples.marked else None)
 
-    def _shared_loss(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch of which each process computes its rows."""
-        return self._processes.mean(self._loss(self._processes.share_of(batch)))
+    def _on_device(self, batch: Batch) -> Batch:
+        return Batch(*(tensor.to(self._processes.device, non_blocking=True) for tensor in batch))

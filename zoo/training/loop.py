@@ -19,10 +19,14 @@ from zoo.data import Corpus
 from zoo.errors import CheckpointError, CorpusError, DivergenceError, InputError, Interruption, TrainingError
 from zoo.models import Decoder
 from zoo.recipe import Recipe
+from zoo.states import any_state, state_bytes
+from zoo.tasks import Task
 from zoo.training.distributed import Processes
 from zoo.training.engine import Engine
+from zoo.training.examples import examples_of
 from zoo.training.losses import SpikeWatch, StepLosses
-from zoo.training.memory import advice, naming_memory_errors
+from zoo.training.measures import Measures
+from zoo.training.memory import PeakMemory, advice, naming_memory_errors
 from zoo.training.objective import HALVES, NextTokenLoss
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
@@ -45,25 +49,25 @@ class Trainer:
     Args:
         objective: of a newly initialised model on the device of `processes`, which is changed in place.
         recipe: whose run it is.
-        corpus: what to train and to evaluate on.
+        material: what to train and to evaluate on.
         run: the recipe's, or new. It is neither read nor written before `run`.
         processes: who trains together; only the first one writes files and tells `progress`.
         progress: told of every step and line of metrics.
 
     Raises:
-        CorpusError: the corpus is too short for one window.
+        CorpusError: the corpus is too short for one window of a context.
     """
 
     def __init__(
         self,
         objective: NextTokenLoss,
         recipe: Recipe,
-        corpus: Corpus,
+        material: Corpus | Task,
         run: RunFolder,
         processes: Processes,
         progress: ProgressReporter,
     ) -> None:
-        self._recipe, self._config, self._corpus = recipe, recipe.training, corpus
+        self._recipe, self._config = recipe, recipe.training
         self._run, self._processes, self._progress = run, processes, progress
         sequences = self._config.batch_size * self._config.accumulate
         model = cast(Decoder, objective.model)
@@ -71,7 +75,10 @@ class Trainer:
         self._parameters = model.num_parameters()
         watch = CompileWatch if objective.is_compiled else watch_anew
         self._watch = watch() if self._config.compile else None
-        self._engine = Engine(objective, self._config, corpus, processes)
+        self._examples = examples_of(material, self._config, recipe.evaluation, processes)
+        self._state_bytes = state_bytes(any_state(model, self._examples.longest))
+        self._engine = Engine(objective, self._config, self._examples, processes)
+        self._peak_memory = PeakMemory(processes.device)
 
         self._step = 0
         self._compiled_before = CompileReport()
@@ -98,7 +105,7 @@ class Trainer:
         """
         with ExitStack() as stack:
             signals = stack.enter_context(watching_signals())
-            self._check_corpus()
+            self._check_examples()
             self._processes.from_main(lambda: self._claim(stack))
             self._resume()
             if self._processes.is_main:
@@ -112,18 +119,25 @@ class Trainer:
             device = self._processes.device
             stack.enter_context(naming_compile_errors())
             stack.enter_context(naming_memory_errors(advice(self._config)))
-            with deterministic_on_cpu(device), signals.holding():
-                self._train(signals)
-            return self._processes.from_main(self._finish)
+            with deterministic_on_cpu(device):
+                with signals.holding():
+                    self._train(signals)
+                compilation, peak_memory = (
+                    self._compilation(),
+                    self._peak_memory.bytes(),
+                )  # of training, not of measures
+                with self._naming_divergence("measured loss"):
+                    measures = self._engine.measure()
+            return self._processes.from_main(lambda: self._finish(measures, compilation, peak_memory))
 
-    def _check_corpus(self) -> None:
-        """Check that all processes read the same.
+    def _check_examples(self) -> None:
+        """Check that all processes train on the same.
 
         Raises:
             CorpusError: they do not.
         """
-        first = self._processes.from_main(lambda: self._corpus.hash)
-        if self._processes.any(first != self._corpus.hash):
+        first = self._processes.from_main(lambda: self._examples.hash)
+        if self._processes.any(first != self._examples.hash):
             raise CorpusError(
                 f"data.source: expected the same for all {self._processes.count} processes, was another one for some"
             )
@@ -203,7 +217,7 @@ class Trainer:
 
     def _describe(self, step: int, what: str) -> str:
         rate = learning_rate_at(self._config, step)
-        return f"step {step}: {what}, on {self._engine.origin(step)}, at learning rate {rate:g}"
+        return f"step {step}: {what}, on {self._examples.origin(step)}, at learning rate {rate:g}"
 
     def _kept(self) -> str:
         return (
@@ -228,8 +242,10 @@ class Trainer:
             evaluation = self._engine.evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._not_finite(self._step, "validation loss", evaluation.loss)
-        halves = dict(zip(HALVES, evaluation.halves, strict=True))
-        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte, **halves)
+        values = dict(zip(HALVES, evaluation.halves, strict=True))
+        if evaluation.accuracy is not None:
+            values["accuracy"] = evaluation.accuracy
+        self._record("validation", loss=evaluation.loss, bits_per_byte=evaluation.bits_per_byte, **values)
 
     def _record(self, kind: str, **values: float) -> None:
         if self._metrics is None:
@@ -262,12 +278,13 @@ class Trainer:
         facts = {
             **self._position(),
             "recipe": self._recipe.model_dump(mode="json"),
-            "corpus": self._corpus.hash,
+            "corpus": self._examples.hash,
             "torch": torch.__version__,
             "compilation": asdict(self._compilation()),
             "recent_losses": self._losses.since_line,
             "metrics": self._metrics.extent(),
             "losses_before_spikes": list(self._losses.spikes.recent),
+            "peak_memory_bytes": self._peak_memory.bytes(),
         }
         return self._run.checkpoints.save(self._step, tensors, facts)
 
@@ -281,6 +298,7 @@ class Trainer:
         self._last_checkpoint = checkpoint.path
         self._metrics_extent = Extent(*facts["metrics"]) if "metrics" in facts else None
         self._stopwatch = Stopwatch(facts["seconds"])
+        self._peak_memory = PeakMemory(self._processes.device, facts.get("peak_memory_bytes"))
         self._losses.since_line = facts["recent_losses"]
         self._losses.spikes = SpikeWatch(facts.get("losses_before_spikes", ()))
         self._lap_step, self._lap_seconds = self._step, self._stopwatch.seconds
@@ -291,10 +309,10 @@ class Trainer:
         if checkpoint is None:
             return None
         check_same_run(self._recipe, checkpoint.facts["recipe"], checkpoint.path, checkpoint.step)
-        if (trained_on := checkpoint.facts["corpus"]) != self._corpus.hash:
+        if (trained_on := checkpoint.facts["corpus"]) != self._examples.hash:
             raise CheckpointError(
                 f"{checkpoint.path}: was trained on another corpus (sha256 {trained_on[:12]}, "
-                f"now {self._corpus.hash[:12]}); choose another folder to start anew"
+                f"now {self._examples.hash[:12]}); choose another folder to start anew"
             )
         return checkpoint
 
@@ -303,10 +321,9 @@ class Trainer:
             return self._compiled_before
         return self._compiled_before + self._watch.report(self._engine.expected_graphs)
 
-    def _finish(self) -> TrainingResult:
+    def _finish(self, measures: Measures, compilation: CompileReport, peak_memory_bytes: int | None) -> TrainingResult:
         """Write down, and return, what the run came to."""
         position = self._position()
-        compilation = self._compilation()
         assert self._metrics is not None
         check_metrics(self._run.metrics_path, self._metrics.extent())
         result = TrainingResult(
@@ -319,7 +336,12 @@ class Trainer:
             compile_seconds=compilation.seconds,
             graph_breaks=compilation.graph_breaks,
             recompiles=compilation.recompiles,
-            corpus_hash=self._corpus.hash,
+            corpus_hash=self._examples.hash,
+            state_bytes=self._state_bytes,
+            peak_memory_bytes=peak_memory_bytes,
+            positions=measures.positions,
+            lengths=measures.lengths,
+            accuracy=measures.accuracy,
             **summarise(read_metrics(self._run.metrics_path)),
         )
         self._run.checkpoints.prune()

@@ -8,7 +8,7 @@ import torch
 from zoo.errors import TrainingError
 from zoo.recipe.training import TrainingConfig
 
-__all__ = ["BUILDING", "READING", "advice", "is_out_of_memory", "naming_memory_errors"]
+__all__ = ["BUILDING", "READING", "PeakMemory", "advice", "is_out_of_memory", "naming_memory_errors"]
 
 BUILDING = "while the model was built: a smaller model.width or model.layers, or more processes (torchrun), take less"
 READING = "while data.source was read: a part of it, or token shards (*.bin), which stay on disk, take less"
@@ -43,6 +43,26 @@ def advice(config: TrainingConfig) -> str:
         f"at training.context_length {config.context_length:,}, training.batch_size {config.batch_size}, "
         f"training.checkpointing {config.checkpointing}: {wanted}"
     )
+
+
+class PeakMemory:
+    """The most memory that a run has taken on a GPU, by torch's allocator; on a CPU, which has none, nothing is told.
+
+    Args:
+        device: that the run computes on.
+        before: what an earlier part of the run came to.
+    """
+
+    def __init__(self, device: torch.device, before: int | None = None) -> None:
+        self._device, self._before = device, before
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def bytes(self) -> int | None:
+        """Return the peak from the beginning of the run to now."""
+        if self._device.type != "cuda":
+            return None
+        return max(torch.cuda.max_memory_allocated(self._device), self._before or 0)
 
 
 @contextmanager

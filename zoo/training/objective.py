@@ -1,4 +1,4 @@
-"""The objective, next-token cross-entropy in float32, and its value on validation text."""
+"""The objective, next-token cross-entropy in float32, whole or token by token, and its value on validation text."""
 
 from collections.abc import Callable, Sequence
 from math import fsum
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_in
+from zoo.kernels.token_scores import TokenScores, logits_scores
 
-__all__ = ["HALVES", "Evaluation", "NextTokenLoss", "evaluate"]
+__all__ = ["HALVES", "Evaluation", "NextTokenLoss", "TokenByToken", "evaluate"]
 
 HALVES = ("bits_per_byte_of_even_batches", "bits_per_byte_of_odd_batches")
 """What metrics call `Evaluation.halves`."""
@@ -27,6 +28,7 @@ class NextTokenLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.tokens = TokenByToken(model)
 
     @property
     def is_compiled(self) -> bool:
@@ -42,6 +44,28 @@ class NextTokenLoss(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
+class TokenByToken(nn.Module):
+    """A model's loss and hits of single tokens, as one module for the compiler.
+
+    Args:
+        model: `model.score(tokens, targets, resets=resets)` returns them, or, if there is no such method,
+            `model(tokens, resets=resets).logits` is `[B, T, vocab]`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor, resets: Tensor | None) -> TokenScores:
+        """Return the losses and hits of `targets` `[B, T]` given `tokens` `[B, T]`, both `[B, T]`."""
+        own = getattr(self.model, "score", None)
+        if own is not None:
+            return own(tokens, targets, resets=resets)
+        logits = self.model(tokens, resets=resets).logits
+        scores = logits_scores(logits.flatten(0, 1), targets.flatten())
+        return TokenScores(*(score.view_as(targets) for score in scores))
+
+
 class Evaluation(NamedTuple):
     """The loss on the validation batches."""
 
@@ -51,6 +75,8 @@ class Evaluation(NamedTuple):
     halves: tuple[float, float]
     """Bits per byte of every second batch, from the first on and from the second on: of text to choose a setting by,
     and of other text to tell how good it is. Of a lone batch, both are what it has."""
+    accuracy: float | None = None
+    """A task's share of right answers; None of text."""
 
 
 def evaluate(loss: Callable[[Batch], Tensor], batches: Sequence[Batch], tokenizer: Tokenizer) -> Evaluation:

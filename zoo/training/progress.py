@@ -138,7 +138,9 @@ class _Latest:
             self._parts["loss"] = f"loss {record['loss']:.3f}"
             self._parts["speed"] = f"{record['tokens_per_second']:,.0f} tokens/s"
         else:
-            self._parts["bits"] = f"validation {record['bits_per_byte']:.3f} bits/byte"
+            accuracy = record.get("accuracy")  # of tasks
+            told = f"{record['bits_per_byte']:.3f} bits/byte" if accuracy is None else f"{accuracy:.1%} right"
+            self._parts["bits"] = f"validation {told}"
 
     def __str__(self) -> str:
         return "  ".join(self._parts[key] for key in ("loss", "bits", "speed") if key in self._parts)

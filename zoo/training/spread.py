@@ -39,7 +39,8 @@ def spread(
                     module.compile(fullgraph=True, dynamic=False)
                 fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "score"):
+        register_fsdp_forward_method(model, method)
 
 
 def keep_gathered(model: nn.Module) -> None:

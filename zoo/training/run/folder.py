@@ -49,7 +49,7 @@ class RunFolder:
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
     def status(self, recipe: Config | None = None) -> RunStatus:
-        """Return how far the run came, as one of `recipe`, which may ask for more steps than it was finished with.
+        """Return how far the run came, as one of `recipe`, which may ask for more than it was finished with.
 
         Raises:
             CheckpointError: it is the run of another recipe, or its result is damaged.
@@ -61,8 +61,13 @@ class RunFolder:
             self.check(recipe)
         if not self.result_path.exists():
             return "unfinished"
-        steps = None if recipe is None else recipe.training.steps  # type: ignore[attr-defined]
-        return "finished" if steps in (None, read_result(self.result_path)[0].steps) else "unfinished"
+        return "unfinished" if recipe is not None and self._lacks_something(recipe) else "finished"
+
+    def _lacks_something(self, recipe: Config) -> bool:
+        """Whether a recipe asks for more steps than the result has, or for other measures."""
+        former = type(recipe).from_mapping(load_yaml(self.recipe_path), str(self.recipe_path))
+        was, now = ((each.training, each.evaluation) for each in (former, recipe))  # type: ignore[attr-defined]
+        return read_result(self.result_path)[0].steps != now[0].steps or was[1] != now[1]
 
     def claim(self, recipe: Config) -> None:
         """Make the folder this recipe's, or check that it is.
@@ -156,7 +161,8 @@ def run_status(folder: Path, recipe: Recipe | None = None) -> RunStatus:
 
     Args:
         folder: need not exist.
-        recipe: whose run it must be, if it is anyone's. A run that is finished with fewer steps is unfinished as its.
+        recipe: whose run it must be, if it is anyone's. A run that is finished with fewer steps, or with another
+            `evaluation`, is unfinished as its.
 
     Raises:
         CheckpointError: it is the run of another recipe; the line names the first key that differs.

@@ -19,7 +19,7 @@ _FREE = {
     "training.log_every",
     "training.tensorboard",
 }
-"""What changes no result, but for the order of sums."""
+"""What changes nothing that is trained, but for the order of sums. What is measured in the end is free too."""
 
 
 def check_same_run(recipe: Config, stored: Mapping[str, Any], owner: Path, made: int) -> None:
@@ -60,7 +60,7 @@ def _against(was: TrainingConfig, now: TrainingConfig, made: int) -> str:
 
 
 def _is_free(key: str) -> bool:
-    return key in _FREE or key.startswith("training.parallel.")
+    return key in _FREE or key.startswith(("evaluation.", "training.parallel."))
 
 
 def _leaves(recipe: Config) -> dict[str, Any]:

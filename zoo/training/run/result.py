@@ -3,16 +3,17 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from zoo.errors import CheckpointError
 from zoo.reading import hash_document, read_regular
 from zoo.report.files import replace_file
+from zoo.training.measures import Accuracy, LengthLoss, PositionLoss
 from zoo.training.run.metrics import Extent
 
-__all__ = ["TrainingResult", "read_result", "summarise", "write_result"]
+__all__ = ["Summary", "TrainingResult", "read_result", "summarise", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,38 @@ class TrainingResult:
     final_loss: float
     """Training loss of the last lines of metrics, nats per token."""
     final_validation_loss: float
-    """After the last step, nats per token."""
+    """After the last step, nats per token; of a task, nats per answer."""
     final_bits_per_byte: float
-    """Validation loss after the last step."""
+    """Validation loss after the last step; of a task, where each answer counts as a byte, bits per answer."""
     best_bits_per_byte: float
     """The lowest of all evaluations after step 0."""
     corpus_hash: str
-    """sha256 of the corpus, as hexadecimal."""
+    """sha256 of the corpus, as hexadecimal; of a task, of its settings."""
+    positions: list[PositionLoss] = field(default_factory=list)
+    """The loss by position in the document, where `evaluation.positions` asks for it."""
+    lengths: list[LengthLoss] = field(default_factory=list)
+    """The validation loss at each of `evaluation.lengths`, of text."""
+    accuracy: list[Accuracy] = field(default_factory=list)
+    """A task's accuracy, by length and what else makes it harder."""
+    state_bytes: int | None = None
+    """Of the tensors of the model's state while it decodes one sequence, at the longest length that is trained or
+    measured on; None: of an earlier version."""
+    peak_memory_bytes: int | None = None
+    """The most memory that training took, by the allocator of the (first) GPU; None: trained on a CPU."""
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the fields of a result that follow from the metrics of a whole run.
+class Summary(TypedDict):
+    """The fields of a `TrainingResult` that follow from the metrics of a whole run."""
+
+    tokens_per_second: float
+    final_loss: float
+    final_validation_loss: float
+    final_bits_per_byte: float
+    best_bits_per_byte: float
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> Summary:
+    """Return what the metrics of a whole run come to.
 
     Raises:
         CheckpointError: they are not those of a whole run.
