@@ -61,6 +61,7 @@ def test_what_cannot_be_trained_on_is_one_line(refused: Callable[..., str], tmp_
 
 
 def test_the_missing_library_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "zoo.data.bpe")
+    for module in ("zoo.data.learning", "zoo.data.bpe", "zoo.data.library"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert "pip install 'mixer-zoo[hf]'" in refused("tokenizer", "train", "stdlib")
