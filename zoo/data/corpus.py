@@ -9,7 +9,7 @@ from pathlib import Path
 from zoo.data.cache import cache_folder, kept
 from zoo.data.documents import Documents
 from zoo.data.encoding import encode_documents
-from zoo.data.prepare import Facts, Manifest, read_manifest, write_shards
+from zoo.data.folder import Facts, Manifest, read_manifest, write_shards
 from zoo.data.progress import telling
 from zoo.data.reading import CorpusReader
 from zoo.data.shards import Shard, hash_shards, open_shard, split_shards
@@ -22,7 +22,7 @@ from zoo.reading import hash_document
 from zoo.recipe.data import DataConfig
 from zoo.report.numbers import size
 
-__all__ = ["Corpus", "load_corpus", "open_source", "read_text", "settings_of", "tell_losses"]
+__all__ = ["Corpus", "load_corpus", "facts_of", "open_source", "read_text", "tell_losses"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     tell_losses(config, tokenizer)
     documents = Documents(paths, config)
     with telling("reading text", None) as advance:
-        survey = Survey.of(documents, advance)
+        survey = documents.survey(advance)
     text_bytes = sum(survey.sizes)
     is_kept = config.tokenizer != "bytes" and (config.cache is not None or text_bytes >= _WORTH_KEEPING)
     with telling("tokenizing", text_bytes) as advance:
@@ -101,16 +101,13 @@ def read_text(source: str, encoding: str = "utf-8") -> list[bytes]:
     return [b"".join(document) for document in open_source(DataConfig(source=source, encoding=encoding))]
 
 
-def settings_of(config: DataConfig, tokenizer: TextTokenizer) -> Facts:
-    """Return what the tokens of a text depend on, beside the text and the tokenizer."""
+def facts_of(config: DataConfig, survey: Survey, tokenizer: TextTokenizer) -> Facts:
+    """Return what a manifest says of a text."""
     return {
-        "source": config.source,
-        "column": config.column,
-        "document_by": config.document_by,
-        "encoding": config.encoding,
-        "tokenizer": config.tokenizer,
-        "validation_fraction": config.validation_fraction,
-        "document_token": tokenizer.separator,
+        "settings": _settings(config, tokenizer),
+        "documents": len(survey),
+        "copies": survey.copies(),
+        "text_bytes": sum(survey.sizes),
     }
 
 
@@ -143,7 +140,7 @@ def _kept_corpus(config: DataConfig, reader: CorpusReader, survey: Survey, token
     })  # fmt: skip
 
     def make(folder: Path) -> None:
-        write_shards(reader, tokenizer, folder, _facts(config, survey, tokenizer))
+        write_shards(reader, tokenizer, folder, facts_of(config, survey, tokenizer))
         taken = size(sum(path.stat().st_size for path in folder.iterdir()))
         _logger.warning("data.tokenizer: %s of tokens are kept in %s (data.cache)", taken, folder)
 
@@ -157,7 +154,7 @@ def _corpus_in_temporary_files(
     try:
         with tempfile.TemporaryDirectory() as temporary:  # what is mapped stays there after its name
             folder = Path(temporary, "tokens")
-            manifest = write_shards(reader, tokenizer, folder, _facts(config, survey, tokenizer))
+            manifest = write_shards(reader, tokenizer, folder, facts_of(config, survey, tokenizer))
             return _prepared_corpus(folder, manifest, tokenizer)
     except CorpusError as error:
         if not isinstance(error.__cause__, OSError):
@@ -169,12 +166,16 @@ def _corpus_in_temporary_files(
     raise CorpusError(f"data.source: tokens cannot be kept in {where} (TMPDIR): {refusal.strerror}") from refusal
 
 
-def _facts(config: DataConfig, survey: Survey, tokenizer: TextTokenizer) -> Facts:
+def _settings(config: DataConfig, tokenizer: TextTokenizer) -> Facts:
+    """Return what the tokens of a text depend on, beside the text and the tokenizer."""
     return {
-        "settings": settings_of(config, tokenizer),
-        "documents": len(survey),
-        "copies": survey.copies(),
-        "text_bytes": sum(survey.sizes),
+        "source": config.source,
+        "column": config.column,
+        "document_by": config.document_by,
+        "encoding": config.encoding,
+        "tokenizer": config.tokenizer,
+        "validation_fraction": config.validation_fraction,
+        "document_token": tokenizer.separator,
     }
 
 

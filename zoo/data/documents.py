@@ -2,11 +2,12 @@
 
 import codecs
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zoo.data.compressed import chunks_of, lines_of
 from zoo.data.records import is_of_records, read_records
+from zoo.data.split import Survey
 from zoo.errors import CorpusError
 from zoo.recipe.data import DataConfig
 
@@ -50,6 +51,17 @@ class Documents:
     def files(self) -> Sequence[Path]:
         """The files that hold text."""
         return self._files
+
+    def survey(self, advance: Callable[[int], None] = lambda _: None) -> Survey:
+        """Read through all documents for what the split needs of them; `advance` is told the bytes read.
+
+        Raises:
+            CorpusError: there is no document, or a file cannot be read.
+        """
+        survey = Survey.of(self, advance)
+        if not len(survey):
+            raise CorpusError(f"data.source: {self._config.source!r} holds no text")
+        return survey
 
     def __iter__(self) -> Iterator[Document]:
         for group in self._groups():

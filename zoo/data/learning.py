@@ -8,7 +8,6 @@ from zoo.data.corpus import open_source
 from zoo.data.pieces import cut_pieces
 from zoo.data.progress import telling
 from zoo.data.reading import CorpusReader
-from zoo.data.split import Survey
 from zoo.recipe.data import DataConfig
 
 __all__ = ["Learned", "learn_byte_pairs"]
@@ -40,7 +39,7 @@ def learn_byte_pairs(config: DataConfig, vocab_size: int, byte_limit: int) -> Le
         InputError: `vocab_size` is out of range.
     """
     documents = open_source(config)
-    survey = Survey.of(documents)
+    survey = documents.survey()
     text_bytes = sum(survey.sizes)
     with telling("reading text", text_bytes) as advance:
         reader = CorpusReader(documents, survey, config.validation_fraction, advance)

@@ -42,6 +42,7 @@ _PROBES = {
 _SAMPLE = "Ab  c\n\t\u00e9e\u0301 \ufb01 \U0001f600\x00"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte
 _CHUNK = 2**22
+_CUT = "\ue000<cut>\ue000"  # of private use, and in no text
 _NO_PART_OF_A_HASH = ("version", "truncation", "padding")  # of what a file says, these are not about tokens
 
 
@@ -72,6 +73,8 @@ class FileTokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self.separator: int = _separator(vocabulary, self.vocab_size, separator)
+        self._name = backend.id_to_token(self.separator) or ""
+        self._dtype = id_dtype(self.vocab_size)
         lengths = self._spelled(vocabulary)
         ids = self.encode(_SAMPLE)
         self.knows_bytes: bool = self.decode(ids) == _SAMPLE and lengths[ids].sum() == len(_SAMPLE.encode())
@@ -100,13 +103,11 @@ class FileTokenizer:
 
     def encode(self, text: str | bytes) -> NDArray[np.int64]:
         """Return the ids of `text`, `[n]` int64, without a separator; bytes that are not UTF-8 become U+FFFD."""
-        return np.array(self._backend.encode(_text(text), add_special_tokens=False).ids, dtype=np.int64)
+        return self._ids([text])[0].astype(np.int64)
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger]]:
         """Return the ids of each text, `[n]` uint16 or uint32 as the vocabulary asks for."""
-        encodings = self._backend.encode_batch_fast([_text(text) for text in texts], add_special_tokens=False)
-        dtype = id_dtype(self.vocab_size)
-        return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
+        return self._ids(texts)
 
     def encode_counted(self, texts: Sequence[bytes]) -> list[Counted]:
         """Return for each text its ids and how many of its bytes fall to each.
@@ -116,11 +117,34 @@ class FileTokenizer:
         """
         strings = [_text(text) for text in texts]
         encodings = self._backend.encode_batch(strings, add_special_tokens=False)
-        dtype = id_dtype(self.vocab_size)
         return [
-            Counted(np.array(encoding.ids, dtype=dtype), _byte_counts(text, encoding.offsets))
+            self._counted_apart(text)
+            if self.separator in encoding.ids and len(self._name) > 1
+            else Counted(np.array(encoding.ids, dtype=self._dtype), _byte_counts(text, encoding.offsets))
             for text, encoding in zip(strings, encodings, strict=True)
         ]
+
+    def _ids(self, texts: Sequence[str | bytes]) -> list[NDArray[np.unsignedinteger]]:
+        strings = [_text(text) for text in texts]
+        rows = [
+            np.array(encoding.ids, dtype=self._dtype)
+            for encoding in self._backend.encode_batch_fast(strings, add_special_tokens=False)
+        ]
+        return [
+            self._counted_apart(text).ids if (ids == self.separator).any() and len(self._name) > 1 else ids
+            for text, ids in zip(strings, rows, strict=True)
+        ]
+
+    def _counted_apart(self, text: str) -> Counted:
+        """Encode a text that spells the separator, which a Unigram model takes for it, cut in the middle of that."""
+        parts = text.replace(self._name, f"{self._name[0]}{_CUT}{self._name[1:]}").split(_CUT)
+        encodings = self._backend.encode_batch(parts, add_special_tokens=False)
+        return Counted(
+            np.concatenate([np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]),
+            np.concatenate(
+                [_byte_counts(part, encoding.offsets) for part, encoding in zip(parts, encodings, strict=True)]
+            ),
+        )
 
     def decode(self, ids: Ids) -> str:
         """Return the text of `ids`; separators are dropped and bytes that are not UTF-8 become U+FFFD.

@@ -215,6 +215,8 @@ def _validation_start(stream: TokenStream, fraction: float) -> int:
     total = len(stream)
     wanted = max(1, round(total * fraction))
     exact = total - wanted
+    if stream.separator is None:
+        return exact
     after = _first_document_start(stream, exact, total - wanted // 2)
     before = _first_document_start(stream, max(1, total - 2 * wanted), exact)
     return after or before or exact

@@ -11,10 +11,13 @@ from typing import Any, NoReturn
 from zoo.errors import CorpusError, nearest
 from zoo.reading import read_regular
 
-__all__ = ["MANIFEST", "find_files", "stdlib_files"]
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "find_files", "stdlib_files"]
 
 MANIFEST = "manifest.json"
 """Lies beside the shards that `zoo data prepare` wrote."""
+
+MANIFEST_FORMAT = "mixer-zoo tokens"
+"""What its format is called, before the version."""
 
 # Tests repeat themselves and hold odd encodings; site-packages differ from machine to machine.
 _STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
@@ -78,8 +81,9 @@ def _find_named(source: str) -> list[Path]:
 
 def _listed(folder: Path) -> list[Path] | None:
     """Return the files that a folder's own list of them names; None: it has none."""
-    if (shards := _json_object(folder / MANIFEST).get("shards")) is not None:
-        return _named_in(folder, shards, "name")
+    manifest = _json_object(folder / MANIFEST)
+    if str(manifest.get("format", "")).startswith(MANIFEST_FORMAT):
+        return _named_in(folder, manifest.get("shards"), "name")
     if (folder / "dataset_info.json").is_file():  # of datasets.Dataset.save_to_disk
         return _named_in(folder, _json_object(folder / "state.json").get("_data_files"), "filename")
     splits = _json_object(folder / "dataset_dict.json").get("splits")
