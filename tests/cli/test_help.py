@@ -50,6 +50,12 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "zoo", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: python -m zoo [OPTIONS] COMMAND")
+
+
 def test_an_unknown_command_names_the_nearest(zoo: Callable[..., Result]) -> None:
     result = zoo("trian", "tiny")
     assert result.exit_code == 2
