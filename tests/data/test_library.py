@@ -110,6 +110,13 @@ def test_text_comes_back_where_nothing_is_lost(tokenizer, kind, text):
         assert tokenizer.decode(tokenizer.encode(text)) in (text, f" {text}")
 
 
+@given(words=st.lists(st.sampled_from(["the", "cat", "sat", "mat"]), min_size=2, max_size=8), data=st.data())
+def test_a_continuation_keeps_its_first_space(tokenizer, words, data):
+    ids = tokenizer.encode(" ".join(words))
+    cut = data.draw(st.integers(1, len(ids)))
+    assert tokenizer.decode(ids[:cut]) + tokenizer.decode_after(ids[:cut], ids[cut:]) == tokenizer.decode(ids)
+
+
 def test_documents_start_with_what_the_file_has(tokenizer, kind):
     assert tokenizer.separator == tokenizer._backend.token_to_id(STARTS[kind])
     assert tokenizer.separator not in tokenizer.encode(f"a {STARTS[kind]} b")

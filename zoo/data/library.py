@@ -155,6 +155,16 @@ class FileTokenizer:
         array = id_array(ids, self.vocab_size)
         return self._backend.decode(array[array != self.separator].tolist(), skip_special_tokens=False)
 
+    def decode_after(self, before: Ids, ids: Ids) -> str:
+        """Return what `ids` add to the text of `before`; by itself their text may lose the space that it begins with.
+
+        Raises:
+            InputError: as `decode`.
+        """
+        start = self.decode(before)
+        whole = self.decode([*id_array(before, self.vocab_size), *id_array(ids, self.vocab_size)])
+        return whole.removeprefix(start) if whole.startswith(start) else self.decode(ids)
+
     def measured_on(self, stream: TokenStream) -> Self:
         """Return a tokenizer whose `byte_lengths` are what each id stands for on average in a text that is counted."""
         seen, total = np.zeros(self.vocab_size, dtype=np.int64), np.zeros(self.vocab_size)

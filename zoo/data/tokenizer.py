@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class Tokenizer(Protocol):
         """Return the text of `ids` (one dimension); separators leave no trace."""
 
 
+@runtime_checkable
 class TextTokenizer(Tokenizer, Protocol):
     """A tokenizer that turns text into training data."""
 
@@ -64,6 +65,9 @@ class TextTokenizer(Tokenizer, Protocol):
 
     def encode_counted(self, texts: Sequence[bytes]) -> list[Counted]:
         """Return the ids of each text and how many of its bytes fall to each id."""
+
+    def decode_after(self, before: Ids, ids: Ids) -> str:
+        """Return what `ids` add to the text of `before` (one dimension both)."""
 
     def measured_on(self, stream: TokenStream) -> "TextTokenizer":
         """Return a tokenizer whose `byte_lengths` are what each id stands for on average in a text that is counted."""
@@ -97,6 +101,10 @@ class ByteTokenizer:
     def encode_counted(self, texts: Sequence[bytes]) -> list[Counted]:
         """Return the bytes of each text, and one byte for each id."""
         return [Counted(ids, np.ones(len(ids), dtype=np.uint32)) for ids in self.encode_batch(texts)]
+
+    def decode_after(self, before: Ids, ids: Ids) -> str:
+        """Return the text of `ids`, whatever stands before."""
+        return self.decode(ids)
 
     def measured_on(self, stream: TokenStream) -> "ByteTokenizer":
         """Itself: there is nothing to measure."""
