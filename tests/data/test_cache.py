@@ -96,6 +96,32 @@ def test_the_cache_is_the_users_unless_stated(monkeypatch):
     assert cache_folder("~/kept") == Path.home() / "kept"
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(config, tmp_path, monkeypatch, caplog):
+    whole = load_corpus(config)
+    caplog.clear()
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(corpus, "_WORTH_KEEPING", 1)
+    assert same(load_corpus(config.replace(cache=None)), whole)
+    (record,) = caplog.records
+    assert "tokens are not kept for the next run (data.cache names another folder)" in record.getMessage()
+    with pytest.raises(CorpusError, match="home: cannot be written: "):
+        load_corpus(config.replace(cache=str(tmp_path / "home")))
+
+
+def test_a_full_disk_while_tokens_are_kept_is_done_without(config, tmp_path, monkeypatch):
+    whole = load_corpus(config)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(corpus, "_WORTH_KEEPING", 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)  # after the text was read
+    assert same(load_corpus(config.replace(cache=None)), whole)
+    assert [path.name for path in (tmp_path / "home" / "mixer-zoo" / "tokens").iterdir() if path.is_dir()] == []
+
+
 def test_what_fails_is_not_kept(tmp_path):
     def fail(folder: Path) -> None:
         raise CorpusError("no")

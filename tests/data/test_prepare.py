@@ -73,14 +73,25 @@ def test_what_was_not_finished_is_made_anew(text, tmp_path, monkeypatch):
     partial = tmp_path / "out.partial"  # of a process that was killed
     partial.mkdir()
     (partial / "train-00000.bin").write_bytes(b"x")
-    (partial / "other").write_bytes(b"x")
+    (partial / f".{'a' * 16}.partial").write_bytes(b"x")
     with locked(partial, "is writing"), pytest.raises(InUseError, match="another process is writing here"):
         prepare_shards(config, out)
     prepare_shards(config, out)
     assert not partial.exists()
-    assert not (out / "other").exists()
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["manifest.json", "train-00000.bin", "validation-00000.bin"]
     with pytest.raises(InputError, match="out is there already; name a new folder"):
         prepare_shards(config, out)
+
+
+def test_files_of_others_stay(text, tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(CorpusError, match="holds files that no unfinished preparation left; name another folder"):
+        prepare_shards(DataConfig(source=str(text)), tmp_path / "out")
+    assert (partial / "thesis.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_process_leaves_nothing_that_loads(text, tmp_path, monkeypatch):

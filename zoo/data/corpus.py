@@ -71,8 +71,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     is_kept = config.tokenizer != "bytes" and (config.cache is not None or text_bytes >= _WORTH_KEEPING)
     with telling("tokenizing", text_bytes) as advance:
         reader = CorpusReader(documents, survey, config.validation_fraction, advance)
-        if is_kept:
-            return _kept_corpus(config, reader, survey, tokenizer)
+        if is_kept and (corpus := _kept_corpus(config, reader, survey, tokenizer)) is not None:
+            return corpus
         if text_bytes <= _IN_MEMORY:
             return _corpus_in_memory(reader, survey, tokenizer)
         return _corpus_in_temporary_files(config, reader, survey, tokenizer)
@@ -129,7 +129,8 @@ def _are_shards(paths: Sequence[Path], source: str) -> bool:
     return shards > 0
 
 
-def _kept_corpus(config: DataConfig, reader: CorpusReader, survey: Survey, tokenizer: TextTokenizer) -> Corpus:
+def _kept_corpus(config: DataConfig, reader: CorpusReader, survey: Survey, tokenizer: TextTokenizer) -> Corpus | None:
+    """The corpus in the cache; None where the user's cannot be written."""
     cache = cache_folder(config.cache)
     key = hash_document({
         "text": survey.hash,
@@ -144,7 +145,13 @@ def _kept_corpus(config: DataConfig, reader: CorpusReader, survey: Survey, token
         taken = size(sum(path.stat().st_size for path in folder.iterdir()))
         _logger.warning("data.tokenizer: %s of tokens are kept in %s (data.cache)", taken, folder)
 
-    folder = kept(cache, key[:32], make)
+    try:
+        folder = kept(cache, key[:32], make)
+    except CorpusError as error:
+        if config.cache is not None or not isinstance(error.__cause__, OSError):
+            raise
+        _logger.warning("%s; tokens are not kept for the next run (data.cache names another folder)", error)
+        return None
     return _prepared_corpus(folder, read_manifest(folder), tokenizer)
 
 

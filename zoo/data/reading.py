@@ -37,7 +37,7 @@ class CorpusReader:
 
     @property
     def hash(self) -> str:
-        """sha256 of the documents read so far, as hexadecimal; paths do not enter."""
+        """sha256 of the documents that were read last, as hexadecimal; paths do not enter."""
         return self._digest.hexdigest()
 
     def __iter__(self) -> Iterator[SidedDocument]:
@@ -46,6 +46,7 @@ class CorpusReader:
         Raises:
             CorpusError: a document is not what it was before.
         """
+        self._digest = hashlib.sha256()
         count = -1
         for count, document in enumerate(self._documents):
             if count >= len(self._survey):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ from zoo.errors import CorpusError, InputError
 from zoo.report.files import locked, replace_file, sync_folder, writing
 
 __all__ = ["ShardWriter", "new_folder", "write_shard"]
+
+_OURS = re.compile(r"(train|validation)-\d+\.bin|\.[0-9a-f]{16}\.partial|manifest\.json|tokenizer\.json")
 
 
 class ShardWriter:
@@ -137,16 +140,28 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         InUseError: another process fills it.
+        CorpusError: something else is there under that name.
         OSError: something is there at the end.
     """
     partial = path.with_name(f"{path.name}.partial")
     with locked(partial, "is writing"):
         try:
-            for rest in partial.iterdir():
-                rest.unlink()
+            _clear(partial)
             yield partial
             sync_folder(partial)
             partial.rename(path)
             sync_folder(path.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir() and _is_ours(partial):
+                shutil.rmtree(partial)
+
+
+def _clear(partial: Path) -> None:
+    if not _is_ours(partial):
+        raise CorpusError(f"{partial}: holds files that no unfinished preparation left; name another folder")
+    for rest in partial.iterdir():
+        rest.unlink()
+
+
+def _is_ours(partial: Path) -> bool:
+    return all(path.is_file() and _OURS.fullmatch(path.name) for path in partial.iterdir())
