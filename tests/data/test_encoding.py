@@ -24,11 +24,12 @@ def test_pieces_and_sides_change_nothing(texts, piece_size, chunk_size, random):
     for text in texts:
         data = text.encode()
         chunks = [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]  # which cut characters
-        documents.append((data, SidedDocument(chunks, random.random() < 0.5)))
+        documents.append((data, SidedDocument(chunks, len(data), random.random() < 0.5)))
         pieces = list(text_pieces(data, piece_size))
         assert "".join(piece.decode() for piece in pieces).encode() == data  # no character is cut
         assert pieces == list(cut_pieces(chunks, piece_size))
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(encoding, "_WHOLE", 5)
         monkeypatch.setattr(encoding, "_PIECE", piece_size)
         monkeypatch.setattr(encoding, "_BATCH", 10)
         parts = list(encode_documents([document for _, document in documents], ByteTokenizer()))
@@ -42,7 +43,8 @@ def test_pieces_and_sides_change_nothing(texts, piece_size, chunk_size, random):
 def test_several_processes_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH", 1000)
     tokenizer = BytePairTokenizer.train([b"some words of a text that repeats some words " * 50], 300)
-    documents = [SidedDocument([b"some words %d " % index * 20], index % 3 == 0) for index in range(40)]
+    texts = [b"some words %d " % index * 20 for index in range(40)]
+    documents = [SidedDocument([text], len(text), index % 3 == 0) for index, text in enumerate(texts)]
     one, two = (list(encode_documents(documents, tokenizer, processes)) for processes in (1, 2))
     assert len(one) == len(two) > 5
     for part, same in zip(one, two, strict=True):
@@ -54,8 +56,8 @@ def test_an_error_ends_the_processes(monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH", 4)
 
     def documents():
-        yield SidedDocument([b"text"], False)
-        yield SidedDocument([b"text"], False)
+        yield SidedDocument([b"text"], 4, False)
+        yield SidedDocument([b"text"], 4, False)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

@@ -45,7 +45,7 @@ def learn_byte_pairs(config: DataConfig, vocab_size: int, byte_limit: int) -> Le
         reader = CorpusReader(documents, survey, config.validation_fraction, advance)
         sample = _Sample(reader, byte_limit / (text_bytes * (1 - config.validation_fraction)))
         tokenizer = BytePairTokenizer.train(sample, vocab_size)
-    tokens = sum(map(len, tokenizer.encode_batch(sample.held_back)))
+    tokens = sum(len(tokenizer.encode(piece)) for piece in sample.held_back)  # one at a time, for the memory
     return Learned(tokenizer, sample.taken, sum(map(len, sample.held_back)) / tokens)
 
 

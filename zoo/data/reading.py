@@ -55,7 +55,7 @@ class CorpusReader:
             if self._held_back is None:
                 yield from self._stretches(checked)
             else:
-                yield SidedDocument(checked, bool(self._held_back[count]))
+                yield SidedDocument(checked, self._survey.sizes[count], bool(self._held_back[count]))
         if count + 1 != len(self._survey):
             raise _changed()
 
@@ -85,7 +85,8 @@ class CorpusReader:
 
     def _cut(self, text: RandomText) -> Iterator[SidedDocument]:
         for part in split_lone_document(text, self._fraction):
-            yield SidedDocument(chunks_between(text, part.start, part.end), part.is_held_back)
+            chunks = chunks_between(text, part.start, part.end)
+            yield SidedDocument(chunks, part.end - part.start, part.is_held_back)
 
 
 class _FileText:
