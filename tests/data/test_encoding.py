@@ -40,6 +40,13 @@ def test_pieces_and_sides_change_nothing(texts, piece_size, chunk_size, random):
         assert sum(part.text_bytes for part in parts if part.is_held_back == is_held_back) == sum(map(len, own))
 
 
+@pytest.fixture(params=["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def _start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes start as they do, or quickly, without what they import."""
+    monkeypatch.setattr(encoding, "get_context", lambda _: multiprocessing.get_context(request.param))
+
+
+@pytest.mark.usefixtures("_start")
 def test_several_processes_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH", 1000)
     tokenizer = BytePairTokenizer.train([b"some words of a text that repeats some words " * 50], 300)
@@ -52,6 +59,7 @@ def test_several_processes_give_what_one_gives(monkeypatch):
         assert (part.text_bytes, part.is_held_back) == (same.text_bytes, same.is_held_back)
 
 
+@pytest.mark.usefixtures("_start")
 def test_an_error_ends_the_processes(monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH", 4)
 
