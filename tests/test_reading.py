@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from zoo.config import load_yaml
-from zoo.data.sources import read_documents
+from zoo.data import DataConfig
+from zoo.data.documents import Documents
 from zoo.errors import ZooError
 from zoo.reading import open_regular, read_regular
 from zoo.recipe import load_recipe, load_study
@@ -18,7 +19,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "yaml": load_yaml,
     "recipe": lambda path: load_recipe(str(path)),
     "study": lambda path: load_study(str(path)),
-    "text": lambda path: read_documents([path]),
+    "text": lambda path: Documents([path], DataConfig()),
     "metrics": read_metrics,
     "result": read_result,
 }

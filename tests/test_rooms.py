@@ -38,6 +38,7 @@ ROOMS = (
     "bench",
     "tuning",
     "cli",
+    "__main__",
 )
 """Folders and files of `zoo/`, each of which imports only itself and what stands before it."""
 

@@ -3,4 +3,4 @@
 from zoo.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="zoo")
+    main(prog_name="python -m zoo")

@@ -11,7 +11,7 @@ from click.testing import Result
 from zoo import __version__
 from zoo.cli import main
 
-COMMANDS = ["list", "show", "wsfr", "plan", "train", "ablate", "generate", "tokenizer", "bench", "tune"]
+COMMANDS = ["list", "show", "wsfr", "plan", "train", "ablate", "generate", "data", "tokenizer", "bench", "tune"]
 
 
 def test_help_lists_the_commands(zoo: Callable[..., Result]) -> None:
@@ -48,6 +48,12 @@ def test_help_does_not_wait_for_torch() -> None:
         "assert codes == [0] * 6, codes; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "zoo", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: python -m zoo [OPTIONS] COMMAND")
 
 
 def test_an_unknown_command_names_the_nearest(zoo: Callable[..., Result]) -> None:

@@ -1,5 +1,6 @@
 """`zoo tokenizer train`, and a recipe that uses what it wrote."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -47,6 +48,22 @@ def test_held_back_text_is_not_learned_from(zoo: Callable[..., Result], tmp_path
         assert all((len(tokenizer.encode(document[:2])) == 1) == merged for document in side)
 
 
+def test_much_text_is_learned_from_in_part(zoo: Callable[..., Result], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"{letter}{letter.upper()} " * 50 for letter in "abcdefghijklmnopqrstuvwxyz"]
+    Path("text.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    train = ("tokenizer", "train", "text.jsonl", "--column", "body", "--validation-fraction", "0.1", "--bytes", "900")
+    result = zoo(*train)
+    assert result.exit_code == 0, result.output
+    tokenizer = BytePairTokenizer.load("tokenizer.json")
+    learned = [len(tokenizer.encode(text[:2])) == 1 for text in texts]
+    assert sum(learned) == 6  # of 150 bytes each
+    assert any(learned[:9])  # spread over the text
+    assert any(learned[9:18])
+    assert any(learned[18:])
+    assert "data.column=body" in result.stdout
+
+
 def test_what_cannot_be_trained_on_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     train = ("tokenizer", "train")
     output = ("--output", tmp_path / "new" / "tokenizer.json")
@@ -61,6 +78,7 @@ def test_what_cannot_be_trained_on_is_one_line(refused: Callable[..., str], tmp_
 
 
 def test_the_missing_library_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "zoo.data.bpe")
+    for module in ("zoo.data.learning", "zoo.data.bpe", "zoo.data.library"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert "pip install 'mixer-zoo[hf]'" in refused("tokenizer", "train", "stdlib")

@@ -89,7 +89,7 @@ def test_what_is_no_tokenizer_file_is_one_line(tmp_path):
 
 
 def test_training_names_what_is_wrong():
-    with pytest.raises(InputError, match="vocab_size: expected 257 to 65536, got 256"):
+    with pytest.raises(InputError, match="vocab_size: expected 257 to 1048576, got 256"):
         BytePairTokenizer.train([b"text"], 256)
     with pytest.raises(CorpusError, match="at least one"):
         BytePairTokenizer.train([], 300)
@@ -97,7 +97,7 @@ def test_training_names_what_is_wrong():
 
 def test_the_missing_library_is_named(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{}")
-    monkeypatch.delitem(sys.modules, "zoo.data.bpe")
+    monkeypatch.delitem(sys.modules, "zoo.data.library")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ConfigError, match=r"pip install 'mixer-zoo\[hf\]'"):
         load_tokenizer(str(tmp_path / "tokenizer.json"))

@@ -29,6 +29,20 @@ def test_a_part_is_a_slice_over_the_same_memory(segments, start, length):
     assert (part.separator, part.name) == (7, "part")
 
 
+def test_ids_over_65535_are_uint32_and_mix_with_others():
+    stream = TokenStream([np.array([1, 2], np.uint16), np.array([70000, 3], np.uint32)])
+    assert (stream.dtype, stream[:1].dtype) == (np.uint32, np.uint32)
+    assert stream[1:].tolist() == [2, 70000, 3]
+    assert TokenStream.of([70000]).dtype == np.uint32
+    assert TokenStream.of([65535]).dtype == np.uint16
+
+
+def test_bytes_are_cut_with_their_tokens():
+    counts = [np.array([3, 0, 2], np.uint32), np.array([5], np.uint32)]
+    stream = TokenStream([np.arange(3, dtype=np.uint16), np.arange(1, dtype=np.uint16)], byte_counts=counts)
+    assert stream.part(1, 4, name="part").byte_counts[:].tolist() == [0, 2, 5]
+
+
 def test_a_slice_inside_a_segment_is_not_copied():
     array = np.arange(100, dtype=np.uint16)
     assert np.shares_memory(TokenStream([array])[10:20], array)
@@ -37,19 +51,19 @@ def test_a_slice_inside_a_segment_is_not_copied():
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([70000], "got 70000"),
+        ([2**32], "got 4294967296"),
         ([-1, 3], "got -1"),
         ([0.5], "expected integers, got float64"),
         ([[1, 2]], "one dimension"),
     ],
 )
-def test_tokens_must_be_one_row_of_uint16(tokens, message):
+def test_tokens_must_be_one_row_of_uint32(tokens, message):
     with pytest.raises(InputError, match=message):
         TokenStream.of(tokens)
 
 
-def test_segments_must_be_uint16():
-    with pytest.raises(InputError, match=r"segments: expected uint16 \[n\], got int64 \[3\]"):
+def test_segments_must_be_uint16_or_uint32():
+    with pytest.raises(InputError, match=r"segments: expected uint16 or uint32 \[n\], got int64 \[3\]"):
         TokenStream([np.arange(3)])
 
 

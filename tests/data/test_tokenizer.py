@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.data import ByteTokenizer, RawTokens, load_tokenizer
-from zoo.data.packing import pack_documents
 from zoo.errors import ConfigError, InputError
 
 
@@ -34,13 +33,6 @@ def test_raw_tokens_drop_separators():
     tokenizer = RawTokens(100, separator=99)
     assert tokenizer.decode([99, 3, 99, 98]) == "3 98"
     assert tokenizer.byte_lengths.sum() == 99
-
-
-@given(st.lists(st.binary(max_size=9), max_size=5))
-def test_every_document_starts_with_the_separator(documents):
-    packed = pack_documents(documents, ByteTokenizer())
-    assert packed.dtype == np.uint16
-    assert packed.tolist() == [token for document in documents for token in (256, *document)]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Batches of context windows: which tokens a training step sees is a pure function of the seed and the step."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.data.stream import TokenStream
 from zoo.errors import CorpusError, InputError
 
-__all__ = ["Batch", "Batches", "validation_batches"]
+__all__ = ["Batch", "Batches", "CountedBatch", "validation_batches"]
 
 
 class Batch(NamedTuple):
@@ -23,6 +23,19 @@ class Batch(NamedTuple):
     """`[B, T]` int64, the token after each of `tokens`; separators are targets like any other."""
     resets: Tensor
     """`[B, T]` bool, True where a token starts a document and so forgets everything before it."""
+
+
+class CountedBatch(Batch):
+    """Windows of a text whose tokens do not tell how many bytes they stand for."""
+
+    byte_count: int
+    """Bytes of text that fall to the targets."""
+
+    def __new__(cls, batch: Batch, byte_count: int) -> Self:
+        """Return `batch` with its bytes."""
+        counted = super().__new__(cls, *batch)
+        counted.byte_count = byte_count
+        return counted
 
 
 class Batches:
@@ -105,7 +118,8 @@ def validation_batches(stream: TokenStream, batch_size: int, context_length: int
     """Return batches that are the same at every call, of windows spread evenly over the stream without overlap.
 
     All have one shape, so that a compiled model sees one: `[min(batch_size, windows in the stream), context_length]`.
-    They hold at most `max_tokens` tokens, but at least one batch is returned.
+    They hold at most `max_tokens` tokens, but at least one batch is returned. Where the stream states bytes for each
+    token they are `CountedBatch`es.
 
     Raises:
         InputError: a size is below 1.
@@ -116,7 +130,8 @@ def validation_batches(stream: TokenStream, batch_size: int, context_length: int
     rows = min(batch_size, available)
     count = max(1, min(available, max_tokens // context_length) // rows)
     starts = context_length * (np.arange(count * rows) * available // (count * rows))
-    return [_cut(stream, starts[first : first + rows], context_length) for first in range(0, count * rows, rows)]
+    shares = [starts[first : first + rows] for first in range(0, count * rows, rows)]
+    return [_counted(stream, _cut(stream, share, context_length), share) for share in shares]
 
 
 def _check_sizes(stream: TokenStream, batch_size: int, context_length: int) -> None:
@@ -128,6 +143,14 @@ def _check_sizes(stream: TokenStream, batch_size: int, context_length: int) -> N
             f"{stream.name}: {len(stream)} tokens are too few for context_length {context_length}, "
             f"which takes at least {context_length + 1}"
         )
+
+
+def _counted(stream: TokenStream, batch: Batch, starts: Iterable[np.int64]) -> Batch:
+    if stream.byte_counts is None:
+        return batch
+    length = batch.targets.shape[1]
+    counts = (stream.byte_counts[start + 1 : start + length + 1] for start in map(int, starts))
+    return CountedBatch(batch, sum(int(count.sum()) for count in counts))
 
 
 def _cut(stream: TokenStream, starts: Iterable[np.int64], length: int) -> Batch:

@@ -7,19 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.data.batches import Batch
+from zoo.data.batches import Batch, CountedBatch
 from zoo.data.stream import TokenStream
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import InputError
 
-__all__ = ["bigram_bits_per_byte", "bits_per_byte", "bytes_in"]
+__all__ = ["bigram_bits_per_byte", "bits_per_byte", "bytes_in", "bytes_of"]
 
 _CHUNK = 2**20
 
 
 def bytes_in(targets: Tensor, tokenizer: Tokenizer) -> int:
     """Return how many bytes of text `targets` (any shape, integer ids) stand for; a separator is none."""
-    return int(tokenizer.byte_lengths[targets.cpu().numpy()].sum())
+    return round(float(tokenizer.byte_lengths[targets.cpu().numpy()].sum()))
+
+
+def bytes_of(batch: Batch, tokenizer: Tokenizer) -> int:
+    """Return how many bytes of text the targets of `batch` stand for, as the text itself has them where it is known."""
+    return batch.byte_count if isinstance(batch, CountedBatch) else bytes_in(batch.targets, tokenizer)
 
 
 def bits_per_byte(total_nats: float, byte_count: int) -> float:
@@ -27,7 +32,7 @@ def bits_per_byte(total_nats: float, byte_count: int) -> float:
 
     Args:
         total_nats: sum of the negative log likelihoods of all targets, those of separators included, in nats.
-        byte_count: bytes among the same targets, from `bytes_in`.
+        byte_count: bytes among the same targets, from `bytes_of`.
 
     Raises:
         InputError: there is not one byte.
@@ -51,7 +56,7 @@ def bigram_bits_per_byte(train: TokenStream, validation: Sequence[Batch], tokeni
     after = np.concatenate([batch.targets.numpy().ravel() for batch in validation])
     pair_counts, singles = _count_pairs(train, before * vocabulary + after, vocabulary)
     nats = np.log(singles[before] + vocabulary) - np.log(pair_counts + 1)
-    return bits_per_byte(float(nats.sum()), int(tokenizer.byte_lengths[after].sum()))
+    return bits_per_byte(float(nats.sum()), sum(bytes_of(batch, tokenizer) for batch in validation))
 
 
 def _count_pairs(

@@ -1,20 +1,24 @@
 """Where text comes from: the standard library's own source, or files, folders and globs."""
 
-import codecs
 import glob
+import json
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from zoo.errors import CorpusError, nearest
-from zoo.reading import open_regular
+from zoo.reading import read_regular
 
-__all__ = ["find_files", "read_documents", "stdlib_files"]
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "find_files", "stdlib_files"]
 
-_PIECE = 2**20
+MANIFEST = "manifest.json"
+"""Lies beside the shards that `zoo data prepare` wrote."""
+
+MANIFEST_FORMAT = "mixer-zoo tokens"
+"""What its format is called, before the version."""
+
 # Tests repeat themselves and hold odd encodings; site-packages differ from machine to machine.
 _STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
 
@@ -38,7 +42,8 @@ def stdlib_files() -> list[Path]:
 def find_files(source: str) -> list[Path]:
     """Return the files that `source` names, in an order that depends on their relative names alone.
 
-    A folder stands for every file in it and below, without hidden ones (`.git`), `__pycache__` and links to folders.
+    A folder stands for every file in it and below, without hidden ones (`.git`), `__pycache__` and links to folders;
+    one that `zoo data prepare` wrote for its shards, and one that Hugging Face's `datasets` saved for its Arrow files.
     In a glob, `**` stands for any number of folders.
 
     Args:
@@ -58,6 +63,8 @@ def find_files(source: str) -> list[Path]:
 def _find_named(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
+        if (listed := _listed(path)) is not None:
+            return listed
         # Not every entry is a file to read: links may lead nowhere, pipes would wait for a writer.
         if files := [file for file in _walk(path, _is_hidden) if file.is_file()]:
             return files
@@ -72,52 +79,41 @@ def _find_named(source: str) -> list[Path]:
     raise CorpusError(f"data.source: the glob {source!r} matches no files")
 
 
-def read_documents(paths: Iterable[Path], encoding: str = "utf-8") -> tuple[list[bytes], int]:
-    """Return the contents of the text files among `paths` as UTF-8, one document a file, in the same order.
-
-    Text is what decodes and holds no NUL. Other files are left out, and counted beside; empty ones are left out too.
-
-    Raises:
-        CorpusError: a file cannot be read.
-    """
-    texts, left_out = [], 0
-    for path in paths:
-        text = _read(path, encoding)
-        if text is None:
-            left_out += 1
-        elif text:
-            texts.append(text)
-    return texts, left_out
+def _listed(folder: Path) -> list[Path] | None:
+    """Return the files that a folder's own list of them names; None: it has none."""
+    manifest = _json_object(folder / MANIFEST)
+    if str(manifest.get("format", "")).startswith(MANIFEST_FORMAT):
+        return _named_in(folder, manifest.get("shards"), "name")
+    if (folder / "dataset_info.json").is_file():  # of datasets.Dataset.save_to_disk
+        return _named_in(folder, _json_object(folder / "state.json").get("_data_files"), "filename")
+    splits = _json_object(folder / "dataset_dict.json").get("splits")
+    if isinstance(splits, list) and splits:
+        raise CorpusError(
+            f"data.source: {str(folder)!r} holds the splits {', '.join(map(repr, splits))} of a dataset; name one, "
+            f"such as {str(folder / str(splits[0]))!r}"
+        )
+    return None
 
 
-def _read(path: Path, encoding: str) -> bytes | None:
-    try:
-        with open_regular(path) as file:
-            return _as_utf8(file, encoding)
-    except OSError as error:
-        _refuse(error)
-
-
-def _as_utf8(file: BinaryIO, encoding: str) -> bytes | None:
-    """Return what a file holds as UTF-8 without a NUL, or None if it is no text in `encoding`.
-
-    Piece by piece: all of it decoded takes up to four times its size, and both forms of it twice.
-    """
-    decoder = codecs.getincrementaldecoder(encoding)()
-    is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    result = BytesIO()
-    piece = b""
-    try:
-        while piece := file.read(_PIECE):
-            text = decoder.decode(piece)
-            if "\0" in text:
-                return None
-            result.write(piece if is_utf8 else text.encode())
-        result.write(b"" if is_utf8 else decoder.decode(b"", final=True).encode())
-        decoder.decode(b"", final=True)
-    except UnicodeError:
+def _named_in(folder: Path, entries: object, key: str) -> list[Path] | None:
+    """Return the files of a list, or None where it is of another kind; one that names files elsewhere is."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return None
-    return result.getvalue()
+    names = [str(entry.get(key, "")) for entry in entries]
+    if not names or any(Path(name).name != name for name in names):
+        return None
+    return [folder / name for name in names]
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is no such file, or something else in it."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_regular(path))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _walk(root: Path, is_left_out: Callable[[str], bool]) -> list[Path]:

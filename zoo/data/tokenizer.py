@@ -1,18 +1,21 @@
 """Text as token ids: the interface, bytes as tokens, and bare ids for shards whose tokenizer is not at hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data.stream import Ids, id_array
+from zoo.data.stream import Counted, Ids, TokenStream, id_array
 from zoo.errors import ConfigError, InputError, nearest
+from zoo.reading import hash_of
 from zoo.recipe.data import SEPARATOR
 
 __all__ = [
     "ByteTokenizer",
     "RawTokens",
+    "TextTokenizer",
     "Tokenizer",
     "load_tokenizer",
 ]
@@ -23,15 +26,20 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the separator included; at most 65,536, for streams are uint16."""
+        """Number of ids, the separator included."""
 
     @property
     def separator(self) -> int | None:
         """The id that starts every document, or None where documents are not marked."""
 
     @property
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for, `[vocab_size]`; 0 for the separator."""
+    def byte_lengths(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Bytes of text that each id stands for, `[vocab_size]`, on average where they are not always as many; 0 for
+        the separator."""
+
+    @property
+    def hash(self) -> str:
+        """sha256 of all that its ids depend on, as hexadecimal; zeros where it is not known."""
 
     def encode(self, text: str | bytes) -> NDArray[np.int64]:
         """Return the ids of `text`, `[n]` int64."""
@@ -40,11 +48,39 @@ class Tokenizer(Protocol):
         """Return the text of `ids` (one dimension); separators leave no trace."""
 
 
+@runtime_checkable
+class TextTokenizer(Tokenizer, Protocol):
+    """A tokenizer that turns text into training data."""
+
+    @property
+    def knows_bytes(self) -> bool:
+        """Whether `byte_lengths` are exact; else `encode_counted` tells how many bytes fall to a token."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of a text does not come back from its tokens, in words."""
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger]]:
+        """Return the ids of each text, `[n]` uint16 or uint32 as the vocabulary asks for."""
+
+    def encode_counted(self, texts: Sequence[bytes]) -> list[Counted]:
+        """Return the ids of each text and how many of its bytes fall to each id."""
+
+    def decode_after(self, before: Ids, ids: Ids) -> str:
+        """Return what `ids` add to the text of `before` (one dimension both)."""
+
+    def measured_on(self, stream: TokenStream) -> "TextTokenizer":
+        """Return a tokenizer whose `byte_lengths` are what each id stands for on average in a text that is counted."""
+
+
 class ByteTokenizer:
     """UTF-8 bytes as tokens: ids 0 to 255 are the bytes, 256 starts every document. Nothing to train or to install."""
 
     vocab_size: int = SEPARATOR + 1
     separator: int = SEPARATOR
+    hash: str = hash_of(b"bytes")
+    knows_bytes: bool = True
+    losses: tuple[str, ...] = ()
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -57,6 +93,22 @@ class ByteTokenizer:
         """Return the bytes of `text` (a str is encoded as UTF-8), `[n]` int64, without a separator."""
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger]]:
+        """Return the bytes of each text, `[n]` uint16."""
+        return [np.frombuffer(text, dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def encode_counted(self, texts: Sequence[bytes]) -> list[Counted]:
+        """Return the bytes of each text, and one byte for each id."""
+        return [Counted(ids, np.ones(len(ids), dtype=np.uint32)) for ids in self.encode_batch(texts)]
+
+    def decode_after(self, before: Ids, ids: Ids) -> str:
+        """Return the text of `ids`, whatever stands before."""
+        return self.decode(ids)
+
+    def measured_on(self, stream: TokenStream) -> "ByteTokenizer":
+        """Itself: there is nothing to measure."""
+        return self
 
     def decode(self, ids: Ids) -> str:
         """Return the text of `ids`; separators are dropped and bytes that are not UTF-8 become U+FFFD.
@@ -77,6 +129,8 @@ class RawTokens:
         vocab_size: number of ids.
         separator: the id that starts a document, or None.
     """
+
+    hash: str = "00" * 32
 
     def __init__(self, vocab_size: int, separator: int | None = None) -> None:
         self.vocab_size = vocab_size
@@ -111,15 +165,15 @@ class RawTokens:
         return " ".join(str(token) for token in id_array(ids, self.vocab_size) if token != self.separator)
 
 
-def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:
+def load_tokenizer(name: str, document_token: int | None = None) -> TextTokenizer:
     """Return the tokenizer that a recipe names.
 
     Args:
-        name: `bytes` or the path of a byte-pair tokenizer.json.
+        name: `bytes` or the path of a tokenizer.json.
         document_token: the id that starts a document, where the file does not say it.
 
     Raises:
-        ConfigError: `name` is neither; or the file is no byte-level tokenizer, or the `hf` extra is missing.
+        ConfigError: `name` is neither; or the file is no tokenizer, or the `hf` extra is missing.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -127,6 +181,6 @@ def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:
     if not path.is_file():
         hint = nearest(name, ["bytes", "none"])
         raise ConfigError(f"data.tokenizer: {name!r} is neither 'bytes', 'none' nor a tokenizer.json file{hint}")
-    from zoo.data.bpe import BytePairTokenizer  # needs the optional tokenizers library
+    from zoo.data.library import FileTokenizer  # needs the optional tokenizers library
 
-    return BytePairTokenizer.load(path, document_token)
+    return FileTokenizer.load(path, document_token)

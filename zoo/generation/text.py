@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.data.tokenizer import ByteTokenizer, Tokenizer
+from zoo.data.tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 from zoo.errors import InputError
 from zoo.generation.decoding import CompiledDecoder, Decoding, start_decoding
 from zoo.generation.sampling import NOTHING, Sampling
@@ -82,7 +82,9 @@ def generate(
                 running.remove(row)
         if not running:
             break
-    texts = [_cut(tokenizer.decode(row), stops) for row in rows]
+    texts = [
+        _cut(_decode_after(tokenizer, tokens[index, : lengths[index]], row), stops) for index, row in enumerate(rows)
+    ]
     return texts[0] if isinstance(prompt, str) else texts
 
 
@@ -154,6 +156,11 @@ def _tokenizer_for(model: Decoder | CompiledDecoder, tokenizer: Tokenizer | None
     if tokenizer.vocab_size > vocab_size:
         raise InputError(f"tokenizer: has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
     return tokenizer
+
+
+def _decode_after(tokenizer: Tokenizer, prompt: Tensor, new: list[int]) -> str:
+    """Return the text of new tokens as it goes on from a prompt's."""
+    return tokenizer.decode_after(prompt, new) if isinstance(tokenizer, TextTokenizer) else tokenizer.decode(new)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

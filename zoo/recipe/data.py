@@ -1,10 +1,11 @@
 """The `data` section of a recipe: text, tokenizer and the share that is held back."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from zoo.config import Config
+from zoo.limits import LARGEST_VOCABULARY
 
 __all__ = ["SEPARATOR", "DataConfig"]
 
@@ -20,23 +21,32 @@ class DataConfig(Config):
     """
 
     source: str = Field("stdlib", min_length=1)
-    """`stdlib` (the Python standard library's source), or a text file, a folder, a glob, or `*.bin` token shards.
-    A file or folder that happens to be called stdlib is `./stdlib`."""
+    """`stdlib` (the Python standard library's source), or a file, a folder or a glob: text, JSON lines, Parquet, Arrow,
+    or `*.bin` token shards. A file or folder that happens to be called stdlib is `./stdlib`."""
+
+    column: str = Field("text", min_length=1)
+    """What holds the text in JSON lines (a key), Parquet and Arrow (a column)."""
+
+    document_by: Literal["file", "line", "folder"] = "file"
+    """What of text files is one document: a file, a line, or all files that lie in one folder. A record always is."""
 
     encoding: str = "utf-8"
     """Of text files, such as `latin-1` or `utf-16`; files that are no text in it are left out."""
 
     tokenizer: str = Field("bytes", min_length=1)
-    """`bytes`, the path of a byte-pair `tokenizer.json`, or `none` for shards whose tokenizer is not at hand."""
+    """`bytes`, the path of a `tokenizer.json`, or `none` for shards whose tokenizer is not at hand."""
 
     validation_fraction: float = Field(0.05, gt=0, le=0.5)
     """Share of the corpus, in bytes (shards: in tokens), that is held back."""
 
-    document_token: int | None = Field(None, ge=0, lt=2**16)
+    document_token: int | None = Field(None, ge=0, lt=LARGEST_VOCABULARY)
     """The id that starts a document; by default the tokenizer's own. Without one the documents run into each other."""
 
-    vocab_size: int | None = Field(None, ge=2, le=2**16)
+    vocab_size: int | None = Field(None, ge=2, le=LARGEST_VOCABULARY)
     """Number of token ids; stated for `tokenizer: none` only, every other tokenizer knows its own."""
+
+    cache: str | None = Field(None, min_length=1)
+    """Folder that keeps tokenized text for the next run; by default one in the user's cache."""
 
     @field_validator("encoding")
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_in
+from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_of
 from zoo.kernels.token_scores import TokenScores, logits_scores
 
 __all__ = ["HALVES", "Evaluation", "NextTokenLoss", "TokenByToken", "evaluate"]
@@ -90,7 +90,7 @@ def evaluate(loss: Callable[[Batch], Tensor], batches: Sequence[Batch], tokenize
     with torch.no_grad():
         means = torch.stack([loss(batch).double() for batch in batches]).tolist()
     nats = [mean * batch.targets.numel() for mean, batch in zip(means, batches, strict=True)]
-    byte_counts = [bytes_in(batch.targets, tokenizer) for batch in batches]
+    byte_counts = [bytes_of(batch, tokenizer) for batch in batches]
 
     def bits(some: slice) -> float:
         return bits_per_byte(fsum(nats[some] or nats), sum(byte_counts[some] or byte_counts))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from zoo.data import Batch, Batches, Corpus, bits_per_byte, bytes_in, validation_batches
+from zoo.data import Batch, Batches, Corpus, bits_per_byte, bytes_of, validation_batches
 from zoo.errors import CorpusError
 from zoo.recipe.evaluation import EvaluationConfig
 from zoo.recipe.training import TrainingConfig
@@ -85,7 +85,7 @@ class TextExamples:
         batches = self._windows(length)
         nats = sum(float(judge.scores(batch, marked=self.marked).losses.sum()) for batch in batches)
         tokens = sum(batch.targets.numel() for batch in batches)
-        byte_count = sum(bytes_in(batch.targets, self._corpus.tokenizer) for batch in batches)
+        byte_count = sum(bytes_of(batch, self._corpus.tokenizer) for batch in batches)
         loss, bits = finite(nats / tokens), finite(bits_per_byte(nats, byte_count))
         return LengthLoss(length=length, loss=loss, bits_per_byte=bits, tokens=tokens)
 

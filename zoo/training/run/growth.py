@@ -12,6 +12,7 @@ from zoo.training.optimizer import learning_rate_at
 __all__ = ["check_same_run"]
 
 _FREE = {
+    "data.cache",
     "description",
     "training.checkpoint_every",
     "training.checkpointing",

@@ -1,0 +1,67 @@
+"""Text of any source to token shards in a new folder."""
+
+import os
+from pathlib import Path
+
+from zoo.data.corpus import facts_of, open_source, tell_losses
+from zoo.data.folder import SHARD_TOKENS, Manifest, input_facts, write_shards
+from zoo.data.progress import telling
+from zoo.data.reading import CorpusReader
+from zoo.data.tokenizer import load_tokenizer
+from zoo.errors import ConfigError, CorpusError, InputError
+from zoo.recipe.data import DataConfig
+from zoo.report.files import writing
+
+__all__ = ["prepare_shards"]
+
+_WORTH_PROCESSES = 2**26  # bytes of text: to start processes takes seconds
+
+
+def prepare_shards(
+    config: DataConfig, out: Path, *, processes: int | None = None, shard_tokens: int = SHARD_TOKENS
+) -> Manifest:
+    """Tokenize the text that `config` names into the folder `out`, with constant memory, whole or not at all.
+
+    The folder gets `train-*.bin`, `validation-*.bin`, `manifest.json` and, where there is one, the tokenizer.json. As
+    `data.source` it is the corpus that `config` is. Until it is finished it is called `.partial`.
+
+    Args:
+        config: the text, its tokenizer and the share to hold back.
+        out: must not be there.
+        processes: that tokenize; 1: this one; None: one for each core where it pays.
+        shard_tokens: tokens after which another shard is begun.
+
+    Raises:
+        InputError: `out` is there.
+        ConfigError: the tokenizer cannot be loaded.
+        CorpusError: the text cannot be read, or the folder cannot be written.
+        InUseError: another process writes the folder.
+    """
+    if out.exists():
+        raise InputError(f"out: {out} is there already; name a new folder")
+    if config.tokenizer == "none":
+        raise ConfigError("data.tokenizer: 'none' makes no tokens of text; name 'bytes' or a tokenizer.json")
+    tokenizer = load_tokenizer(config.tokenizer, config.document_token)
+    documents = open_source(config)
+    tell_losses(config, tokenizer)
+    packed_bytes = sum(path.stat().st_size for path in documents.files)
+    with telling("hashing files", packed_bytes) as advance:
+        inputs = input_facts(documents.files, advance)
+    with telling("reading text", None) as advance:
+        survey = documents.survey(advance)
+    text_bytes = sum(survey.sizes)
+    if processes is None:
+        pays = config.tokenizer != "bytes" and text_bytes >= _WORTH_PROCESSES
+        processes = len(os.sched_getaffinity(0)) if pays else 1
+    with telling("tokenizing", text_bytes) as advance:
+        reader = CorpusReader(documents, survey, config.validation_fraction, advance)
+        facts = {**facts_of(config, survey, tokenizer), "inputs": inputs}
+        with writing(out, CorpusError):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        return write_shards(
+            reader, tokenizer, out, facts, processes=processes, shard_tokens=shard_tokens, also=_tokenizer_file(config)
+        )
+
+
+def _tokenizer_file(config: DataConfig) -> dict[str, Path]:
+    return {} if config.tokenizer == "bytes" else {"tokenizer.json": Path(config.tokenizer).expanduser()}
