@@ -31,6 +31,7 @@ ROOMS = (
     "accounting",
     "budget",
     "generation",
+    "hf",
     "compiling",
     "training",
     "study",
