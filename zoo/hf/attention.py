@@ -50,6 +50,11 @@ class ConvertedAttention(nn.Module):
 
     base: ClassVar[type[nn.Module]]
     parameters_by_place: ClassVar[tuple[str, ...]]
+    layer_idx: int
+    between_heads: BetweenHeads
+    retention_gate: RetentionGate | None
+    write_rate: RetentionGate | None
+    output_norm: HeadNorm | None
 
     def forward(self, *args: Any, zoo_resets: Tensor | None = None, **kwargs: Any) -> Any:
         named = dict(zip(self.parameters_by_place, args, strict=False)) | kwargs
@@ -84,7 +89,7 @@ def converted_attention(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def attend_between_heads(
-    module: nn.Module,
+    module: ConvertedAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -111,7 +116,7 @@ def attend_between_heads(
 AttentionInterface.register(INTERFACE, attend_between_heads)
 
 
-def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the modules of a model whose `forward` calls transformers' attention interface on a layer's own tokens."""
     for name, module in model.named_modules():
         forward = inspect.unwrap(getattr(module, "base", type(module)).forward)
@@ -121,7 +126,7 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def convert_attention(module: nn.Module, conversion: Conversion, width: int) -> None:
+def convert_attention(module: Any, conversion: Conversion, width: int) -> None:
     """Swap a module's class in place, and give it the parameters that its mixer needs.
 
     Args:
@@ -144,7 +149,7 @@ def convert_attention(module: nn.Module, conversion: Conversion, width: int) -> 
     module.__class__ = converted_attention(type(module))
 
 
-def restore_attention(module: nn.Module) -> None:
+def restore_attention(module: Any) -> None:
     """Take back `convert_attention`; what was learned by gates and norms is lost."""
     module.__class__ = module.base
     module.config = module.unconverted_config

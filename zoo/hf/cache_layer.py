@@ -171,9 +171,9 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
     def _record(self, inputs: HeadInputs) -> None:
         past = self._since
         if past is None:
-            self._since = inputs._replace(q=inputs.k)  # queries leave nothing in a state
+            self._since = inputs
             return
-        k, v = (torch.cat(pair, 1) for pair in ((past.k, inputs.k), (past.v, inputs.v)))
+        q, k, v = (torch.cat(pair, 1) for pair in zip(past[:3], inputs[:3], strict=True))
         gates = (_joined(past.log_g, inputs.log_g), _joined(past.log_rate, inputs.log_rate))
         resets = past.resets
         if resets is not None or inputs.resets is not None:
@@ -182,7 +182,7 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
             resets = torch.cat(
                 (first if past.resets is None else past.resets, second if inputs.resets is None else inputs.resets), 1
             )
-        self._since = HeadInputs(k, k, v, inputs.scale, *gates, resets)
+        self._since = HeadInputs(q, k, v, inputs.scale, *gates, resets)
 
     def _recompute(self, tokens: int) -> Any:
         """Return the state `tokens` after the last crop."""

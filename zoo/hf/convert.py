@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from zoo.blocks.gate import Retention
@@ -57,7 +56,7 @@ def convert(
         ConfigError: an option of another mixer, or a value that does not fit.
     """
     _check_model(model)
-    options = {"mixer": mixer, "p": p, "gate": gate, "normalize": normalize, "window": window}
+    options: dict[str, Any] = {"mixer": mixer, "p": p, "gate": gate, "normalize": normalize, "window": window}
     conversion = Conversion(**options)
     found = list(attention_modules(model))
     if not found:
@@ -65,6 +64,8 @@ def convert(
             f"model: {type(model).__name__} has no attention that calls transformers' attention interface, so that "
             "none can be converted; in a module of your own call zoo.power_attention"
         )
+    if not all(getattr(module, "is_causal", True) for _, module in found):
+        raise InputError(f"model: {type(model).__name__} attends in both directions; causal models can be converted")
     chosen = _choose(found, layers) if mixer != "softmax" else []
     shapes = probe_heads(model, chosen)
     conversion = conversion.replace(heads={str(layer): tuple(heads) for layer, heads in shapes.items()})
@@ -76,7 +77,6 @@ def convert(
     install(model, conversion)
     model.__class__, config.__class__ = made, made.config_class
     config.zoo = conversion.model_dump(mode="json", exclude_none=True)
-    config.architectures = [made.__name__]
     return report(model)
 
 
@@ -97,7 +97,6 @@ def restore(model: PreTrainedModel) -> None:
     for name in ("zoo", "auto_map"):
         config.__dict__.pop(name, None)
     config.__class__ = config.base
-    config.architectures = [type(model).__name__]
 
 
 def _check_model(model: Any) -> None:
@@ -121,7 +120,7 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _own_config(model: PreTrainedModel) -> PreTrainedConfig:
+def _own_config(model: Any) -> Any:
     """Give a model a config that it shares with no other, and return it."""
     shared, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
@@ -130,7 +129,7 @@ def _own_config(model: PreTrainedModel) -> PreTrainedConfig:
     return own
 
 
-def _choose(found: list[tuple[str, Module]], layers: Iterable[int] | None) -> list[tuple[str, Module]]:
+def _choose(found: list[tuple[str, Any]], layers: Iterable[int] | None) -> list[tuple[str, Any]]:
     there = [module.layer_idx for _, module in found]
     wanted = there if layers is None else list(layers)
     for layer in wanted:

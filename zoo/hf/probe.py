@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from zoo.errors import InputError
@@ -16,7 +16,7 @@ __all__ = ["probe_heads"]
 _PROBE = "zoo_probe"
 
 
-def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any) -> Any:
+def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any) -> Any:
     reached = "zoo_resets" in kwargs  # as a keyword argument of the model, which it has to pass all the way
     module.probed = (HeadShapes(query.shape[1], key.shape[1], key.shape[3], value.shape[3]), reached)
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
@@ -26,7 +26,7 @@ AttentionInterface.register(_PROBE, _record)
 
 
 @torch.no_grad()
-def probe_heads(model: PreTrainedModel, modules: Sequence[tuple[str, nn.Module]]) -> dict[int, HeadShapes]:
+def probe_heads(model: PreTrainedModel, modules: Sequence[tuple[str, Any]]) -> dict[int, HeadShapes]:
     """Return the heads of each attention module, by its layer.
 
     Raises:
@@ -49,7 +49,7 @@ def probe_heads(model: PreTrainedModel, modules: Sequence[tuple[str, nn.Module]]
             module.training = True
 
 
-def _probed(model: nn.Module, name: str, module: nn.Module) -> HeadShapes:
+def _probed(model: Any, name: str, module: Any) -> HeadShapes:
     found = module.__dict__.get("probed")
     if found is None:
         raise InputError(

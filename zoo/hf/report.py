@@ -97,7 +97,7 @@ def _described(conversion: Conversion) -> str:
     return f"{conversion.mixer} ({said})" if said else conversion.mixer
 
 
-def _dropped(module: nn.Module, conversion: Conversion) -> list[str]:
+def _dropped(module: ConvertedAttention, conversion: Conversion) -> list[str]:
     config = module.unconverted_config
     kept = conversion.window if conversion.mixer == "sliding-window" else None
     window = _first(module, "sliding_window", "window_size")
@@ -115,7 +115,7 @@ def _dropped(module: nn.Module, conversion: Conversion) -> list[str]:
     return found
 
 
-def _first(module: nn.Module, *names: str) -> Any:
+def _first(module: object, *names: str) -> Any:
     return next((x for name in names if (x := getattr(module, name, None)) is not None), None)
 
 
