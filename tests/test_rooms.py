@@ -19,6 +19,7 @@ ROOMS = (
     "reading",
     "version",
     "config",
+    "drop_in",
     "report",
     "blocks",
     "mixers",

@@ -6,7 +6,7 @@ from transformers import DynamicCache, StaticCache
 
 from zoo.errors import InputError
 
-from .tiny import converted, fresh, greedy, padded, tokens
+from .tiny import converted, fresh, greedy, tokens
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def test_padding_inside_a_row_is_refused_by_name() -> None:
     model, ids = converted("Llama", "gated"), tokens()
     mask = torch.ones_like(ids)
     mask[1, 4] = 0
-    with pytest.raises(InputError, match="attention_mask: expected padding only before .* between tokens in row 1"):
+    with pytest.raises(InputError, match=r"attention_mask: expected padding only before .* between tokens in row 1"):
         model(ids, attention_mask=mask)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,44 +26,36 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(code: str, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "code")}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-
-
-def test_without_the_zoo_imported_a_trusted_stub_finds_it(saved: Path, tmp_path: Path) -> None:
+def test_without_the_zoo_imported_only_a_trusted_stub_runs(saved: Path, tmp_path: Path) -> None:
+    unread = tmp_path / "unread"
+    shutil.copytree(saved, unread)
+    (unread / "modeling_zoo.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     code = f"""
 from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained({str(unread)!r}, trust_remote_code=False)
+except ValueError as error:
+    print("trust_remote_code=True" in str(error))
 model = AutoModelForCausalLM.from_pretrained({str(saved)!r}, trust_remote_code=True)
 print(type(model).__module__, type(model).__name__, model.config.zoo["mixer"])
 model.save_pretrained({str(tmp_path / "again")!r})
 """
-    done = run(code, tmp_path)
-    assert done.stdout.split() == ["zoo.hf.classes", "ZooLlamaForCausalLM", "gated-power"], done.stderr
+    places = {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "code")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | places, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "zoo.hf.classes", "ZooLlamaForCausalLM", "gated-power"], done.stderr
+    assert not (tmp_path / "ran").exists()
     assert {path.name for path in (tmp_path / "again").iterdir()} == {path.name for path in saved.iterdir()}
 
 
-def test_without_trust_nothing_of_the_folder_runs(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trust", [None, False, True])
+def test_with_the_zoo_imported_nothing_of_the_folder_runs(saved: Path, tmp_path: Path, trust: bool | None) -> None:
     folder = tmp_path / "model"
-    folder.mkdir()
-    for path in saved.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "modeling_zoo.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit")
-    untrusted = f"""
-from transformers import AutoModelForCausalLM
-AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=False)
-"""
-    done = run(untrusted, tmp_path)
-    assert done.returncode != 0
-    assert "trust_remote_code=True" in done.stderr
-    imported = f"""
-import zoo.hf
-from transformers import AutoModelForCausalLM
-for trust in (None, False, True):  # the classes that are there go before those of the folder
-    print(type(AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=trust)).__name__)
-"""
-    done = run(imported, tmp_path)
-    assert done.stdout.split() == ["ZooLlamaForCausalLM"] * 3, done.stderr
+    shutil.copytree(saved, folder)
+    (folder / "modeling_zoo.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
+    assert type(model).__module__ == "zoo.hf.classes"
     assert not (tmp_path / "ran").exists()
 
 

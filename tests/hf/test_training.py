@@ -13,6 +13,9 @@ import zoo.hf
 
 from .tiny import converted, fresh, greedy, padded, tiny, tokens
 
+# peft asks by names that transformers no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
 
 def _gradients(model: torch.nn.Module, ids: Tensor) -> dict[str, Tensor]:
     model.train()
@@ -27,7 +30,7 @@ def test_checkpointing_gives_the_same_gradients(architecture: str, reentrant: bo
     model, ids = tiny(architecture, **({} if architecture == "Llama" else _NO_DROPOUT)), tokens()
     zoo.hf.convert(model)
     expected = _gradients(model, ids)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     found = _gradients(model, ids)
     assert found.keys() == expected.keys()
@@ -55,7 +58,7 @@ def test_checkpointing_recomputes_with_the_padding_it_had(reentrant: bool) -> No
 
     model.train()
     expected = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     for one, other_one in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(one, other_one, rtol=1e-4, atol=1e-6)
@@ -89,8 +92,6 @@ class _Rows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ids = tokens(1, 8, seed=index)[0]
         return {"input_ids": ids, "labels": ids, "unused": torch.zeros(1)}
-
-
 
 
 def test_a_trainer_trains_saves_and_loads(tmp_path: Path) -> None:

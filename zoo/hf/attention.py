@@ -75,13 +75,13 @@ class ConvertedAttention(nn.Module):
         return _empty_attention, (self.base,), self.__dict__
 
 
-def _empty_attention(base: type[nn.Module]) -> nn.Module:
+def _empty_attention(base: Any) -> Any:
     made = converted_attention(base)
     return made.__new__(made)
 
 
 @functools.cache
-def converted_attention(base: type[nn.Module]) -> type[nn.Module]:
+def converted_attention(base: Any) -> Any:
     """Return the class that a converted module of class `base` has."""
     names = tuple(inspect.signature(base.forward).parameters)[1:]
     values = {"base": base, "parameters_by_place": names, "__module__": __name__}
@@ -146,7 +146,8 @@ def convert_attention(module: Any, conversion: Conversion, width: int) -> None:
     module.unconverted_config = module.config
     module.config = copy.copy(module.config)  # its own, so that the model's choice of attention does not reach it
     module.config._attn_implementation_internal = INTERFACE
-    module.__class__ = converted_attention(type(module))
+    kind: Any = type(module)
+    module.__class__ = converted_attention(kind)
 
 
 def restore_attention(module: Any) -> None:

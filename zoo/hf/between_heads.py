@@ -1,6 +1,7 @@
 """What stands between the heads of a converted layer: queries, keys and values go in, outputs and a state come out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,7 +41,12 @@ class HeadInputs(NamedTuple):
 
     def first(self, tokens: int) -> "HeadInputs":
         """Return the first tokens of each row."""
-        return HeadInputs(*(x[:, :tokens] if isinstance(x, Tensor) else x for x in self))
+        return self.map(lambda x: x[:, :tokens])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "HeadInputs":
+        """Return these inputs with every tensor changed."""
+        parts: list[Any] = [function(x) if isinstance(x, Tensor) else x for x in self]
+        return HeadInputs(*parts)
 
 
 class BetweenHeads(ABC):

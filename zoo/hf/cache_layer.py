@@ -15,7 +15,7 @@ from zoo.states import map_state, overwrite_state, reorder_state
 __all__ = ["StateLayer", "put_state_layers", "state_layer"]
 
 
-class StateLayer(CacheLayerMixin):  # type: ignore[misc]
+class StateLayer(CacheLayerMixin):
     """A layer of a cache that holds a state of fixed size, whatever the length of the past.
 
     To a mask it looks like one that holds every token: layers that attend may take their masks' sizes from it.
@@ -136,8 +136,7 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
         self._put(reorder_state(self.state, index))
         self._anchor = reorder_state(self._anchor, index)
         if self._since is not None:
-            rows = (x if isinstance(x, float) or x is None else x[index.to(x.device)] for x in self._since)
-            self._since = HeadInputs(*rows)
+            self._since = self._since.map(lambda x: x[index.to(x.device)])
 
     def _put(self, state: Any) -> None:
         """Take over a state; a static cache keeps its tensors where they are."""

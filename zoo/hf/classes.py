@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.models.auto.modeling_auto import (
@@ -55,7 +55,7 @@ class ConvertedConfig:
         return _empty, (converted_config, self.base), self.__dict__
 
 
-class ConvertedModel:
+class ConvertedModel(PreTrainedModel):
     """Stands before a model's class: converts its layers, and hands them what a recurrence has to know of a batch."""
 
     base: ClassVar[type[PreTrainedModel]]
@@ -64,6 +64,9 @@ class ConvertedModel:
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         install(self, Conversion.from_mapping(config.zoo, "config.zoo"))
+
+    def _get_name(self) -> str:
+        return self.base.__name__  # by which trainers tell whether labels are shifted
 
     def _named(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments of `forward` by name, and with them where sequences begin."""
@@ -106,7 +109,7 @@ class ConvertedModel:
         return _empty, (converted_class, self.base), self.__dict__
 
 
-class ConvertedGeneration:
+class ConvertedGeneration(GenerationMixin):
     """Stands before `ConvertedModel` where the model generates: puts states into caches."""
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -138,10 +141,11 @@ def _empty(make: Any, base: type) -> Any:
     return made.__new__(made)
 
 
-def _initialize(part: nn.Module) -> None:
+def _initialize(part: Any) -> None:
     parameters = list(part.parameters())
     if not all(getattr(x, "_is_hf_initialized", False) for x in parameters):
         part.initialize(std=0.02)
+    x: Any
     for x in (part, *parameters):
         x._is_hf_initialized = True
 
@@ -188,7 +192,7 @@ __all__ = ["{config.__name__}", "{model.__name__}"]
 
 
 @functools.cache
-def converted_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def converted_config(base: Any) -> Any:
     """Return the config class of converted models whose own is `base`, and make the Auto* classes know it."""
     model_type = PREFIX + base.model_type
     values = {
@@ -209,13 +213,13 @@ def converted_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     return made
 
 
-def converted_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def converted_class(base: Any) -> Any:
     """Return the class that a converted model of class `base` has."""
     return _model_class(base, converted_config(base.config_class))
 
 
 @functools.cache
-def _model_class(base: type[PreTrainedModel], config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+def _model_class(base: Any, config: Any) -> Any:
     @functools.wraps(base.forward)  # its signature says to trainers which columns the model takes
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return base.forward(self, **self._named(*args, **kwargs))
@@ -250,7 +254,7 @@ class _Unmade:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        base = type(AutoConfig.for_model(cls.base_model_type))
+        base: Any = type(AutoConfig.for_model(cls.base_model_type))
         return converted_config(base).from_dict(config_dict, **kwargs)
 
 
