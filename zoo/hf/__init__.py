@@ -1,4 +1,4 @@
-"""The zoo and Hugging Face transformers: models converted in place.
+"""The zoo and Hugging Face transformers: their models converted in place, and the zoo's as models of theirs.
 
     import zoo.hf
 
@@ -15,7 +15,9 @@ if importlib.util.find_spec("transformers") is None:
 from zoo.hf.classes import register_converted
 from zoo.hf.convert import convert, restore
 from zoo.hf.report import ConversionReport, report
+from zoo.hf.zoo_model import ZooConfig, ZooForCausalLM, register_zoo_model, to_hf
 
-__all__ = ["ConversionReport", "convert", "report", "restore"]
+__all__ = ["ConversionReport", "ZooConfig", "ZooForCausalLM", "convert", "report", "restore", "to_hf"]
 
 register_converted()
+register_zoo_model()

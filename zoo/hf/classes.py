@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import inspect
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,25 +20,20 @@ from zoo.hf.attention import INTERFACE, ConvertedAttention, attention_modules, c
 from zoo.hf.cache_layer import put_state_layers
 from zoo.hf.conversion import Conversion
 from zoo.hf.resets import packing_resets, padding_resets
-from zoo.report.files import replace_file
+from zoo.hf.stub import write_stub
 
 __all__ = [
     "PREFIX",
-    "STUB",
     "ConvertedModel",
     "check_converted",
     "converted_class",
     "converted_config",
     "install",
     "register_converted",
-    "stub_text",
 ]
 
 PREFIX = "zoo_"
 """What stands before the model type of a converted model."""
-
-STUB = "modeling_zoo"
-"""Name of the module that is written beside weights, for those who load them without `import zoo.hf`."""
 
 
 class ConvertedConfig:
@@ -94,12 +88,8 @@ class ConvertedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers', and beside the weights a few lines of Python that import the zoo."""
-        self.config.auto_map = {
-            "AutoConfig": f"{STUB}.{type(self.config).__name__}",
-            _auto_class(self): f"{STUB}.{type(self).__name__}",
-        }
-        super().save_pretrained(save_directory, *args, **kwargs)
-        replace_file(Path(save_directory) / f"{STUB}.py", stub_text(type(self.config), type(self)).encode(), InputError)
+        with write_stub(self, save_directory, _auto_class(self)):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -176,19 +166,6 @@ def install(model: PreTrainedModel, conversion: Conversion) -> None:
     if found and len(conversion.layers) == len(found):
         # No layer is left that would look at a mask, so that none is made.
         model.config._attn_implementation_internal = INTERFACE
-
-
-def stub_text(config: type, model: type) -> str:
-    """Return the module that is written beside weights."""
-    return f'''"""Lets transformers find the classes of this model, which are the zoo's."""
-
-try:
-    from zoo.hf.classes import {config.__name__}, {model.__name__}
-except ImportError as error:
-    raise ImportError("this model needs the package mixer-zoo: pip install 'mixer-zoo[hf]'") from error
-
-__all__ = ["{config.__name__}", "{model.__name__}"]
-'''
 
 
 @functools.cache
