@@ -5,7 +5,7 @@ from zoo.data.bits import bigram_bits_per_byte, bits_per_byte, bytes_in
 from zoo.data.corpus import Corpus, load_corpus, read_text, split_documents
 from zoo.data.shards import write_shard
 from zoo.data.stream import TokenStream
-from zoo.data.tokenizer import ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
+from zoo.data.tokenizer import ByteTokenizer, RawTokens, Tokenizer, load_tokenizer, tokenizer_of
 from zoo.recipe.data import SEPARATOR, DataConfig
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "load_tokenizer",
     "read_text",
     "split_documents",
+    "tokenizer_of",
     "validation_batches",
     "write_shard",
 ]

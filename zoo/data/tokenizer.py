@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from zoo.data.stream import Ids, id_array
 from zoo.errors import ConfigError, InputError, nearest
-from zoo.recipe.data import SEPARATOR
+from zoo.recipe.data import SEPARATOR, DataConfig
 
 __all__ = [
     "ByteTokenizer",
     "RawTokens",
     "Tokenizer",
     "load_tokenizer",
+    "tokenizer_of",
 ]
 
 
@@ -130,3 +131,14 @@ def load_tokenizer(name: str, document_token: int | None = None) -> Tokenizer:
     from zoo.data.bpe import BytePairTokenizer  # needs the optional tokenizers library
 
     return BytePairTokenizer.load(path, document_token)
+
+
+def tokenizer_of(data: DataConfig) -> Tokenizer:
+    """Return the tokenizer of a recipe's data; of ids whose tokenizer is not at hand, the ids themselves.
+
+    Raises:
+        ConfigError: as `load_tokenizer`.
+    """
+    if data.vocab_size is not None:
+        return RawTokens(data.vocab_size, data.document_token)
+    return load_tokenizer(data.tokenizer, data.document_token)

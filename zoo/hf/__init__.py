@@ -14,10 +14,22 @@ if importlib.util.find_spec("transformers") is None:
 
 from zoo.hf.classes import register_converted
 from zoo.hf.convert import convert, restore
+from zoo.hf.export import export_run
 from zoo.hf.report import ConversionReport, report
+from zoo.hf.tokenizer import to_hf_tokenizer
 from zoo.hf.zoo_model import ZooConfig, ZooForCausalLM, register_zoo_model, to_hf
 
-__all__ = ["ConversionReport", "ZooConfig", "ZooForCausalLM", "convert", "report", "restore", "to_hf"]
+__all__ = [
+    "ConversionReport",
+    "ZooConfig",
+    "ZooForCausalLM",
+    "convert",
+    "export_run",
+    "report",
+    "restore",
+    "to_hf",
+    "to_hf_tokenizer",
+]
 
 register_converted()
 register_zoo_model()

@@ -37,8 +37,8 @@ class ZooConfig(PreTrainedConfig):
     """
 
     model_type = "mixer_zoo"
-    model: dict | None = None
-    mixers: list | None = None
+    model: dict[str, Any] | None = None
+    mixers: list[Any] | None = None
     vocab_size: int = 0
     hidden_size: int = 0
     num_hidden_layers: int = 0
@@ -177,7 +177,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
             for parameter, value in zip(loaded, kept, strict=True):
                 parameter.copy_(value)
         for part in self.modules():
-            part._is_hf_initialized = True  # type: ignore[assignment]
+            vars(part)["_is_hf_initialized"] = True
 
     def _set_gradient_checkpointing(
         self,
