@@ -17,6 +17,7 @@ from zoo.hf.convert import convert, restore
 from zoo.hf.export import export_run
 from zoo.hf.report import ConversionReport, report
 from zoo.hf.tokenizer import to_hf_tokenizer
+from zoo.hf.weights import export_weights, import_weights
 from zoo.hf.zoo_model import ZooConfig, ZooForCausalLM, register_zoo_model, to_hf
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "ZooForCausalLM",
     "convert",
     "export_run",
+    "export_weights",
+    "import_weights",
     "report",
     "restore",
     "to_hf",
