@@ -34,6 +34,21 @@ def test_a_prompt_may_come_in_pieces(kind: str) -> None:
 
 
 @torch.no_grad()
+def test_a_conversation_goes_on_from_its_cache() -> None:
+    model, ids = converted("Llama", "gated"), tokens()
+    said = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    longer = torch.cat((said.sequences, tokens(2, 3, seed=5)), 1)
+    assert torch.equal(greedy(model, longer, cache=said.cache), greedy(model, longer))
+
+
+@torch.no_grad()
+def test_a_prompt_may_be_embeddings() -> None:
+    model, ids = converted("Llama", "gated"), tokens()
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(model.generate(inputs_embeds=embedded, max_new_tokens=6, do_sample=False), greedy(model, ids))
+
+
+@torch.no_grad()
 def test_padding_on_the_right_changes_no_real_token() -> None:
     model, ids = converted("Llama", "gated"), tokens()
     mask = torch.ones(2, 12, dtype=torch.long)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,6 +163,15 @@ def test_what_cannot_be_converted_is_refused_and_left_alone(model: Any, options:
     assert "\n" not in str(refused.value)
     assert type(made) is kind
     assert set(made.state_dict()) == names
+
+
+def test_weights_that_were_unpacked_as_they_were_loaded_are_whole(tmp_path: Path) -> None:
+    model = tiny("Llama")
+    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gguf", dequantize=True))
+    model.config.quantization_config = {"quant_method": "gguf"}
+    zoo.hf.convert(model)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize(

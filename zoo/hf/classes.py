@@ -102,11 +102,9 @@ class ConvertedModel(PreTrainedModel):
 class ConvertedGeneration(GenerationMixin):
     """Stands before `ConvertedModel` where the model generates: puts states into caches."""
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        mask = kwargs.get("attention_mask")
+    def _with_resets(self, inputs: dict[str, Any], mask: Any) -> dict[str, Any]:
+        """Return a step's inputs with where sequences begin, if its padding has become masks of pairs by now."""
         if isinstance(mask, Tensor) and inputs.get("attention_mask") is not mask:
-            # For a static cache the padding has become masks of pairs by now.
             tokens = next(x for name in ("input_ids", "inputs_embeds") if (x := inputs.get(name)) is not None)
             inputs["zoo_resets"] = padding_resets(mask, tokens.shape[1], keeps_state=True)
         return inputs
@@ -209,8 +207,16 @@ def _model_class(base: Any, config: Any) -> Any:
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` with other mixers between its heads.",
     }
-    parts = (ConvertedGeneration, ConvertedModel) if issubclass(base, GenerationMixin) else (ConvertedModel,)
-    return type(f"Zoo{base.__name__}", (*parts, base), values)
+    if not issubclass(base, GenerationMixin):
+        return type(f"Zoo{base.__name__}", (ConvertedModel, base), values)
+
+    @functools.wraps(base.prepare_inputs_for_generation)  # whose signature is asked what a prompt may be
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = base.prepare_inputs_for_generation(self, *args, **kwargs)
+        return self._with_resets(inputs, kwargs.get("attention_mask"))
+
+    values["prepare_inputs_for_generation"] = prepare
+    return type(f"Zoo{base.__name__}", (ConvertedGeneration, ConvertedModel, base), values)
 
 
 def _tell_peft(base: str, model_type: str) -> None:

@@ -73,6 +73,9 @@ def convert(
         _check_state(conversion, layer, heads)
     made = converted_class(type(model))
     config = _own_config(model)
+    if getattr(model, "hf_quantizer", None) is not None:  # its weights were unpacked as they were loaded
+        model.hf_quantizer = None
+        config.__dict__.pop("quantization_config", None)
     model.attention_before = config._attn_implementation
     install(model, conversion)
     model.__class__, config.__class__ = made, made.config_class
@@ -112,11 +115,11 @@ def _check_model(model: Any) -> None:
             "can be converted"
         )
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
+    if quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False):
         method = getattr(quantizer.quantization_config, "quant_method", "its quantiser")
         raise InputError(
-            f"model: its weights are quantised by {getattr(method, 'value', method)}; load them in bfloat16 or float32 "
-            "(or call model.dequantize()), convert, and quantise afterwards"
+            f"model: its weights are quantised by {getattr(method, 'value', method)}; load them whole (or call "
+            "model.dequantize()), convert, and quantise afterwards"
         )
 
 
