@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import zoo
 import zoo.hf
@@ -207,3 +208,34 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
 def test_restoring_what_was_not_converted_is_refused() -> None:
     with pytest.raises(InputError, match=r"model: expected one that zoo\.hf\.convert has converted, was Llama"):
         zoo.hf.restore(tiny("Llama"))
+
+
+class _Deaf(LlamaDecoderLayer):
+    """A layer that does not pass on what it is called with."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        kwargs.pop("zoo_resets")
+        return super().forward(hidden_states, **kwargs)
+
+
+class _Skipped(LlamaDecoderLayer):
+    """A layer that does not ask its attention."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        (_Deaf, r"does not pass keyword arguments on to model\.layers\.1\.self_attn"),
+        (_Skipped, r"does not use transformers' attention interface at model\.layers\.1\.self_attn"),
+    ],
+)
+def test_attention_that_is_not_reached_is_refused_by_its_place(layer: type[nn.Module], line: str) -> None:
+    model = tiny("Llama")
+    model.model.layers[1].__class__ = layer
+    with pytest.raises(InputError, match=line):
+        zoo.hf.convert(model)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.model.layers[0].self_attn.config is model.config

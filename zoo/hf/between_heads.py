@@ -14,7 +14,7 @@ from zoo.blocks.layer import Room
 from zoo.blocks.mixer import MixerState
 from zoo.blocks.norms import unit_length
 from zoo.blocks.window import open_token, open_window
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.hf.conversion import Conversion, HeadShapes
 from zoo.kernels.delta import delta_attention, delta_attention_step, init_delta_state
 from zoo.kernels.power import init_power_state, power_attention, power_attention_step
@@ -148,6 +148,11 @@ class WindowHeads(BetweenHeads):
     window: int
 
     def empty(self, rows: int, heads: HeadShapes, device: torch.device | None, dtype: torch.dtype) -> Any:
+        if heads.key_width != heads.value_width:
+            raise InputError(
+                f"mixer: sliding-window attention takes values as wide as keys, {heads.key_width}, was "
+                f"{heads.value_width}; the power and delta mixers take any"
+            )
         room, like = Room(rows, device=device, dtype=dtype), torch.empty(0, device=device, dtype=dtype)
         widths = (heads.key_width, heads.value_width)
         cache = KeyValueState(*(room.zeros(like, self.window, heads.key_value, width) for width in widths))

@@ -94,9 +94,9 @@ def restore(model: PreTrainedModel) -> None:
         if isinstance(module, ConvertedAttention):
             restore_attention(module)
     model.__class__ = model.base
-    config = model.config
+    config, before = model.config, model.__dict__.pop("attention_before", None)
     if config._attn_implementation == INTERFACE:
-        config._attn_implementation_internal = model.__dict__.pop("attention_before", None) or "sdpa"
+        config._attn_implementation_internal = before or "sdpa"
     for name in ("zoo", "auto_map"):
         config.__dict__.pop(name, None)
     config.__class__ = config.base
