@@ -14,7 +14,7 @@ import zoo.hf
 VOCABULARY = 48
 PAD = 0
 _SHARED = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
-_LLAMA = _SHARED | {
+LLAMA = _SHARED | {
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
@@ -25,16 +25,16 @@ _LLAMA = _SHARED | {
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "Llama": _LLAMA,
-    "Qwen2": _LLAMA,
-    "Qwen3": _LLAMA | {"head_dim": 8},
-    "Mistral": _LLAMA | {"sliding_window": 6},
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Qwen3": LLAMA | {"head_dim": 8},
+    "Mistral": LLAMA | {"sliding_window": 6},
     "GPT2": _SHARED | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-    "Gemma2": _LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": _KINDS},
-    "Gemma3": _LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": _KINDS},
-    "GPTNeoX": _LLAMA | {"num_key_value_heads": None},
-    "Phi": _LLAMA | {"num_key_value_heads": None},
-    "SmolLM3": _LLAMA,
+    "Gemma2": LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": _KINDS},
+    "Gemma3": LLAMA | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": _KINDS},
+    "GPTNeoX": LLAMA | {"num_key_value_heads": None},
+    "Phi": LLAMA | {"num_key_value_heads": None},
+    "SmolLM3": LLAMA,
 }
 for _name in ("GPTNeoX", "Phi"):
     ARCHITECTURES[_name] = {k: v for k, v in ARCHITECTURES[_name].items() if v is not None or k == "eos_token_id"}
