@@ -17,6 +17,7 @@ from zoo.version import __version__
 
 _HOMES = {
     "zoo.builder": ("build", "shrink"),
+    "zoo.drop_in": ("scaled_dot_product_power_attention",),
     "zoo.errors": ("CheckpointError", "ConfigError", "CorpusError", "InputError", "TrainingError", "ZooError"),
     "zoo.generation": ("generate",),
     "zoo.kernels.delta": ("DeltaAttentionOutput", "delta_attention", "delta_attention_step", "init_delta_state"),
@@ -41,6 +42,7 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 if TYPE_CHECKING:
     from zoo.builder import build as build
     from zoo.builder import shrink as shrink
+    from zoo.drop_in import scaled_dot_product_power_attention
     from zoo.errors import CheckpointError, ConfigError, CorpusError, InputError, TrainingError, ZooError
     from zoo.generation import generate
     from zoo.kernels.delta import DeltaAttentionOutput, delta_attention, delta_attention_step, init_delta_state

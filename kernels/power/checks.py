@@ -1,6 +1,6 @@
 """Checks of what a user passes to power attention: one line that names the argument, what it was, what it must be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -66,9 +66,22 @@ def _check_tensor(name: str, x: Tensor, q: Tensor, leading: int) -> None:
     if x.device != q.device:
         raise InputError(f"{name}: expected on {q.device} as q is, was on {x.device}")
     if x.shape[:leading] != q.shape[:leading]:
-        raise InputError(f"{name}: expected {list(q.shape[:leading])} as in q before the heads, was {list(x.shape)}")
+        hint = _layout_hint(q.shape, x.shape)
+        raise InputError(
+            f"{name}: expected {list(q.shape[:leading])} as in q before the heads, was {list(x.shape)}{hint}"
+        )
     if x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
         raise InputError(f"{name}: expected {q.dtype} as q is, was {x.dtype}")
+
+
+def _layout_hint(q: Sequence[int], x: Sequence[int]) -> str:
+    """Say what the layout is, where shapes are those of PyTorch's `[B, H, T, K]` or of one in each layout."""
+    if len(q) != 4 or len(x) != 4 or q[0] != x[0]:
+        return ""
+    grouped = q[2] == x[2] and q[1] % max(x[1], 1) == 0  # fewer heads of keys, and as many tokens
+    if not grouped and (q[1], q[2]) != (x[2], x[1]):
+        return ""
+    return "; the layout is [B, T, H, K], of [B, H, T, K] pass x.transpose(1, 2), see docs/drop-in.md"
 
 
 def _check_heads(heads: Heads) -> None:
@@ -87,7 +100,8 @@ def _check_heads(heads: Heads) -> None:
 
 def _check_gates(log_g: Tensor, v: Tensor) -> None:
     if log_g.shape != v.shape[:-1]:
-        raise InputError(f"log_g: expected {list(v.shape[:-1])} as in v, was {list(log_g.shape)}")
+        hint = _layout_hint(v.shape, (*log_g.shape, v.shape[-1]))
+        raise InputError(f"log_g: expected {list(v.shape[:-1])} as in v, was {list(log_g.shape)}{hint}")
     if log_g.dtype not in (torch.float32, torch.float64):
         raise InputError(f"log_g: expected torch.float32, was {log_g.dtype}")
     if log_g.device != v.device:

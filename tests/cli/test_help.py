@@ -11,7 +11,9 @@ from click.testing import Result
 from zoo import __version__
 from zoo.cli import main
 
-COMMANDS = ["list", "show", "wsfr", "plan", "train", "ablate", "generate", "data", "tokenizer", "bench", "tune"]
+COMMANDS = [
+    "list", "show", "wsfr", "plan", "train", "ablate", "generate", "export", "data", "tokenizer", "bench", "tune",
+]  # fmt: skip
 
 
 def test_help_lists_the_commands(zoo: Callable[..., Result]) -> None:
@@ -28,7 +30,7 @@ def test_every_command_has_help(zoo: Callable[..., Result], command: str) -> Non
     assert f"zoo {command}" in result.stdout or f"main {command}" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["show", "train", "ablate", "generate"])
+@pytest.mark.parametrize("command", ["show", "train", "ablate", "generate", "export"])
 def test_examples_in_help_are_valid_commands(command: str) -> None:
     context = click.Context(main, info_name="zoo")
     help_text = main.get_command(context, command).help

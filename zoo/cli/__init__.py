@@ -18,6 +18,7 @@ __all__ = ["main"]
         "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
+        "export": ("zoo.cli.export:export", "Write a trained model for Hugging Face transformers."),
         "data": ("zoo.cli.data:data", "Turn text into token shards."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
         "bench": ("zoo.cli.bench:bench", "Measure speed and memory."),

@@ -1,17 +1,11 @@
 """`zoo generate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from zoo.cli.options import Folder
 from zoo.report.terminal import say
-
-if TYPE_CHECKING:
-    from zoo.data import DataConfig, Tokenizer
 
 __all__ = ["generate"]
 
@@ -49,6 +43,7 @@ def generate(
     Example:
       zoo generate runs/tiny --prompt "def main(" --max-new-tokens 200
     """
+    from zoo.data import tokenizer_of
     from zoo.errors import InputError
     from zoo.generation import generate as continue_text
     from zoo.training import load_run
@@ -60,7 +55,7 @@ def generate(
         model,
         prompt,
         max_new_tokens,
-        tokenizer=_tokenizer(recipe.data),
+        tokenizer=tokenizer_of(recipe.data),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -68,11 +63,3 @@ def generate(
         prefill_chunk=prefill_chunk,
     )
     say(prompt + text)
-
-
-def _tokenizer(data: DataConfig) -> Tokenizer:
-    from zoo.data import RawTokens, load_tokenizer
-
-    if data.vocab_size is not None:
-        return RawTokens(data.vocab_size, data.document_token)
-    return load_tokenizer(data.tokenizer, data.document_token)

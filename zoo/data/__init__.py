@@ -5,7 +5,7 @@ from zoo.data.bits import bigram_bits_per_byte, bits_per_byte, bytes_in, bytes_o
 from zoo.data.corpus import Corpus, load_corpus, read_text
 from zoo.data.split import split_documents
 from zoo.data.stream import TokenStream
-from zoo.data.tokenizer import ByteTokenizer, RawTokens, Tokenizer, load_tokenizer
+from zoo.data.tokenizer import ByteTokenizer, RawTokens, Tokenizer, load_tokenizer, tokenizer_of
 from zoo.data.writing import write_shard
 from zoo.recipe.data import SEPARATOR, DataConfig
 
@@ -27,6 +27,7 @@ __all__ = [
     "load_tokenizer",
     "read_text",
     "split_documents",
+    "tokenizer_of",
     "validation_batches",
     "write_shard",
 ]

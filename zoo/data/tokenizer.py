@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zoo.data.stream import Counted, Ids, TokenStream, id_array
 from zoo.errors import ConfigError, InputError, nearest
 from zoo.reading import hash_of
-from zoo.recipe.data import SEPARATOR
+from zoo.recipe.data import SEPARATOR, DataConfig
 
 __all__ = [
     "ByteTokenizer",
@@ -18,6 +18,7 @@ __all__ = [
     "TextTokenizer",
     "Tokenizer",
     "load_tokenizer",
+    "tokenizer_of",
 ]
 
 
@@ -184,3 +185,14 @@ def load_tokenizer(name: str, document_token: int | None = None) -> TextTokenize
     from zoo.data.library import FileTokenizer  # needs the optional tokenizers library
 
     return FileTokenizer.load(path, document_token)
+
+
+def tokenizer_of(data: DataConfig) -> Tokenizer:
+    """Return the tokenizer of a recipe's data; of ids whose tokenizer is not at hand, the ids themselves.
+
+    Raises:
+        ConfigError: as `load_tokenizer`.
+    """
+    if data.vocab_size is not None:
+        return RawTokens(data.vocab_size, data.document_token)
+    return load_tokenizer(data.tokenizer, data.document_token)

@@ -1,0 +1,182 @@
+"""Weights of transformers' models in and out: the same logits, the same bits, and no key passed over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import zoo
+import zoo.hf
+from zoo.errors import InputError
+
+from .tiny import tiny, tokens
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama, tied, with biases, wide heads": (
+        "Llama",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    ),
+    "mistral": ("Mistral", {}),
+    "mistral, without a window": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gpt2": ("GPT2", {}),
+    "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
+}
+
+
+def saved(kind: str, folder: Path) -> Any:
+    architecture, changes = KINDS[kind]
+    model = tiny(architecture, **changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name or "ln_" in name:
+                parameter.add_(torch.randn_like(parameter) / 4)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_imported_has_the_same_logits_and_goes_back_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    model, ids = saved(kind, tmp_path / "in"), tokens(2, 12)
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+    zoo.hf.export_weights(decoder, tmp_path / "out", kind.split(",")[0])
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again) is type(model)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gpt2"])
+@pytest.mark.parametrize("mixer", ["gated-power", "power", "linear", "sliding-window"])
+def test_another_mixer_takes_over_what_the_file_holds(kind: str, mixer: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    decoder, own = zoo.hf.import_weights(tmp_path, mixer), zoo.hf.import_weights(tmp_path)
+    weights, others = decoder.state_dict(), own.state_dict()
+    assert all(torch.equal(weights[name], x) for name, x in others.items())
+    assert all("gate" in name or "output.norm" in name for name in weights.keys() - others.keys())
+    assert decoder(tokens()).logits.isfinite().all()
+    assert decoder.mixer_configs[0].query_key_norm == (kind == "qwen3")
+
+
+def test_converting_is_importing(tmp_path: Path) -> None:
+    model, ids = saved("llama", tmp_path), tokens()
+    decoder = zoo.hf.import_weights(tmp_path, "power")
+    zoo.hf.convert(model, "power")
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_dtype_stays_that_of_the_file(tmp_path: Path) -> None:
+    tiny("Llama").bfloat16().save_pretrained(tmp_path)
+    assert {p.dtype for p in zoo.hf.import_weights(tmp_path, "gated-power").parameters()} == {torch.bfloat16}
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.float8_e4m3fn)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"lm_head\.weight: expected floating weights that are not quantised"):
+        zoo.hf.import_weights(tmp_path)
+
+
+def test_sharded_files_are_read(tmp_path: Path) -> None:
+    model, ids = tiny("Llama"), tokens()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    decoder = zoo.hf.import_weights(tmp_path)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_gpt2_files_without_prefix_and_with_masks_are_read(tmp_path: Path) -> None:
+    model, ids = saved("gpt2", tmp_path), tokens()
+    weights = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): x for name, x in weights.items()}
+    bare |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 4, 4) for layer in range(3)}
+    save_file(bare, tmp_path / "model.safetensors")
+    decoder = zoo.hf.import_weights(tmp_path)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"model_type": "lama"}, r"model_type: expected one of llama, .*, was 'lama' \(did you mean 'llama'\?\)"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', all that a zoo model can be, was 'gelu'"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: expected none"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: expected rope_type 'default'"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: expected 1\.0"),
+        ({"logit_scale": 2.0}, "logit_scale: unknown key"),
+        ({"hidden_size": None}, "hidden_size: missing"),
+        ({"vocab_size": 47}, r"model\.embed_tokens\.weight: expected \[47, 32\] in all"),
+    ],
+)
+def test_settings_that_a_zoo_model_cannot_have_are_refused(change: dict[str, Any], line: str, tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=line) as refused:
+        zoo.hf.import_weights(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_missing_or_unknown_are_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"model.layers.0.extra": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.layers\.0\.extra: unknown weight"):
+        zoo.hf.import_weights(tmp_path)
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.norm\.weight: missing"):
+        zoo.hf.import_weights(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="cannot be read"):
+        zoo.hf.import_weights(tmp_path)
+
+
+def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"found pytorch_model\.bin, which would be executed"):
+        zoo.hf.import_weights(tmp_path)
+
+
+def test_an_index_names_only_files_of_its_folder(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "in")
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"weight_map: expected names of files in the folder, was '\.\./elsewhere"):
+        zoo.hf.import_weights(tmp_path / "in")
+
+
+def test_mixers_without_heads_of_attention_are_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    with pytest.raises(InputError, match=r"mixer: expected one with projections to heads, .*, was 'mamba2'"):
+        zoo.hf.import_weights(tmp_path, "mamba2")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "overrides", "line"),
+    [
+        ("power", [], "a llama has the mixer softmax .* was power"),
+        ("softmax", ["model.norm=layernorm"], "a llama has swiglu, rmsnorm and rotary positions"),
+        ("softmax", ["mixer.query_key_norm=true"], "with query_key_norm=False in every layer"),
+    ],
+)
+def test_models_that_are_no_llama_are_not_written(mixer: str, overrides: list[str], line: str, tmp_path: Path) -> None:
+    style = ["model.feed_forward=swiglu", "model.norm=rmsnorm", "model.positions=rotary", *overrides]
+    decoder = zoo.build(zoo.shrink(zoo.load_recipe("tiny")), mixer=mixer, overrides=style)
+    with pytest.raises(InputError, match=line):
+        zoo.hf.export_weights(decoder, tmp_path / "out", "llama")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,33 @@
+"""A run as a folder that transformers loads."""
+
+from pathlib import Path
+
+from zoo.data import RawTokens, tokenizer_of
+from zoo.errors import InputError
+from zoo.hf.tokenizer import to_hf_tokenizer
+from zoo.hf.zoo_model import to_hf
+from zoo.report.files import writing
+from zoo.training import load_run
+
+__all__ = ["export_run"]
+
+
+def export_run(run_folder: Path | str, folder: Path | str) -> None:
+    """Write the newest checkpoint of a run as weights, config and, where it has text, tokenizer of transformers.
+
+    Args:
+        run_folder: what `zoo train` wrote.
+        folder: where they go; made if need be.
+
+    Raises:
+        CheckpointError: there is no run or no checkpoint yet, or it is damaged.
+        InputError: they cannot be written.
+    """
+    recipe, decoder = load_run(Path(run_folder))
+    tokenizer = tokenizer_of(recipe.data)
+    separator = tokenizer.separator
+    model = to_hf(decoder, bos_token_id=separator, eos_token_id=separator, pad_token_id=separator)
+    with writing(Path(folder), InputError):
+        model.save_pretrained(folder)
+        if not isinstance(tokenizer, RawTokens):
+            to_hf_tokenizer(tokenizer).save_pretrained(folder)

@@ -1,0 +1,178 @@
+"""Reading a folder of transformers as a zoo model, and writing one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from zoo.blocks.heads import HeadConfig
+from zoo.errors import InputError, nearest
+from zoo.hf.weights.gpt2 import GPT2_KINDS
+from zoo.hf.weights.kinds import Kind, Source
+from zoo.hf.weights.llama import LLAMA_KINDS
+from zoo.hf.weights.settings import read_settings
+from zoo.mixers import mixers
+from zoo.models import Decoder
+from zoo.reading import read_regular
+from zoo.report.files import replace_file, writing
+
+__all__ = ["KINDS", "export_weights", "import_weights"]
+
+KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS
+"""Model types that are read and written."""
+
+_NEW = (".mixer.gate.weight", ".mixer.gate.bias", ".mixer.output.norm.weight")
+"""Ends of names of parameters that softmax attention does not have, and other mixers do."""
+
+
+def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> Decoder:
+    """Read a model of transformers as a zoo model of the same logits, or with another mixer in the place of attention.
+
+    Files are safetensors and JSON: data, of which nothing is executed and no key is passed over.
+
+    Args:
+        path: a folder with config.json and weights, as `save_pretrained` writes it.
+        mixer: "softmax": the attention that the model has, with its window if it has one. Others with projections to
+            heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
+        options: of the mixer, for example `p=2`.
+
+    Raises:
+        InputError: a file is missing or damaged; a model type, a setting or a weight is not known here, or missing.
+        ConfigError: the mixer has no such option.
+    """
+    folder = Path(path)
+    settings = read_settings(folder)
+    kind = _kind(settings.values.get("model_type"), settings.source)
+    tensors = _named_as(kind, _read_tensors(folder))
+    source = kind.read(settings, tensors.keys())
+    settings.finish()
+    decoder = Decoder(source.config, [_mixer(source, mixer, options)] * source.config.layers)
+    weights = _zoo_weights(source, decoder, tensors, str(folder))
+    dtype = _widest(tensors, str(folder))
+    decoder = decoder.to(dtype)
+    decoder.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, strict=False)
+    return decoder
+
+
+def export_weights(decoder: Decoder, path: Path | str, model_type: str, **settings: Any) -> None:
+    """Write a zoo model as one of transformers' own, bit by bit what `import_weights` reads.
+
+    A model with another mixer than softmax attention is none of these: `zoo.hf.to_hf` takes any.
+
+    Args:
+        decoder: the model.
+        path: a folder, made if need be.
+        model_type: "llama", "mistral", "qwen2", "qwen3" or "gpt2".
+        settings: further keys of config.json, such as `eos_token_id`.
+
+    Raises:
+        InputError: the model is none of that type, or the files cannot be written; nothing is, then.
+    """
+    kind = _kind(model_type, "model_type")
+    weights = {name: x.detach().cpu() for name, x in decoder.state_dict().items()}
+    target = kind.write(decoder, weights)
+    values = {"model_type": model_type, **target.settings, **settings}
+    values["dtype"] = str(decoder.token_embedding.weight.dtype).removeprefix("torch.")
+    values["architectures"] = ["GPT2LMHeadModel" if model_type == "gpt2" else f"{model_type.title()}ForCausalLM"]
+    tensors: dict[str, Tensor] = {}
+    for piece in target.pieces:
+        tensors |= zip(piece.sources, piece.write(weights.pop(piece.name)), strict=True)
+    if weights:
+        raise InputError(f"model: {sorted(weights)[0]}: a {model_type} has no such weight")
+    content = safetensors.torch.save({name: x.contiguous() for name, x in tensors.items()}, {"format": "pt"})
+    folder = Path(path)
+    with writing(folder, InputError):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "model.safetensors", content, InputError)
+    replace_file(folder / "config.json", (json.dumps(values, indent=2) + "\n").encode(), InputError)
+
+
+def _kind(model_type: object, source: str) -> Kind:
+    if model_type not in KINDS:
+        hint = nearest(str(model_type), KINDS)
+        raise InputError(f"{source}: model_type: expected one of {', '.join(KINDS)}, was {model_type!r}{hint}")
+    return KINDS[str(model_type)]
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    try:
+        if index.is_file():
+            names = sorted(set(json.loads(read_regular(index))["weight_map"].values()))
+        elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").exists():
+            raise InputError(
+                f"{folder}: expected model.safetensors, found pytorch_model.bin, which would be executed to be read; "
+                "load it with transformers and save it as safetensors"
+            )
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            if Path(name).name != name:
+                raise InputError(f"{index}: weight_map: expected names of files in the folder, was {name!r}")
+            tensors |= safetensors.torch.load(read_regular(folder / name))
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return tensors
+
+
+def _widest(tensors: Mapping[str, Tensor], folder: str) -> torch.dtype:
+    """Return the dtype that holds every tensor without a loss."""
+    widest = torch.bfloat16 if all(x.dtype == torch.bfloat16 for x in tensors.values()) else torch.float16
+    for name, x in tensors.items():
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise InputError(f"{folder}: {name}: expected floating weights that are not quantised, was {x.dtype}")
+        widest = torch.promote_types(widest, x.dtype)
+    return widest
+
+
+def _named_as(kind: Kind, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by their full names, without those that hold nothing learned."""
+    bare = kind.prefix and not any(name.startswith(kind.prefix) for name in tensors)
+    prefix = kind.prefix if bare else ""
+    named = {name if name == "lm_head.weight" else prefix + name: x for name, x in tensors.items()}
+    return {name: x for name, x in named.items() if not name.endswith(kind.meaningless)} if kind.meaningless else named
+
+
+def _mixer(source: Source, name: str, options: dict[str, Any]) -> Any:
+    attending = [each for each, spec in mixers.items() if issubclass(spec.config, HeadConfig)]
+    if name not in attending:
+        raise InputError(f"mixer: expected one with projections to heads, {', '.join(attending)}, was {name!r}")
+    if name == "softmax":
+        return mixers[source.attention["name"]].config.from_mapping(source.attention | options, "options")
+    known = mixers[name].config.model_fields.keys() - {"name"}
+    taken = {key: value for key, value in source.attention.items() if key in known}
+    return mixers[name].config.from_mapping({"name": name} | taken | options, "options")
+
+
+def _zoo_weights(source: Source, decoder: Decoder, tensors: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:
+    """Return the decoder's weights from the file's, every name of both sides matched."""
+    expected = {name: x.shape for name, x in decoder.state_dict().items()}
+    found, unused = {}, set(tensors)
+    for piece in source.pieces:
+        missing = [name for name in piece.sources if name not in tensors]
+        if missing:
+            raise InputError(f"{folder}: {missing[0]}: missing")
+        unused.difference_update(piece.sources)
+        value = piece.read([tensors[name] for name in piece.sources], expected[piece.name])
+        if value.shape != expected[piece.name]:
+            raise InputError(
+                f"{folder}: {', '.join(piece.sources)}: expected {list(expected[piece.name])} in all as config.json "
+                f"says, was {list(value.shape)}"
+            )
+        found[piece.name] = value
+    if "lm_head.weight" in unused and source.config.tie_embeddings:
+        if not torch.equal(tensors["lm_head.weight"], found["token_embedding.weight"]):
+            raise InputError(f"{folder}: lm_head.weight: expected the embedding's matrix, with tie_word_embeddings")
+        unused.remove("lm_head.weight")
+    if unused:
+        raise InputError(f"{folder}: {sorted(unused)[0]}: unknown weight, which the model would be without")
+    drawn = [name for name in expected.keys() - found.keys() if not name.endswith(_NEW)]
+    assert not drawn, drawn
+    return found
