@@ -32,16 +32,16 @@ class Sizes(NamedTuple):
     output_warps: int = 2
     incoming_warps: int = 2
     value_block: int = 64  # values at a time
-    value_warps: int = 2
     key_block: int = 64  # channels of a program
+    key_values: int = 64  # values at a time
     key_warps: int = 2
     group: int = 0  # chunks that are composed, 0 chooses
 
 
 # Three products for each one, of operands twice as large.
 _FLOAT = Sizes(
-    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, value_warps=4,
-    key_block=32, key_warps=4,
+    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32,
+    key_block=32, key_values=32, key_warps=4,
 )  # fmt: skip
 _wanted: Sizes | None = None
 

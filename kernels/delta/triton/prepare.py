@@ -59,7 +59,7 @@ def prepare_kernel(
     GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """inverses `(1 + A)^-1 [slots, Hv, C, C]`, reads `k exp(G)` and kept `R`, both `[slots, Hv, C, K]`, and wholes, the
+    """inverses `(1 + A)^-1 [slots, Hv, C, C]`, reads `-k exp(G)` and kept `R`, both `[slots, Hv, C, K]`, and wholes, the
     decay of a whole chunk `[slots, Hv]`, or `[slots, Hv, K]` where CHANNELS have gates.
 
     From k `[B T, Hk, K]`, beta `[B T, Hv]`, if it CORRECTS, and, if GATED, log_g `[B T, Hv]` or channels' sums of gates
@@ -106,6 +106,6 @@ def prepare_kernel(
         left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
     of_key = place * C * K + at[:, None] * K + channels[None, :]
     if CORRECTS:
-        tl.store(reads + of_key, as_operand(read, dtype, PRECISION))
+        tl.store(reads + of_key, as_operand(-read.to(tl.float32), dtype, PRECISION))
         left = solve_transposed(inverse, left * rates[:, None], PRECISION)
     tl.store(kept + of_key, as_operand(left, dtype, PRECISION))

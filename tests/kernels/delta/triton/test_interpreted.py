@@ -18,7 +18,7 @@ from zoo.kernels.errors import InputError
 from ..problems import Problem, attend, check_error_law, check_same, problems, random_problem, run
 
 SMALL = Sizes(
-    chunk=16, state_block=16, output_block=16, value_block=16, key_block=16, group=2
+    chunk=16, state_block=16, output_block=16, value_block=16, key_block=16, key_values=16, group=2
 )  # chunks in groups, and values and channels in blocks, with few tokens
 
 
