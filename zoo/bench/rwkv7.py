@@ -1,5 +1,6 @@
 """`zoo bench rwkv7`: RWKV-7's time mixing by each of its implementations, and by fla-core called directly."""
 
+import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,17 @@ from torch import Tensor
 from zoo.bench.engine import Benchmark, Row, describe_place
 from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, select
 from zoo.bench.timing import Timer
-from zoo.kernels.rwkv7 import fla, rwkv7
+from zoo.errors import InputError
+from zoo.kernels.rwkv7 import rwkv7
+from zoo.kernels.rwkv7.supported import check_triton
 from zoo.report.numbers import known, milliseconds
 from zoo.report.tables import plain_table
 
 __all__ = ["ENTRANTS", "FLOOR", "Rwkv7Benchmark", "make_rwkv7_inputs"]
 
 FLOOR = -0.607  # of RWKV-7's log decays
+FLA_VERSION = "0.6.0"  # what is below its own functions changes
+FLA_WIDTHS = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,21 @@ def _ready_inputs(case: Case, tokens: int, contestant: Contestant) -> list[Tenso
 
 
 def _compiled(impl: str, case: Case) -> Mix:
-    """Our op, compiled: by fla-core's kernels, or in PyTorch."""
-    if impl == "fla":
-        _check_fla(case)
+    """Our op, compiled: by Triton's kernels, or in PyTorch."""
+    if impl == "triton":
+        try:
+            check_triton(_like_r(case))
+        except InputError as error:
+            raise Refusal(str(error)) from None
 
     def mix(*inputs: Tensor) -> Tensor:
         return rwkv7(*inputs, log_w_floor=FLOOR, impl=impl).o  # type: ignore[arg-type]
 
     return torch.compile(mix, fullgraph=True)
+
+
+def _like_r(case: Case) -> Tensor:
+    return torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype)
 
 
 def _direct(case: Case) -> Mix:
@@ -117,16 +129,37 @@ def _fla_core(case: Case) -> Mix:
 
 
 def _check_fla(case: Case) -> None:
-    r = torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype)
-    misfit = fla.misfit(r, FLOOR, None)
-    if misfit:
-        raise Refusal(misfit)
+    refusal = _missing() or _misfit(_like_r(case))
+    if refusal:
+        raise Refusal(refusal)
+
+
+def _missing() -> str:
+    """What is not installed, or an empty string. Asks the installer's records: `fla` may be any folder."""
+    try:
+        version = importlib.metadata.version("fla-core")
+    except importlib.metadata.PackageNotFoundError:
+        return "needs the package fla-core, which is not installed: pip install 'mixer-zoo[fla]'"
+    if version != FLA_VERSION:
+        return f"needs fla-core {FLA_VERSION}, {version} is installed: pip install 'mixer-zoo[fla]'"
+    return ""
+
+
+def _misfit(r: Tensor) -> str:
+    """Why fla-core's kernels cannot take such tokens, or an empty string."""
+    if not r.is_cuda:
+        return f"needs a GPU, was on {r.device}"
+    if r.dtype != torch.bfloat16:  # float32 would be multiplied as TensorFloat-32
+        return f"takes bfloat16, was {r.dtype}"
+    if r.shape[-1] not in FLA_WIDTHS:
+        return f"takes heads of 16, 32, 64 or 128 channels, was {r.shape[-1]}"
+    return ""
 
 
 ENTRANTS = {
     name: Contestant(name, build, inputs=inputs)
     for name, build, inputs in (
-        ("ours", partial(_compiled, "fla"), make_rwkv7_inputs),
+        ("ours", partial(_compiled, "triton"), make_rwkv7_inputs),
         ("direct", _direct, make_rwkv7_inputs),
         ("arguments-ready", _fla_core, _ready_inputs),
         ("chunked", partial(_compiled, "chunked"), make_rwkv7_inputs),

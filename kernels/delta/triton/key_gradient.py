@@ -38,8 +38,8 @@ def key_gradient_kernel(
     LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B T, Hv, K]`, if there are gates dlog_g, and if it CORRECTS dbeta: parts of both `[B T, Hv, K // BLOCK]`,
-    or, of CHANNELS, all of dlog_g `[B T, Hv, K]`.
+    """dq, dk `[B T, Hv, K]`, if there are gates dlog_g, and if it CORRECTS dbeta: parts of the latter two
+    `[B T, Hv, K // BLOCK]`, or, of CHANNELS, all of dlog_g `[B T, Hv, K]`.
 
     errors, or values where nothing is corrected, and their gradients dr are `[B T, Hv, V]`; alongs are sums of states
     times their gradients in PARTS (see `states_kernel`). What is written is `(beta k) e^T`, so that the gradient w of

@@ -19,9 +19,9 @@ def output_kernel(
     LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr, WANTS_ERRORS: tl.constexpr,
 ):  # fmt: skip
-    """o `[B T, Hv, V]` and, if wanted, errors of that shape, from q `[B T, Hq, K]`, inverses and states before chunks; the rest as in `prepare_kernel`.
+    """o `[B T, Hv, V]` and, if wanted, errors of that shape, from q `[B T, Hq, K]`, inverses and states before chunks.
 
-    A program takes BLOCK values of one chunk and value head.
+    The rest is as in `prepare_kernel`. A program takes BLOCK values of one chunk and value head.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     slot, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
