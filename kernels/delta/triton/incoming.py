@@ -79,7 +79,7 @@ def incoming_kernel(
         left = solve_transposed(inverse, left * rates[:, None], PRECISION)
     tl.store(kept + of_keys, as_operand(left, dtype, PRECISION))
     read_queries = tl.trans(as_operand(read_queries, dtype, PRECISION))
-    for block in tl.static_range(V // BLOCK):
+    for block in range(V // BLOCK):  # not unrolled, which spares registers
         values = block * BLOCK + tl.arange(0, BLOCK)
         of_token = (start * HEADS + head) * V + at[:, None] * HEADS * V + values[None, :]
         dy = tl.load(do + of_token, here[:, None], 0).to(dtype)

@@ -55,10 +55,10 @@ def forward(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
     first, grid, sized = first_level(plan, options), (plan.slots, plan.heads.value), {"C": plan.C, "K": plan.K}
     kept, additions = room_to_keep(plan, r), room(plan, r, plan.slots, plan.K, plan.K)
     sums, numbers = _sum_decays(plan, first, log_w), (plan.tokens, plan.heads.value)
+    block = sizes.key_values if first > 0 else sizes.key_block  # halving chunks takes more registers
     launcher(scores_kernel)[grid](
-        r, log_w, k, kappa, a, sums, kept.inverses, kept.scores, *numbers, **sized,
-        BLOCK=min(plan.K, sizes.key_block), FIRST=first, LEVELS=plan.levels, LOWEST=LOWEST_DECAY,
-        PRECISION=plan.precision, num_warps=sizes.prepare_warps,
+        r, log_w, k, kappa, a, sums, kept.inverses, kept.scores, *numbers, **sized, BLOCK=min(plan.K, block),
+        FIRST=first, LEVELS=plan.levels, LOWEST=LOWEST_DECAY, PRECISION=plan.precision, num_warps=sizes.prepare_warps,
     )  # fmt: skip
     launcher(maps_kernel)[grid](
         r, log_w, k, v, kappa, a, sums, kept.inverses, kept.scores, kept.removes, kept.keeps, kept.receives,

@@ -14,6 +14,7 @@ from zoo.kernels.triton_support import INTERPRETED
 __all__ = ["SIZES", "first_level", "make_plan", "using"]
 
 SIZES = Sizes(key_block=16, key_values=32)
+WIDE_SIZES = SIZES._replace(prepare_warps=4)  # over 64 channels
 # Three products for each one, of operands twice as large.
 FLOAT_SIZES = Sizes(
     prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32,
@@ -36,7 +37,8 @@ def using(sizes: Sizes) -> Iterator[None]:
 def make_plan(r: Tensor, options: Options) -> Plan:
     """The plan of both passes of a call, r being `[B, T, H, N]`."""
     B, T, H, N = r.shape
-    sizes = _wanted or (SIZES if r.dtype == torch.bfloat16 else FLOAT_SIZES)
+    narrow = SIZES if N <= 64 else WIDE_SIZES
+    sizes = _wanted or (narrow if r.dtype == torch.bfloat16 else FLOAT_SIZES)
     wanted = options.chunk_size
     C = min(sizes.chunk, 1 << max(4, wanted.bit_length() - 1)) if wanted else sizes.chunk
     return Plan(
