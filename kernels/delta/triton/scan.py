@@ -67,8 +67,8 @@ def scan(
         history: of the forward pass, for gradients.
         wants_read: return `X + M S`.
     """
-    length, sizes, heads, initial, reverse = group_length(plan), plan.sizes, plan.heads.value, given.initial, history
-    groups, block = -(-plan.slots // length), min(sizes.state_block, plan.K, plan.V)
+    length, sizes, heads, initial = group_length(plan), plan.sizes, plan.heads.value, given.initial
+    reverse, groups, block = history is not None, -(-plan.slots // length), min(sizes.state_block, plan.K, plan.V)
     like = next(x for x in (maps.left, maps.right, given.additions, given.values) if x is not None)
     nothing = like.new_empty(0, dtype=torch.float32)
     states, final = room(plan, like, plan.slots, plan.K, plan.V), nothing
@@ -82,8 +82,9 @@ def scan(
         "C": plan.C, "K": plan.K, "V": plan.V, "BLOCK": block, "GATED": maps.wholes is not None,
         "CHANNELS": plan.channels, "WRITES": maps.left is not None,
     }  # fmt: skip
-    how = {"HAS_INITIAL": initial is not None, "REVERSE": reverse is not None, "PACKED": plan.packed}
-    how["PRECISION"] = plan.precision
+    how: dict[str, Any] = {
+        "HAS_INITIAL": initial is not None, "REVERSE": reverse, "PACKED": plan.packed, "PRECISION": plan.precision,
+    }  # fmt: skip
     options = {"num_warps": sizes.state_warps, "num_stages": sizes.state_stages}
     starts = nothing
     if groups > 1 and (plan.packed or length != plan.chunks):
@@ -95,7 +96,7 @@ def scan(
             **options,
         )  # fmt: skip
         launcher(join_kernel)[(heads, plan.V // JOINED)](
-            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse is not None,
+            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse,
             num_warps=8 if plan.K > 64 else 4, num_stages=2,
         )  # fmt: skip
     read = like.new_empty(plan.batch, plan.tokens, heads, plan.V, dtype=plan.dtype) if wants_read else nothing
