@@ -1,6 +1,5 @@
 """`zoo bench rwkv7`: RWKV-7's time mixing by each of its implementations, and by fla-core called directly."""
 
-import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from zoo.bench.engine import Benchmark, Row, describe_place
-from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, select
+from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, import_peer, select
 from zoo.bench.timing import Timer
 from zoo.errors import InputError
 from zoo.kernels.rwkv7 import rwkv7
@@ -22,8 +21,6 @@ from zoo.report.tables import plain_table
 __all__ = ["ENTRANTS", "FLOOR", "Rwkv7Benchmark", "make_rwkv7_inputs"]
 
 FLOOR = -0.607  # of RWKV-7's log decays
-FLA_VERSION = "0.6.0"  # what is below its own functions changes
-FLA_WIDTHS = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _compiled(impl: str, case: Case) -> Mix:
     """Our op, compiled: by Triton's kernels, or in PyTorch."""
     if impl == "triton":
         try:
-            check_triton(_like_r(case))
+            check_triton(torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype))
         except InputError as error:
             raise Refusal(str(error)) from None
 
@@ -108,10 +105,6 @@ def _compiled(impl: str, case: Case) -> Mix:
         return rwkv7(*inputs, log_w_floor=FLOOR, impl=impl).o  # type: ignore[arg-type]
 
     return torch.compile(mix, fullgraph=True)
-
-
-def _like_r(case: Case) -> Tensor:
-    return torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype)
 
 
 def _direct(case: Case) -> Mix:
@@ -122,38 +115,11 @@ def _direct(case: Case) -> Mix:
 
 def _fla_core(case: Case) -> Mix:
     """fla-core's function on its own arguments: the last two inputs stand for -kappa and kappa * a."""
-    _check_fla(case)
-    from fla.ops.rwkv7 import chunk_rwkv7
-
+    if torch.device(case.device).type != "cuda" or case.dtype != torch.bfloat16:
+        # float32 would be multiplied as TensorFloat-32
+        raise Refusal(f"needs a GPU and bfloat16, was {case.device} and {case.dtype}")
+    chunk_rwkv7 = import_peer("fla.ops.rwkv7", "chunk_rwkv7", "'mixer-zoo[fla]'")
     return lambda *inputs: chunk_rwkv7(*inputs, lower_bound=FLOOR)[0]
-
-
-def _check_fla(case: Case) -> None:
-    refusal = _missing() or _misfit(_like_r(case))
-    if refusal:
-        raise Refusal(refusal)
-
-
-def _missing() -> str:
-    """What is not installed, or an empty string. Asks the installer's records: `fla` may be any folder."""
-    try:
-        version = importlib.metadata.version("fla-core")
-    except importlib.metadata.PackageNotFoundError:
-        return "needs the package fla-core, which is not installed: pip install 'mixer-zoo[fla]'"
-    if version != FLA_VERSION:
-        return f"needs fla-core {FLA_VERSION}, {version} is installed: pip install 'mixer-zoo[fla]'"
-    return ""
-
-
-def _misfit(r: Tensor) -> str:
-    """Why fla-core's kernels cannot take such tokens, or an empty string."""
-    if not r.is_cuda:
-        return f"needs a GPU, was on {r.device}"
-    if r.dtype != torch.bfloat16:  # float32 would be multiplied as TensorFloat-32
-        return f"takes bfloat16, was {r.dtype}"
-    if r.shape[-1] not in FLA_WIDTHS:
-        return f"takes heads of 16, 32, 64 or 128 channels, was {r.shape[-1]}"
-    return ""
 
 
 ENTRANTS = {

@@ -189,7 +189,7 @@ def _softmax(name: str, backend: SDPBackend | None = None) -> Contestant:
     return Contestant(name, lambda _: attend, softmax=True, context=context)
 
 
-def _import(module: str, attribute: str, package: str) -> Callable[..., Any]:
+def import_peer(module: str, attribute: str, package: str) -> Callable[..., Any]:
     """Import a peer's function, or raise `Refusal`."""
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
@@ -208,7 +208,7 @@ def _build_retention(case: Case) -> Mix:
         raise Refusal("has only p = 2")
     if case.head_width not in (32, 64, 128):
         raise Refusal("has only head widths 32, 64 and 128")
-    power_retention = _import("retention.triton", "power_retention", "retention")
+    power_retention = import_peer("retention.triton", "power_retention", "retention")
 
     def attend(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
         return power_retention(q, k, v, log_g, deg=2, chunk_size=1024)
@@ -237,7 +237,7 @@ def _build_fla(case: Case) -> Mix:
     """`chunk_simple_gla`, which is not for compiling."""
     if case.p != 1:
         raise Refusal("has only p = 1")
-    chunk_simple_gla = _import("fla.ops.simple_gla", "chunk_simple_gla", "flash-linear-attention")
+    chunk_simple_gla = import_peer("fla.ops.simple_gla", "chunk_simple_gla", "flash-linear-attention")
 
     def attend(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
         return chunk_simple_gla(q, k, v, g=log_g)[0]

@@ -50,5 +50,6 @@ def triton_backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: O
     incoming = Incoming(_fill(do, width), None if dS is None else _fill(dS, width, square=True))
     saved = saved._replace(S=None if S is None else _fill(S, width, square=True))
     with unseen(tokens.r.device):
-        *found, dS = passes.backward(incoming, _filled(tokens, width), saved, options)
-    return MixedGradients(*(x[..., :N].contiguous() for x in found), dS if S is None else dS[..., :N, :N].contiguous())
+        found = passes.backward(incoming, _filled(tokens, width), saved, options)
+    by_token = [x[..., :N].contiguous() for x in found[:-1]]
+    return MixedGradients._make((*by_token, found.S if S is None else found.S[..., :N, :N].contiguous()))

@@ -12,8 +12,10 @@ from zoo.kernels.delta.triton.plan import Sizes
 from zoo.kernels.errors import InputError
 from zoo.kernels.rwkv7 import rwkv7
 from zoo.kernels.rwkv7.call import Incoming, Options
-from zoo.kernels.rwkv7.triton.plan import using
+from zoo.kernels.rwkv7.triton.plan import SIZES, using
 
+from ...interpreted_bfloat16 import bfloat16_as_on_a_gpu
+from ..plain import run_in_chunks
 from ..problems import DECAYS, TOKENS, Problem, check_same, mix, random_problem, run, scale
 
 FLOOR = -0.607
@@ -51,6 +53,19 @@ def test_error_law_whatever_the_decays(decays: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_error_law_with_bounded_decays(T: int, dtype: torch.dtype) -> None:
     check_error_law(random_problem(2, T, 1, 16, dtype=dtype), log_w_floor=FLOOR)
+
+
+@pytest.mark.parametrize(("T", "floor"), [(1, FLOOR), (40, FLOOR), (40, -torch.inf)])
+def test_error_law_in_bfloat16(T: int, floor: float) -> None:
+    """Beside plain PyTorch in chunks."""
+    problem = random_problem(1, T, 1, 32, dtype=torch.bfloat16)
+    with using(SIZES), bfloat16_as_on_a_gpu():
+        ours = run(problem, "triton", log_w_floor=floor)
+    exact, plain = run(problem.double(), "recurrent"), run_in_chunks(problem)
+    for name, reference in exact.items():
+        error, allowed = (float((x[name].double() - reference).norm()) for x in (ours, plain))
+        tiny = 1e-5 * scale(problem, name, reference)
+        assert error <= 1.5 * allowed + tiny, f"{name}: error {error:.2e}, plain {allowed:.2e}, digits {tiny:.2e}"
 
 
 @pytest.mark.parametrize("floor", [-1.3, -4.0])
