@@ -65,7 +65,7 @@ def key_gradient_kernel(
     tl.store(dk + places, grad_k.to(dk.dtype.element_ty), here)
     removal, rate = tl.load(kappa + places, here, 0), tl.load(a + places, here, 0)  # once more, as above
     tl.store(dkappa + places, (grad_kappa - rate * grad_b).to(dkappa.dtype.element_ty), here)
-    tl.store(da + places, (-removal * grad_b).to(da.dtype.element_ty), here)
+    tl.store(da + places, (-(removal * grad_b)).to(da.dtype.element_ty), here)
     parts = place * PARTS + tl.arange(0, PARTS)
     along = tl.sum(tl.load(alongs + parts[:, None] * K + channels[None, :]), 0)
     # A token's kappa reads what was before its own decay.
