@@ -44,8 +44,10 @@ ROOMS = (
 )
 """Folders and files of `zoo/`, each of which imports only itself and what stands before it."""
 
-BUILT_ON = {("delta", "power")}
-"""Ops that are made of another's parts: the delta rule on a power state reads and writes it as power attention does."""
+BUILT_ON = {("delta", "power"), ("rwkv7", "delta"), ("rwkv7", "power")}
+"""Ops that are made of another's parts: the delta rule on a power state reads and writes it as power attention does,
+and RWKV-7's chunks are affine maps of the state as the delta rule's are, taken one after the other by the same kernels.
+"""
 
 
 class Import(NamedTuple):

@@ -1,4 +1,4 @@
-"""RWKV-7's time mixing: contract (`api`), definition (`reference`), linear-cost form on any device (`chunked`)."""
+"""RWKV-7's time mixing: contract (`api`), definition (`reference`), linear-cost forms (`chunked`, `triton`)."""
 
 from zoo.kernels.rwkv7.api import Rwkv7Output, rwkv7, rwkv7_step
 from zoo.kernels.rwkv7.flops import rwkv7_flops

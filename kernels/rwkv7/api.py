@@ -9,16 +9,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.errors import InputError
 from zoo.kernels.precision import without_autocast
-from zoo.kernels.rwkv7 import fla, op, reference
+from zoo.kernels.rwkv7 import op, reference
 from zoo.kernels.rwkv7.call import Options, Tokens
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
+from zoo.kernels.rwkv7.supported import check_triton, resolve_base, supports_triton
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
 
-Implementation = Literal["fla", "chunked", "recurrent"]
+Implementation = Literal["triton", "chunked", "recurrent"]
 
 
 class Rwkv7Output(NamedTuple):
@@ -60,14 +60,13 @@ def rwkv7(
         return_state: also return the state after the last token.
         lengths: int `[B]`, lengths of right-padded sequences: padding gives zero outputs and leaves the state alone.
         resets: bool `[B, T]`: a marked token forgets all before it.
-        log_w_floor: what all log decays are known to be at least. fla-core's kernels divide by decays, and are exact
-            enough for those from -0.607 on, as RWKV-7's are.
-        chunk_size: tokens a chunk, rounded up to a power of two; None: chosen for speed. It changes speed and rounding
+        log_w_floor: what all log decays are known to be at least, but for those of resets; RWKV-7's own are at least
+            -0.607. Triton's kernels take half the time where they may divide by decays, and any decays where not.
+        chunk_size: tokens a chunk, rounded to a power of two; None: chosen for speed. It changes speed and rounding
             only.
-        impl: `"fla"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs, the
-            kernels of fla-core on a GPU if the package is there (`pip install 'mixer-zoo[fla]'`) and they take the
-            inputs: bfloat16, heads of 16 to 128 channels, no resets, log decays from -0.607 on. Under torch.func's
-            transforms and in forward mode it is the recurrence.
+        impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs,
+            the Triton kernels on a GPU if they take them: heads of up to 128 channels, all dtypes but float64. Under
+            torch.func's transforms and in forward mode it is the recurrence.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -90,16 +89,24 @@ def rwkv7(
         past_end = (torch.arange(r.shape[1], device=r.device) >= lengths.to(r.device)[:, None])[..., None, None]
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
     check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
-    if impl in ("fla", "chunked"):
+    if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl == "recurrent" or transformed():
         with without_autocast(r):
             o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
     else:
-        use_fla = _use_fla(impl, r, log_w_floor, resets)
-        chunk_size = fla.resolve_chunk_size(chunk_size) if use_fla else chunk_size or 0
-        options = Options(use_fla, chunk_size)
-        o, after, _ = op.mix(*Tokens(r, log_w, k, v, kappa, a), state, *options)
+        tokens, options = Tokens(r, log_w, k, v, kappa, a), Options(False, chunk_size or 0)
+        if impl == "triton":
+            check_triton(r)
+        wants_triton = impl == "triton" or (impl is None and supports_triton(r))
+        if wants_triton and r.shape[0] > 0 and r.shape[1] > 0:  # there is nothing to launch for no tokens
+            wants_gradient = torch.is_grad_enabled() and any(
+                x is not None and x.requires_grad for x in (*tokens, state)
+            )
+            # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
+            tokens = Tokens(*(x.contiguous() for x in tokens))
+            options = Options(True, chunk_size or 0, resolve_base(log_w_floor), wants_gradient)
+        o, after, *_ = op.mix(*tokens, state, *options)
     return Rwkv7Output(o, after if return_state else None)
 
 
@@ -119,10 +126,3 @@ def rwkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a:
     check_arguments(r, log_w, k, v, kappa, a, state, tokens=False)
     check_values(log_w, None, 1)
     return op.step(r, log_w, k, v, kappa, a, state)
-
-
-def _use_fla(impl: str | None, r: Tensor, log_w_floor: float, resets: Tensor | None) -> bool:
-    misfit = fla.misfit(r, log_w_floor, resets)
-    if impl == "fla" and misfit:
-        raise InputError(misfit)
-    return impl != "chunked" and not misfit

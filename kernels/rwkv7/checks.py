@@ -58,8 +58,8 @@ def check_options(
     impl: str | None,
 ) -> None:
     """Check everything but the mixed tensors themselves; `r [B, T, H, N]` has been checked."""
-    if impl not in (None, "fla", "chunked", "recurrent"):
-        raise InputError(f"impl: expected 'fla', 'chunked', 'recurrent' or None, was {impl!r}")
+    if impl not in (None, "triton", "chunked", "recurrent"):
+        raise InputError(f"impl: expected 'triton', 'chunked', 'recurrent' or None, was {impl!r}")
     if not log_w_floor <= 0:
         raise InputError(f"log_w_floor: expected a log decay of at most 0, was {log_w_floor!r}")
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):

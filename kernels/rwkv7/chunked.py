@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.precision import accumulation_dtype
-from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Saved, Tokens
+from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Saved, Tokens, nothing_kept
 from zoo.kernels.rwkv7.pairs import differentiate_pairs, meet
 
 __all__ = ["backward", "forward", "resolve_chunk_size", "saved_states"]
@@ -244,7 +244,7 @@ def forward(tokens: Tokens, S: Tensor | None, chunk_size: int) -> Mixed:
             segment = _Segment(inputs, states[index, rows].flatten(0, 1), C)
             o[rows, at] = _unfold(segment.outputs(), *inputs.r.shape[:2])
             states[index + 1, rows] = segment.states[-1].unflatten(0, (-1, H))
-    return Mixed(o, states[-1].clone(), states)
+    return Mixed(o, states[-1].clone(), states, *nothing_kept(r))
 
 
 def backward(incoming: Incoming, tokens: Tokens, saved: Saved, chunk_size: int) -> MixedGradients:
@@ -266,4 +266,4 @@ def backward(incoming: Incoming, tokens: Tokens, saved: Saved, chunk_size: int) 
             for gradient, part in zip(gradients, by_token, strict=True):
                 gradient[at] = _unfold(part, *inputs.r.shape[:2])
             dstate[rows] = dstart.unflatten(0, (-1, H))
-    return MixedGradients._make((*gradients, dstate if saved.has_state else dstate.new_empty(0)))
+    return MixedGradients._make((*gradients, dstate.new_empty(0) if saved.S is None else dstate))

@@ -1,47 +1,51 @@
 """RWKV-7's time mixing as torch.library ops: schema, fake, autograd and FLOP formula.
 
 `zoo::rwkv7` and its backward are opaque to the compiler, since a loop over chunks that is traced compiles once for each
-number of chunks; what surrounds them is traced and fused. They run in PyTorch (`chunked.py`) or by the kernels of
-fla-core (`fla.py`), which differ in the states that they keep for the backward pass. The ops take arguments that
-`api.py` has checked and return plain tensors. Autocast changes nothing: inputs come in the dtype that the caller wants,
-and sums are float32 whatever it says.
+number of chunks; what surrounds them is traced and fused. They run in PyTorch (`chunked.py`) or launch Triton's kernels
+(`triton/`), which differ in what they keep for the backward pass. The ops take arguments that `api.py` has checked and
+return plain tensors. Autocast changes nothing: inputs come in the dtype that the caller wants, and sums are float32
+whatever it says.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.kernels.compilation import in_backward_graph
 from zoo.kernels.precision import accumulation_dtype, without_autocast
 from zoo.kernels.registration import count_flops, custom_op, flat, unflatten
-from zoo.kernels.rwkv7 import chunked, fla
-from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Options, Saved, Tokens
+from zoo.kernels.rwkv7 import chunked
+from zoo.kernels.rwkv7.call import Incoming, Mixed, MixedGradients, Options, Saved, Tokens, nothing_kept
 from zoo.kernels.rwkv7.flops import backward_flops, rwkv7_flops, step_flops
 from zoo.kernels.rwkv7.reference import recurrent
 from zoo.kernels.rwkv7.step import step_in_place
 from zoo.kernels.transforms import differentiable_gradients, differentiates_again
+from zoo.kernels.triton_support import TRITON
+
+if TRITON:
+    from zoo.kernels.rwkv7.triton.op import fake_forward, triton_backward, triton_forward
 
 __all__ = ["mix", "step"]
-
-
-def _implementation(options: Options) -> ModuleType:
-    return fla if options.use_fla else chunked
 
 
 @custom_op("rwkv7")
 def mix(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
     """The tokens' output from the state S `[B, H, N, N]`, or an empty one."""
     with without_autocast(tokens.r):
-        return _implementation(options).forward(tokens, S, options.chunk_size)
+        if options.use_triton:
+            return triton_forward(tokens, S, options)
+        return chunked.forward(tokens, S, options.chunk_size)
 
 
 def _fake(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
+    if options.use_triton:
+        return fake_forward(tokens, options)
     r, v = tokens.r, tokens.v
     B, T, H, N = r.shape
-    dtype, count = accumulation_dtype(r.dtype), _implementation(options).saved_states(T, options.chunk_size, r.device)
-    state = r.new_empty(B, H, N, N, dtype=dtype)
-    return Mixed(v.new_empty(B, T, H, N), state, r.new_empty(count, B, H, N, N, dtype=dtype))
+    dtype, count = accumulation_dtype(r.dtype), chunked.saved_states(T, options.chunk_size, r.device)
+    state, states = r.new_empty(B, H, N, N, dtype=dtype), r.new_empty(count, B, H, N, N, dtype=dtype)
+    return Mixed(v.new_empty(B, T, H, N), state, states, *nothing_kept(r))
 
 
 mix.register_fake(flat(_fake))
@@ -50,13 +54,15 @@ mix.register_fake(flat(_fake))
 @custom_op("rwkv7_backward")
 def _mix_backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options) -> MixedGradients:
     with without_autocast(tokens.r):
-        return _implementation(options).backward(incoming, tokens, saved, options.chunk_size)
+        if options.use_triton:
+            return triton_backward(incoming, tokens, saved, options)
+        return chunked.backward(incoming, tokens, saved, options.chunk_size)
 
 
 def _fake_backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options) -> MixedGradients:
-    states = saved.states
-    S = states.new_empty(states.shape[1:] if saved.has_state else (0,))
-    return MixedGradients._make((*(x.new_empty(x.shape) for x in tokens), S))
+    r, S = tokens.r, saved.S
+    dS = r.new_empty((0,) if S is None else S.shape, dtype=accumulation_dtype(r.dtype))
+    return MixedGradients._make((*(x.new_empty(x.shape) for x in tokens), dS))
 
 
 _mix_backward.register_fake(flat(_fake_backward))
@@ -64,24 +70,21 @@ _mix_backward.register_fake(flat(_fake_backward))
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tokens, S, options = unflatten(inputs, Tokens, Tensor, Options)
-    states = Mixed(*output).states
-    ctx.save_for_backward(*tokens, S, states)
-    ctx.has_state, ctx.options = S is not None, options
-    ctx.mark_non_differentiable(states)
+    _, _, *kept = output
+    ctx.save_for_backward(*tokens, S, *kept)
+    ctx.options = options
+    ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, _states: Tensor | None) -> tuple[Tensor | None, ...]:
-    tokens, S, states = unflatten(ctx.saved_tensors, Tokens, Tensor, Tensor)
-    has_state, options = ctx.has_state, ctx.options
+def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    (tokens, saved), options = unflatten(ctx.saved_tensors, Tokens, Saved), ctx.options
     if differentiates_again():
-        return *differentiable_gradients(_plain, [*tokens, S], (do, dS)), *(None for _ in options)
-    if do is None and options.use_fla:  # what comes in by the last state alone errs twice as much by fla-core's kernels
-        options = Options(use_fla=False, chunk_size=0)
-        states = Mixed(*mix(*tokens, states[0] if has_state else None, *options)).states
+        return *differentiable_gradients(_plain, [*tokens, saved.S], (do, dS)), *(None for _ in options)
     incoming = Incoming(torch.zeros_like(tokens.v) if do is None else do, dS)
-    *gradients, dS_in = _mix_backward(*incoming, *tokens, *Saved(states, has_state), *options)
-    return *gradients, dS_in if has_state else None, *(None for _ in options)
+    with in_backward_graph():
+        *gradients, dS_in = _mix_backward(*incoming, *tokens, *saved, *options)
+    return *gradients, None if saved.S is None else dS_in, *(None for _ in options)
 
 
 def _plain(tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:

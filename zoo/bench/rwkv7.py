@@ -10,9 +10,11 @@ from rich.console import Console
 from torch import Tensor
 
 from zoo.bench.engine import Benchmark, Row, describe_place
-from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, select
+from zoo.bench.subjects import BOTH, FORWARD, Case, Contestant, Mix, Refusal, Subject, import_peer, select
 from zoo.bench.timing import Timer
-from zoo.kernels.rwkv7 import fla, rwkv7
+from zoo.errors import InputError
+from zoo.kernels.rwkv7 import rwkv7
+from zoo.kernels.rwkv7.supported import check_triton
 from zoo.report.numbers import known, milliseconds
 from zoo.report.tables import plain_table
 
@@ -92,9 +94,12 @@ def _ready_inputs(case: Case, tokens: int, contestant: Contestant) -> list[Tenso
 
 
 def _compiled(impl: str, case: Case) -> Mix:
-    """Our op, compiled: by fla-core's kernels, or in PyTorch."""
-    if impl == "fla":
-        _check_fla(case)
+    """Our op, compiled: by Triton's kernels, or in PyTorch."""
+    if impl == "triton":
+        try:
+            check_triton(torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype))
+        except InputError as error:
+            raise Refusal(str(error)) from None
 
     def mix(*inputs: Tensor) -> Tensor:
         return rwkv7(*inputs, log_w_floor=FLOOR, impl=impl).o  # type: ignore[arg-type]
@@ -110,23 +115,17 @@ def _direct(case: Case) -> Mix:
 
 def _fla_core(case: Case) -> Mix:
     """fla-core's function on its own arguments: the last two inputs stand for -kappa and kappa * a."""
-    _check_fla(case)
-    from fla.ops.rwkv7 import chunk_rwkv7
-
+    if torch.device(case.device).type != "cuda" or case.dtype != torch.bfloat16:
+        # float32 would be multiplied as TensorFloat-32
+        raise Refusal(f"needs a GPU and bfloat16, was {case.device} and {case.dtype}")
+    chunk_rwkv7 = import_peer("fla.ops.rwkv7", "chunk_rwkv7", "'mixer-zoo[fla]'")
     return lambda *inputs: chunk_rwkv7(*inputs, lower_bound=FLOOR)[0]
-
-
-def _check_fla(case: Case) -> None:
-    r = torch.empty(1, 1, case.heads, case.head_width, device=case.device, dtype=case.dtype)
-    misfit = fla.misfit(r, FLOOR, None)
-    if misfit:
-        raise Refusal(misfit)
 
 
 ENTRANTS = {
     name: Contestant(name, build, inputs=inputs)
     for name, build, inputs in (
-        ("ours", partial(_compiled, "fla"), make_rwkv7_inputs),
+        ("ours", partial(_compiled, "triton"), make_rwkv7_inputs),
         ("direct", _direct, make_rwkv7_inputs),
         ("arguments-ready", _fla_core, _ready_inputs),
         ("chunked", partial(_compiled, "chunked"), make_rwkv7_inputs),

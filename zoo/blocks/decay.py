@@ -66,7 +66,9 @@ class StepGate(nn.Module):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         decay = self.log_decay.to(dtype).exp()
         if self.channels is not None:
-            logits, decay = logits.unflatten(-1, (-1, self.channels)), decay[:, None]
+            # Spread, so that its gradient is summed over tokens first: how the compiler sums over tokens and channels
+            # at once depends on how many tokens there are, sooner than all else does.
+            logits, decay = logits.unflatten(-1, (-1, self.channels)), decay[:, None].expand(-1, self.channels)
         return -decay * F.softplus(logits.to(dtype) + self.step_bias.to(dtype))
 
 

@@ -270,7 +270,7 @@ def state(
 @click.option("--head-width", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--dtype", default="bfloat16", show_default=True, type=_DTYPES)
-@click.option("--device", default="cuda", show_default=True, help="Or cpu, where fla-core cannot run.")
+@click.option("--device", default="cuda", show_default=True, help="Or cpu, where chunked alone runs.")
 @click.option("--entrants", callback=names, help="Who takes part, with commas.  [default: all]")
 @click.option("--repeats", default=30, show_default=True, type=click.IntRange(1), help="About so many timed runs.")
 @csv_option
@@ -278,10 +278,10 @@ def rwkv7(
     lengths: Numbers, dtype: str, device: str, entrants: Names | None, repeats: int, csv_path: Path | None,
     **sizes: Any,
 ) -> None:  # fmt: skip
-    """RWKV-7's op: by fla-core's kernels, beside fla-core called directly, and in PyTorch.
+    """RWKV-7's op: by Triton's kernels and in PyTorch, beside fla-core's.
 
-    Entrants: ours (compiled, by fla-core's kernels), direct (fla-core's function under its own autograd, given what
-    ours is given), arguments-ready (the same, without making its arguments from those), and chunked (ours in PyTorch).
+    Entrants: ours (compiled, by Triton's kernels), direct (fla-core's function under its own autograd, given what ours
+    is given), arguments-ready (the same, without making its arguments from those), and chunked (ours in PyTorch).
     The first call of fla-core's kernels searches for block sizes, which takes minutes.
 
     Example: zoo bench rwkv7 --lengths 4096,65536 --csv rwkv7.csv

@@ -30,7 +30,7 @@ FIRST_VALUES = "rwkv7.first_values"
 """What the first such layer of a model shares with the others is called: its values, `[..., M]`."""
 
 _FASTEST_DECAY = math.exp(-0.5)  # -log w is below this
-_LOG_W_FLOOR = -0.607  # that, also after rounding; the least that fla-core's kernels may take
+_LOG_W_FLOOR = -0.607  # that, also after rounding; kernels that know it may divide by decays
 
 
 class Rwkv7Config(Config):

@@ -22,9 +22,10 @@ def incoming_kernel(
 ):  # fmt: skip
     """additions `D = (q exp(G))^T do [slots, Hv, K, V]` and derrors dr `[B T, Hv, V]`, from do of that shape.
 
-    dr is the gradient of what errors follow from, but for what the state after the chunk gives to it:
-    `dS_start = decay dS_end + D - (k exp(G))^T (dr + R dS_end)`. The operands of that, reads, kept and wholes, are made
-    again as in `prepare_kernel`. A program takes one chunk and value head, BLOCK values at a time.
+    dr is the gradient of values, but for what the state after the chunk gives to it:
+    `dS_start = decay dS_end + D - (k exp(G))^T (dr + R dS_end)`, where the last term is there if it CORRECTS. The
+    operands of that, reads, kept and wholes, are made again as in `prepare_kernel`. A program takes one chunk and value
+    head, BLOCK values at a time.
     """
     scale = tl.cast(scale, tl.float32)
     slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -42,15 +43,14 @@ def incoming_kernel(
         sums += (start * HEADS + head) * K
     elif GATED:
         total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
-    if CORRECTS:
-        if CHANNELS:
-            scores = channel_scores(queries, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
-        else:
-            scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-            if GATED:
-                scores *= decay_between(total)
-            scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
-        scores = tl.trans(as_operand(scores, dtype, PRECISION))
+    if CHANNELS:
+        scores = channel_scores(queries, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
+    else:
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        if GATED:
+            scores *= decay_between(total)
+        scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
+    scores = tl.trans(as_operand(scores, dtype, PRECISION))
 
     read_queries = queries
     read = keys
@@ -71,21 +71,21 @@ def incoming_kernel(
         read = keys * decayed
         left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
 
+    of_keys = place * C * K + at[:, None] * K + channels[None, :]
     if CORRECTS:
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         inverse = tl.load(inverses + place * C * C + at[:, None] * C + at[None, :])
-        of_keys = place * C * K + at[:, None] * K + channels[None, :]
-        tl.store(reads + of_keys, as_operand(read, dtype, PRECISION))
+        tl.store(reads + of_keys, as_operand(-read.to(tl.float32), dtype, PRECISION))
         left = solve_transposed(inverse, left * rates[:, None], PRECISION)
-        tl.store(kept + of_keys, as_operand(left, dtype, PRECISION))
+    tl.store(kept + of_keys, as_operand(left, dtype, PRECISION))
     read_queries = tl.trans(as_operand(read_queries, dtype, PRECISION))
-    for block in tl.static_range(V // BLOCK):
+    for block in range(V // BLOCK):  # not unrolled, which spares registers
         values = block * BLOCK + tl.arange(0, BLOCK)
         of_token = (start * HEADS + head) * V + at[:, None] * HEADS * V + values[None, :]
         dy = tl.load(do + of_token, here[:, None], 0).to(dtype)
         addition = scale * tl.dot(read_queries, dy, input_precision=PRECISION)
         tl.store(additions + place * K * V + channels[:, None] * V + values[None, :], addition.to(dtype))
+        derror = scale * tl.dot(scores, dy, input_precision=PRECISION)
         if CORRECTS:
-            dwritten = (scale * rates)[:, None] * tl.dot(scores, dy, input_precision=PRECISION)
-            derror = solve_transposed(inverse, dwritten, PRECISION)
-            tl.store(derrors + of_token, derror.to(dtype), here[:, None])
+            derror = solve_transposed(inverse, rates[:, None] * derror, PRECISION)
+        tl.store(derrors + of_token, derror.to(dtype), here[:, None])

@@ -1,4 +1,4 @@
-"""Gradients of queries, keys and gates, from the states on both sides of a chunk and what was written in it."""
+"""Gradients of queries, keys, rates and gates, from the states on both sides of a chunk and its errors."""
 
 import triton
 import triton.language as tl
@@ -32,16 +32,19 @@ def _pairs(dscores, readers, keys, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T"])
 def key_gradient_kernel(
-    q, k, do, dr, written, log_g, sums, states, dstates, dq, dk, dlog_g, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
+    q, k, do, dr, errors, log_g, sums, beta, states, dstates, alongs, dq, dk, dlog_g, dbeta, bounds, T, scale,
+    Q_HEADS, K_HEADS, HEADS,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
     LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, VALUES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk `[B T, Hv, K]`, and if there are gates dlog_g: parts of it `[B T, Hv, K // BLOCK]`, or, of CHANNELS, all
-    `[B T, Hv, K]`.
+    """dq, dk `[B T, Hv, K]`, if there are gates dlog_g, and if it CORRECTS dbeta: parts of the latter two
+    `[B T, Hv, K // BLOCK]`, or, of CHANNELS, all of dlog_g `[B T, Hv, K]`.
 
-    written and dr are `[B T, Hv, V]` (see `value_gradient_kernel`). Keys that correct read as queries do, with the
-    gradient -dr where those have do. A program takes BLOCK channels of one chunk and value head.
+    errors, or values where nothing is corrected, and their gradients dr are `[B T, Hv, V]`; alongs are sums of states
+    times their gradients in PARTS (see `states_kernel`). What is written is `(beta k) e^T`, so that the gradient w of
+    `beta k` gives `dbeta = w . k`. Keys that correct read as queries do, with the gradient -dr where those have do. A
+    program takes BLOCK channels of one chunk and value head, and VALUES values at a time.
     """
     scale = tl.cast(scale, tl.float32)
     slot, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -50,20 +53,39 @@ def key_gradient_kernel(
         return
     place = slot * HEADS + head
     dtype: tl.constexpr = states.dtype.element_ty
-    at, channels, values = tl.arange(0, C), block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, V)
+    at, channels = tl.arange(0, C), block * BLOCK + tl.arange(0, BLOCK)
     here = at < tokens
     row, column = at[:, None], at[None, :]
+
+    dscores = tl.zeros((C, C), tl.float32)
+    dmet = tl.zeros((C, C), tl.float32)
+    dqueries = tl.zeros((C, BLOCK), tl.float32)
+    dwriters = tl.zeros((C, BLOCK), tl.float32)
+    dreaders = tl.zeros((C, BLOCK), tl.float32)
+    for part in range(V // VALUES):  # not unrolled, which spares registers
+        values = part * VALUES + tl.arange(0, VALUES)
+        of_token = (start * HEADS + head) * V + row * HEADS * V + values[None, :]
+        of_state = place * K * V + channels[:, None] * V + values[None, :]
+        dy = tl.load(do + of_token, here[:, None], 0).to(dtype)
+        error = tl.load(errors + of_token, here[:, None], 0).to(dtype)
+        S = tl.trans(tl.load(states + of_state))
+        dscores = tl.dot(dy, tl.trans(error), dscores, input_precision=PRECISION)
+        dqueries = tl.dot(dy, S, dqueries, input_precision=PRECISION)
+        dwriters = tl.dot(error, tl.trans(tl.load(dstates + of_state)), dwriters, input_precision=PRECISION)
+        if CORRECTS:
+            dread = tl.load(dr + of_token, here[:, None], 0).to(dtype)
+            dmet = tl.dot(dread, tl.trans(error), dmet, input_precision=PRECISION)
+            dreaders = tl.dot(dread, S, dreaders, input_precision=PRECISION)
+
     q += start * Q_HEADS * K + head * Q_HEADS // HEADS * K
     k += start * K_HEADS * K + head * K_HEADS // HEADS * K
     queries = tl.load(q + row * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
     keys = tl.load(k + row * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-    of_token = (start * HEADS + head) * V + row * HEADS * V + values[None, :]
-    of_state = place * K * V + channels[:, None] * V + values[None, :]
     of_key = (start * HEADS + head) * K + row * HEADS * K + channels[None, :]
-    dy = tl.load(do + of_token, here[:, None], 0).to(dtype)
-    u = tl.load(written + of_token, here[:, None], 0).to(dtype)
-    S, dS = tl.load(states + of_state), tl.load(dstates + of_state)
-
+    writers = keys
+    if CORRECTS:
+        rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)[:, None]
+        writers = as_operand(rates * keys, dtype, PRECISION)
     from_start = 1.0
     to_end = 1.0
     if CHANNELS:
@@ -77,55 +99,58 @@ def key_gradient_kernel(
         end = tl.sum(tl.where(at == C - 1, total, 0), 0)
         from_start, to_end = tl.exp2(total.to(tl.float32))[:, None], tl.exp2((end - total).to(tl.float32))[:, None]
 
-    dscores = tl.dot(dy, tl.trans(u), input_precision=PRECISION)
     dscores = tl.where(row >= column, scale * dscores, 0.0)
-    dqueries = scale * from_start * tl.dot(dy, tl.trans(S), input_precision=PRECISION)
-    dkeys = to_end * tl.dot(u, tl.trans(dS), input_precision=PRECISION)
+    dqueries *= scale * from_start
+    dwriters *= to_end
     read = queries * dqueries
-    kept = keys * dkeys
+    kept = writers * dwriters
     if CHANNELS:
         # Of channels sums of what is kept cancel, to float32's digits, which spares the registers of a tile.
         read -= kept
         kept = tl.sum(kept, 0)
-        dqueries, dkeys, read = add_gradients((dqueries, dkeys, read), dscores, queries, keys, gates, LEVELS, PRECISION)
+        found = (dqueries, dwriters, read)
+        dqueries, dwriters, read = add_gradients(found, dscores, queries, writers, gates, LEVELS, PRECISION)
     else:
         if GATED:
             dscores *= decay_between(total)
-            read = tl.sum(read, 1) + _pairs(dscores, queries, keys, PRECISION)
+            read = tl.sum(read, 1) + _pairs(dscores, queries, writers, PRECISION)
             kept = tl.sum(kept, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
-        dqueries = tl.dot(dscores, keys, dqueries, input_precision=PRECISION)
-        dkeys = tl.dot(tl.trans(dscores), queries, dkeys, input_precision=PRECISION)
+        dqueries = tl.dot(dscores, writers, dqueries, input_precision=PRECISION)
+        dwriters = tl.dot(tl.trans(dscores), queries, dwriters, input_precision=PRECISION)
     tl.store(dq + of_key, dqueries.to(dq.dtype.element_ty), here[:, None])
 
+    dkeys = dwriters
     if CORRECTS:
-        dread = tl.load(dr + of_token, here[:, None], 0).to(dtype)
-        dmet = tl.dot(dread, tl.trans(u), input_precision=PRECISION)
         dmet = tl.where(row > column, -dmet, 0.0)
-        dreaders = -from_start * tl.dot(dread, tl.trans(S), input_precision=PRECISION)
+        dreaders *= -from_start
         if CHANNELS:
             read += keys * dreaders
-            dreaders, dkeys, read = add_gradients((dreaders, dkeys, read), dmet, keys, keys, gates, LEVELS, PRECISION)
-            dkeys += dreaders
+            found = (dreaders, dwriters, read)
+            dreaders, dwriters, read = add_gradients(found, dmet, keys, writers, gates, LEVELS, PRECISION)
         else:
             if GATED:
                 dmet *= decay_between(total)
-                read += tl.sum(keys * dreaders, 1) + _pairs(dmet, keys, keys, PRECISION)
-            dkeys += dreaders
+                read += tl.sum(keys * dreaders, 1) + _pairs(dmet, keys, writers, PRECISION)
             dmet = as_operand(dmet, dtype, PRECISION)
-            dkeys = tl.dot(dmet, keys, dkeys, input_precision=PRECISION)
-            dkeys = tl.dot(tl.trans(dmet), keys, dkeys, input_precision=PRECISION)
+            dreaders = tl.dot(dmet, writers, dreaders, input_precision=PRECISION)
+            dwriters = tl.dot(tl.trans(dmet), keys, dwriters, input_precision=PRECISION)
+        dkeys = dreaders + rates * dwriters
+        of_rates = ((start + at) * HEADS + head) * (K // BLOCK) + block
+        tl.store(dbeta + of_rates, tl.sum(keys * dwriters, 1), here)
     tl.store(dk + of_key, dkeys.to(dk.dtype.element_ty), here[:, None])
 
     if GATED:
-        along = tl.sum(tl.load(states + of_state).to(tl.float32) * tl.load(dstates + of_state).to(tl.float32), 1)
         whole = tl.exp2(end.to(tl.float32))
+        parts = place * PARTS + tl.arange(0, PARTS)
         if CHANNELS:
+            along = tl.sum(tl.load(alongs + parts[:, None] * K + channels[None, :]), 0)
             gradient = tl.cumsum(read, 0, reverse=True) + (kept + whole * along)[None, :]
             given = tl.load(log_g + of_key, here[:, None], 0)
             tl.store(dlog_g + of_key, tl.where(given <= LOWEST, 0.0, gradient), here[:, None])
         else:
-            gradient = _gate_gradient(read, kept, whole * tl.sum(along, 0))
+            along = tl.sum(tl.load(alongs + parts), 0)
+            gradient = _gate_gradient(read, kept, tl.where(block == 0, whole * along, 0.0))
             of_gates = (start + at) * HEADS + head
             given = tl.load(log_g + of_gates, here, 0)
             tl.store(dlog_g + of_gates * (K // BLOCK) + block, tl.where(given <= LOWEST, 0.0, gradient), here)

@@ -21,7 +21,9 @@ def fake_saved(inputs: Inputs, options: Options) -> Saved:
         return found
     of_slots = (plan.slots, plan.heads.value)
     if plan.corrects:
-        found = found._replace(inverses=q.new_empty(*of_slots, plan.C, plan.C, dtype=plan.inverse_dtype))
+        errors = q.new_empty(plan.batch, plan.tokens, plan.heads.value, plan.V, dtype=plan.dtype)
+        inverses = q.new_empty(*of_slots, plan.C, plan.C, dtype=plan.inverse_dtype)
+        found = found._replace(errors=errors, inverses=inverses)
     return found._replace(states=q.new_empty(*of_slots, plan.K, plan.V, dtype=plan.dtype))
 
 

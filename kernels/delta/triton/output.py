@@ -14,14 +14,14 @@ __all__ = ["output_kernel"]
 
 @triton.jit(do_not_specialize=["T"])
 def output_kernel(
-    q, k, v, log_g, sums, beta, inverses, states, o, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
+    q, k, v, log_g, sums, beta, inverses, states, o, errors, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
     LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, WANTS_ERRORS: tl.constexpr,
 ):  # fmt: skip
-    """o `[B T, Hv, V]` from q `[B T, Hq, K]`, inverses and states before chunks; the rest as in `prepare_kernel`.
+    """o `[B T, Hv, V]` and, if wanted, errors of that shape, from q `[B T, Hq, K]`, inverses and states before chunks.
 
-    A program takes BLOCK values of one chunk and value head.
+    The rest is as in `prepare_kernel`. A program takes BLOCK values of one chunk and value head.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     slot, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -62,7 +62,10 @@ def output_kernel(
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         inverse = tl.load(inverses + place * C * C + at[:, None] * C + at[None, :])
         error = value.to(tl.float32) - from_start * tl.dot(keys, S, input_precision=PRECISION)
-        written = as_operand(solve(inverse, error, PRECISION) * rates[:, None], dtype, PRECISION)
+        error = solve(inverse, error, PRECISION)
+        if WANTS_ERRORS:
+            tl.store(errors + of_token, as_operand(error, dtype, PRECISION), here[:, None])
+        written = as_operand(error * rates[:, None], dtype, PRECISION)
     else:
         written = value.to(dtype)
     y = from_start * tl.dot(queries, S, input_precision=PRECISION)

@@ -10,10 +10,9 @@ from zoo.kernels.delta.triton.gates import gate_sums_kernel
 from zoo.kernels.delta.triton.incoming import incoming_kernel
 from zoo.kernels.delta.triton.key_gradient import key_gradient_kernel
 from zoo.kernels.delta.triton.output import output_kernel
-from zoo.kernels.delta.triton.plan import Plan, group_length, make_plan
+from zoo.kernels.delta.triton.plan import Plan, make_plan
 from zoo.kernels.delta.triton.prepare import prepare_kernel
-from zoo.kernels.delta.triton.states import compose_kernel, join_kernel, states_kernel
-from zoo.kernels.delta.triton.value_gradient import value_gradient_kernel
+from zoo.kernels.delta.triton.scan import Given, History, Maps, room, scan
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.call import or_empty
 from zoo.kernels.power.heads import separate_gradients
@@ -23,7 +22,6 @@ __all__ = ["backward", "forward"]
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_GATE = -128.0
-JOINED = 16  # columns of a program that takes groups one after the other
 
 
 class Operands(NamedTuple):
@@ -49,22 +47,6 @@ class Operands(NamedTuple):
         return or_empty(None if x is self.nothing else x, self.q)
 
 
-class Maps(NamedTuple):
-    """What chunks do to a state: `S <- decay S + R^T (v - (k exp(G)) S)`."""
-
-    reads: Tensor  # k exp(G) [slots, Hv, C, K], if there is a beta
-    kept: Tensor  # R [slots, Hv, C, K]
-    wholes: Tensor  # the decay [slots, Hv] or [slots, Hv, K], float32
-
-
-class Given(NamedTuple):
-    """What chunks are given: values v, or, for `dS <- decay dS + additions - (k exp(G))^T (values + R dS)`, both."""
-
-    values: Tensor  # [B, T, Hv, V]
-    additions: Tensor  # [slots, Hv, K, V], of gradients alone
-    initial: Tensor | None  # [sequences, Hv, K, V], float32
-
-
 def _prepare(plan: Plan, inputs: Inputs) -> Operands:
     nothing = inputs.q.new_empty(0, dtype=torch.float32)
     q, k, v, log_g, beta, S = (nothing if x is None else x.contiguous() for x in inputs[:6])
@@ -82,12 +64,6 @@ def _prepare(plan: Plan, inputs: Inputs) -> Operands:
     return Operands(q, k, v, log_g, sums, beta, S.float(), bounds, nothing)
 
 
-def _room(plan: Plan, operands: Operands, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a matrix for each head: shape is how many of them, and that of one."""
-    count, *matrix = shape
-    return operands.q.new_empty(count, plan.heads.value, *matrix, dtype=dtype or plan.dtype)
-
-
 def _kinds(plan: Plan) -> dict[str, Any]:
     return {"GATED": plan.gated, "CHANNELS": plan.channels, "CORRECTS": plan.corrects}
 
@@ -101,124 +77,95 @@ def _constants(plan: Plan, block: int | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _room_for_maps(plan: Plan, operands: Operands, *, keeps: bool) -> Maps:
-    """keeps: also without a beta, where only the forward pass keeps anything of keys."""
-    matrix = (plan.slots, plan.C, plan.K)
-    reads = _room(plan, operands, *matrix) if plan.corrects else operands.nothing
-    kept = _room(plan, operands, *matrix) if keeps or plan.corrects else operands.nothing.to(plan.dtype)
+class Chunks(NamedTuple):
+    """What follows from a chunk alone; what is absent is `nothing`."""
+
+    reads: Tensor  # -k exp(G) [slots, Hv, C, K], if there is a beta
+    kept: Tensor  # R [slots, Hv, C, K]
+    wholes: Tensor  # the decay of a whole chunk [slots, Hv] or [slots, Hv, K], float32
+
+    def present(self, operands: Operands) -> list[Tensor | None]:
+        """None for what is absent."""
+        return [None if x is operands.nothing else x for x in self]
+
+
+def _room_for_chunks(plan: Plan, operands: Operands) -> Chunks:
+    q, matrix = operands.q, (plan.slots, plan.C, plan.K)
+    reads = room(plan, q, *matrix) if plan.corrects else operands.nothing
     gates = (plan.slots, plan.K) if plan.channels else (plan.slots,)
-    wholes = _room(plan, operands, *gates, dtype=torch.float32) if plan.gated else operands.nothing
-    return Maps(reads, kept, wholes)
+    wholes = room(plan, q, *gates, dtype=torch.float32) if plan.gated else operands.nothing
+    return Chunks(reads, room(plan, q, *matrix), wholes)
 
 
 def _map_chunks(plan: Plan, operands: Operands) -> tuple[Tensor, Maps]:
     """What chunks' errors follow from `[slots, Hv, C, C]`, and what chunks do to states."""
     square = (plan.slots, plan.C, plan.C)
-    inverses = _room(plan, operands, *square, dtype=plan.inverse_dtype) if plan.corrects else operands.nothing
-    maps = _room_for_maps(plan, operands, keeps=True)
+    inverses = room(plan, operands.q, *square, dtype=plan.inverse_dtype) if plan.corrects else operands.nothing
+    chunks = _room_for_chunks(plan, operands)
     launcher(prepare_kernel)[(plan.slots, plan.heads.value)](
-        operands.k, operands.log_g, operands.sums, operands.beta, inverses, *maps, operands.bounds,
+        operands.k, operands.log_g, operands.sums, operands.beta, inverses, *chunks, operands.bounds,
         plan.tokens, plan.heads.key, plan.heads.value, **_constants(plan), num_warps=plan.sizes.prepare_warps,
     )  # fmt: skip
-    return inverses, maps
+    reads, kept, wholes = chunks.present(operands)
+    return inverses, Maps(kept, reads, wholes)
 
 
 def _map_gradients(plan: Plan, operands: Operands, incoming: Incoming, saved: Saved) -> tuple[Maps, Given]:
     """What chunks do to gradients of states, backwards in time, and what they are given."""
-    maps = _room_for_maps(plan, operands, keeps=False)
-    additions = _room(plan, operands, plan.slots, plan.K, plan.V)
-    derrors = torch.empty_like(operands.v, dtype=plan.dtype) if plan.corrects else operands.nothing
+    chunks = _room_for_chunks(plan, operands)
+    additions = room(plan, operands.q, plan.slots, plan.K, plan.V)
+    derrors = torch.empty_like(operands.v, dtype=plan.dtype)
     launcher(incoming_kernel)[(plan.slots, plan.heads.value)](
         operands.q, operands.k, incoming.do, operands.log_g, operands.sums, operands.beta, saved.inverses, additions,
-        derrors, *maps, operands.bounds, plan.tokens, plan.scale, *plan.heads,
+        derrors, *chunks, operands.bounds, plan.tokens, plan.scale, *plan.heads,
         **_constants(plan, min(plan.V, plan.sizes.value_block)), num_warps=plan.sizes.incoming_warps,
     )  # fmt: skip
-    return maps, Given(derrors, additions, incoming.dS)
-
-
-def _scan(
-    plan: Plan, operands: Operands, maps: Maps, given: Given, *, wants_final: bool, reverse: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """States before chunks, or, reverse, gradients after them, and, if wanted, what is left of each sequence's."""
-    length, sizes, heads, initial = group_length(plan), plan.sizes, plan.heads.value, given.initial
-    groups, block = -(-plan.slots // length), min(sizes.state_block, plan.K, plan.V)
-    states, final, starts = _room(plan, operands, plan.slots, plan.K, plan.V), None, None
-    if wants_final:  # sequences without tokens keep what they have
-        shape = (plan.sequences, heads, plan.K, plan.V)
-        final = operands.q.new_zeros(shape, dtype=torch.float32) if initial is None else initial.clone()
-    tensors = (*maps, given.values, given.additions, operands.or_nothing(initial))
-    numbers = (plan.tokens, plan.slots, length, heads)
-    shapes = {"C": plan.C, "K": plan.K, "V": plan.V, "BLOCK": block, **_kinds(plan)}
-    how = {"HAS_INITIAL": initial is not None, "REVERSE": reverse, "PACKED": plan.packed, "PRECISION": plan.precision}
-    options = {"num_warps": sizes.state_warps, "num_stages": sizes.state_stages}
-    if groups > 1 and (plan.packed or length != plan.chunks):
-        of_groups = {"dtype": torch.float32}
-        products = _room(plan, operands, groups, plan.K, plan.K, **of_groups)
-        sums, starts = (_room(plan, operands, groups, plan.K, plan.V, **of_groups) for _ in range(2))
-        launcher(compose_kernel)[(groups, heads, (plan.K + plan.V) // block)](
-            *tensors, products, sums, operands.bounds, *numbers, **shapes, **how, **options
-        )
-        launcher(join_kernel)[(heads, plan.V // JOINED)](
-            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse,
-            num_warps=8 if plan.K > 64 else 4, num_stages=2,
-        )  # fmt: skip
-    launcher(states_kernel)[(groups, heads, plan.V // block)](
-        *tensors, operands.or_nothing(starts), states, operands.or_nothing(final), operands.bounds, *numbers,
-        **shapes, HAS_STARTS=starts is not None, WANTS_FINAL=wants_final, **how, **options,
-    )  # fmt: skip
-    return states, final
+    reads, kept, wholes = chunks.present(operands)
+    return Maps(reads, kept, wholes), Given(derrors, additions, incoming.dS)
 
 
 def forward(inputs: Inputs, options: Options) -> Outputs:
     """What the options ask for; widths are the kernels'."""
     plan = make_plan(inputs, options)
-    operands, sizes = _prepare(plan, inputs), plan.sizes
+    operands, sizes, nothing = _prepare(plan, inputs), plan.sizes, None
     inverses, maps = _map_chunks(plan, operands)
-    given = Given(operands.v, operands.nothing, None if inputs.S is None else operands.S)
-    states, final = _scan(plan, operands, maps, given, wants_final=options.return_state)
+    given = Given(operands.v, initial=None if inputs.S is None else operands.S)
+    states, final, *_ = scan(plan, maps, given, operands.bounds, wants_final=options.return_state)
     o, block = torch.empty_like(operands.v), min(plan.V, sizes.output_block)
+    wants_errors = plan.corrects and options.save_errors
+    errors = torch.empty_like(o, dtype=plan.dtype) if wants_errors else operands.nothing
     launcher(output_kernel)[(plan.slots, plan.heads.value, plan.V // block)](
-        operands.q, operands.k, operands.v, operands.log_g, operands.sums, operands.beta, inverses, states, o,
+        operands.q, operands.k, operands.v, operands.log_g, operands.sums, operands.beta, inverses, states, o, errors,
         operands.bounds, plan.tokens, plan.scale, *plan.heads,
-        **_constants(plan, block), num_warps=sizes.output_warps,
+        **_constants(plan, block), WANTS_ERRORS=wants_errors, num_warps=sizes.output_warps,
     )  # fmt: skip
-    kept = (inverses, states) if options.save_errors else (None, None)
-    return Outputs(o, *(operands.or_empty(x) for x in (final, None, *kept)))
+    kept = (errors, inverses, states) if options.save_errors else (nothing,) * 3
+    return Outputs(o, *(operands.or_empty(x) for x in (final if options.return_state else None, *kept)))
 
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs, those of shared heads still to be added up."""
     plan = make_plan(inputs, options)
     operands = _prepare(plan, inputs)
-    dS = None if incoming.dS is None else incoming.dS.float().contiguous()
-    incoming = Incoming(incoming.do.to(inputs.v.dtype).contiguous(), dS)
+    initial = None if incoming.dS is None else incoming.dS.float().contiguous()
+    incoming = Incoming(incoming.do.to(inputs.v.dtype).contiguous(), initial)
     maps, given = _map_gradients(plan, operands, incoming, saved)
-    dstates, dS = _scan(plan, operands, maps, given, wants_final=inputs.S is not None, reverse=True)
-    dv, written, dbeta = _value_gradient(plan, operands, incoming.do, saved, dstates)
+    history = History(saved.states, None if inputs.S is None else operands.S)
+    dstates, dS, dv, alongs = scan(
+        plan, maps, given, operands.bounds, wants_final=inputs.S is not None, history=history, wants_read=True
+    )
     dq, dk = (separate_gradients(x, plan.heads.value) for x in (operands.q, operands.k))
     block = min(plan.sizes.key_block, plan.K)
-    parts = () if plan.channels or not plan.gated else (plan.K // block,)
-    dlog_g = operands.log_g.new_empty(*operands.log_g.shape, *parts) if plan.gated else operands.nothing
+    parts = (plan.K // block,)
+    of_gates = () if plan.channels else parts
+    dlog_g = operands.log_g.new_empty(*operands.log_g.shape, *of_gates) if plan.gated else operands.nothing
+    dbeta = operands.log_g.new_empty(*operands.beta.shape, *parts) if plan.corrects else operands.nothing
     launcher(key_gradient_kernel)[(plan.slots, plan.heads.value, plan.K // block)](
-        operands.q, operands.k, incoming.do, dv, written, operands.log_g, operands.sums, saved.states, dstates,
-        dq, dk, dlog_g, operands.bounds, plan.tokens, plan.scale, *plan.heads,
-        **_constants(plan, block), num_warps=plan.sizes.key_warps,
+        operands.q, operands.k, incoming.do, dv, saved.errors if plan.corrects else operands.v, operands.log_g,
+        operands.sums, operands.beta, saved.states, dstates, alongs, dq, dk, dlog_g, dbeta, operands.bounds,
+        plan.tokens, plan.scale, *plan.heads, **_constants(plan, block), VALUES=min(plan.V, plan.sizes.key_values),
+        PARTS=alongs.shape[2] if plan.gated else 1, num_warps=plan.sizes.key_warps,
     )  # fmt: skip
-    dlog_g = dlog_g.sum(-1) if parts else dlog_g
-    return Gradients(dq, dk, dv, *(operands.or_empty(x) for x in (dlog_g, dbeta, dS)))
-
-
-def _value_gradient(
-    plan: Plan, operands: Operands, do: Tensor, saved: Saved, dstates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dv in the products' dtype, what was written, and dbeta."""
-    dv, written, dbeta = torch.empty_like(operands.v, dtype=plan.dtype), operands.v, operands.nothing
-    if plan.corrects:
-        written, dbeta = torch.empty_like(dv), torch.empty_like(operands.beta)
-    launcher(value_gradient_kernel)[(plan.slots, plan.heads.value)](
-        operands.q, operands.k, operands.v, do, operands.log_g, operands.sums, operands.beta, saved.inverses,
-        saved.states, dstates, dv, written if plan.corrects else operands.nothing, dbeta, operands.bounds,
-        plan.tokens, plan.scale, *plan.heads,
-        **_constants(plan, min(plan.V, plan.sizes.value_block)), num_warps=plan.sizes.value_warps,
-    )  # fmt: skip
-    return dv, written, dbeta
+    dlog_g = dlog_g.sum(-1) if plan.gated and of_gates else dlog_g
+    dbeta = dbeta.sum(-1).to(operands.beta.dtype) if plan.corrects else dbeta
+    return Gradients(dq, dk, dv, *(operands.or_empty(x) for x in (dlog_g, dbeta, dS if dS.numel() else None)))

@@ -11,7 +11,7 @@ from zoo.kernels.delta.call import Inputs, Options
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "using"]
+__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "sizes_for", "using"]
 
 PROGRAMS = 128  # about as many as a GPU runs side by side
 WIDTHS = (16, 32, 64, 128)
@@ -32,17 +32,18 @@ class Sizes(NamedTuple):
     output_warps: int = 2
     incoming_warps: int = 2
     value_block: int = 64  # values at a time
-    value_warps: int = 2
-    key_block: int = 64  # channels of a program
+    key_block: int = 32  # channels of a program
+    key_values: int = 32  # values at a time
     key_warps: int = 2
     group: int = 0  # chunks that are composed, 0 chooses
 
 
+_WIDE = Sizes(key_values=64)  # over 64 channels or values
+_CHANNELS = Sizes(incoming_warps=4, key_block=16, key_values=64)  # each with a gate
 # Three products for each one, of operands twice as large.
 _FLOAT = Sizes(
-    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, value_warps=4,
-    key_block=32, key_warps=4,
-)  # fmt: skip
+    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, key_warps=4
+)
 _wanted: Sizes | None = None
 
 
@@ -57,10 +58,13 @@ def using(sizes: Sizes) -> Iterator[None]:
         _wanted = before
 
 
-def _sizes(dtype: torch.dtype) -> Sizes:
-    if _wanted is not None:
-        return _wanted
-    return Sizes() if dtype == torch.bfloat16 else _FLOAT
+def sizes_for(dtype: torch.dtype, K: int, V: int, *, channels: bool) -> Sizes:
+    """The sizes of a call that asks for none: with which no kernel for a Hopper GPU spills much (see the budget)."""
+    if dtype != torch.bfloat16:
+        return _FLOAT
+    if channels:
+        return _CHANNELS
+    return _WIDE if max(K, V) > 64 else Sizes()
 
 
 class Plan(NamedTuple):
@@ -109,9 +113,9 @@ def fill_width(width: int) -> int:
     return next(x for x in WIDTHS if x >= width)
 
 
-def _chunk_length(inputs: Inputs, options: Options) -> int:
+def _chunk_length(sizes: Sizes, options: Options) -> int:
     """Tokens a chunk: a power of two, at most what is wanted, but 16 at least, which products of blocks take."""
-    chunk = _sizes(inputs.q.dtype).chunk
+    chunk = sizes.chunk
     return min(chunk, 1 << max(4, options.chunk_size.bit_length() - 1)) if options.chunk_size else chunk
 
 
@@ -125,7 +129,8 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
     """The plan of both passes of a call."""
     q, k, v, log_g = inputs[:4]
     K, V = fill_width(int(k.shape[-1])), fill_width(int(v.shape[-1]))
-    C = _chunk_length(inputs, options)
+    sizes = _wanted or sizes_for(q.dtype, K, V, channels=inputs.gates_channels)
+    C = _chunk_length(sizes, options)
     return Plan(
         heads=Heads(q.shape[2], k.shape[2], v.shape[2]),
         batch=q.shape[0],
@@ -141,7 +146,7 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
         # Under the interpreter there are no tensor cores to round for.
         precision="tf32x3" if q.dtype == torch.float32 or INTERPRETED else "tf32",
         exact_gates=q.dtype == torch.float32,
-        sizes=_sizes(q.dtype),
+        sizes=sizes,
         C=C,
         slots=_count_slots(inputs, C),
         sequences=inputs.rows,

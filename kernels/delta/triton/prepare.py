@@ -14,11 +14,11 @@ from zoo.kernels.delta.triton.scores import channel_scores
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
 
-__all__ = ["prepare_kernel", "solve", "solve_transposed"]
+__all__ = ["inverse_below", "prepare_kernel", "solve", "solve_transposed"]
 
 
 @triton.jit
-def _inverse(system, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
+def inverse_below(system, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """`(1 + system)^-1`, of what lies below the diagonal of `system [C, C]`, in float32.
 
     Of two inverted blocks on the diagonal and the block between them, `[[X, 0], [A, Y]]`, the inverse is
@@ -59,8 +59,8 @@ def prepare_kernel(
     GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """inverses `(1 + A)^-1 [slots, Hv, C, C]`, reads `k exp(G)` and kept `R`, both `[slots, Hv, C, K]`, and wholes, the
-    decay of a whole chunk `[slots, Hv]`, or `[slots, Hv, K]` where CHANNELS have gates.
+    """inverses `(1 + A)^-1 [slots, Hv, C, C]`, reads `-k exp(G)` and kept `R`, both `[slots, Hv, C, K]`, and wholes,
+    the decay of a whole chunk `[slots, Hv]`, or `[slots, Hv, K]` where CHANNELS have gates.
 
     From k `[B T, Hk, K]`, beta `[B T, Hv]`, if it CORRECTS, and, if GATED, log_g `[B T, Hv]` or channels' sums of gates
     `[B T, Hv, K]`. A program takes one chunk and value head.
@@ -85,7 +85,7 @@ def prepare_kernel(
             system = tl.dot(keys, tl.trans(keys), input_precision=PRECISION)
             if GATED:
                 system *= decay_between(total)
-        inverse = as_operand(_inverse(system * rates[None, :], LEVELS, PRECISION), tl.float32, PRECISION)
+        inverse = as_operand(inverse_below(system * rates[None, :], LEVELS, PRECISION), tl.float32, PRECISION)
         square = at[:, None] * C + at[None, :]
         tl.store(inverses + place * C * C + square, inverse.to(inverses.dtype.element_ty))
 
@@ -106,6 +106,6 @@ def prepare_kernel(
         left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
     of_key = place * C * K + at[:, None] * K + channels[None, :]
     if CORRECTS:
-        tl.store(reads + of_key, as_operand(read, dtype, PRECISION))
+        tl.store(reads + of_key, as_operand(-read.to(tl.float32), dtype, PRECISION))
         left = solve_transposed(inverse, left * rates[:, None], PRECISION)
     tl.store(kept + of_key, as_operand(left, dtype, PRECISION))

@@ -104,7 +104,7 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
     (
         "implementation",
         lambda: arguments(impl="fast"),
-        "impl: expected 'fla', 'chunked', 'recurrent' or None, was 'fast'",
+        "impl: expected 'triton', 'chunked', 'recurrent' or None, was 'fast'",
     ),
 ]
 

@@ -15,10 +15,12 @@ from zoo.kernels.delta.call import Incoming, Inputs, Options
 from zoo.kernels.delta.triton.plan import Sizes, group_length, make_plan, using
 from zoo.kernels.errors import InputError
 
+from ...interpreted_bfloat16 import bfloat16_as_on_a_gpu
+from ..plain import run_in_chunks
 from ..problems import Problem, attend, check_error_law, check_same, problems, random_problem, run
 
 SMALL = Sizes(
-    chunk=16, state_block=16, output_block=16, value_block=16, key_block=16, group=2
+    chunk=16, state_block=16, output_block=16, value_block=16, key_block=16, key_values=16, group=2
 )  # chunks in groups, and values and channels in blocks, with few tokens
 
 
@@ -46,6 +48,18 @@ def test_error_law(channels: bool, rates: tuple[str, ...]) -> None:
             check_error_law(problem, "triton")
 
     check()
+
+
+@pytest.mark.parametrize(("T", "gates"), [(1, "mild"), (20, "mild"), (40, "none")])
+def test_error_law_in_bfloat16(T: int, gates: str) -> None:
+    """Beside the textbook form; of one token's gate there is little but a state times its gradient."""
+    problem = random_problem(T, gates=gates, shape=(1, 1, 32, 32), dtype=torch.bfloat16)
+    with using(Sizes()), bfloat16_as_on_a_gpu():
+        ours = run(problem, "triton")
+    exact, plain = run(problem.double(), "recurrent"), run_in_chunks(problem)
+    for name, reference in exact.items():
+        error, allowed = (float((x[name].double() - reference).norm()) for x in (ours, plain))
+        assert error <= 1.5 * allowed + 1e-5 * float(reference.norm()), f"{name}: {error:.2e}, plain {allowed:.2e}"
 
 
 CASES = [("none", False, "any"), ("mild", False, "near two"), ("resets", True, "any"), ("mixed", False, "none")]
