@@ -19,7 +19,7 @@ from torch.cuda import device_of
 
 from zoo.kernels.power.call import Step
 from zoo.kernels.power.supported import POWERS, WIDTHS
-from zoo.kernels.power.triton.monomials import count_monomials
+from zoo.kernels.power.triton.monomials import count_monomials, power
 from zoo.kernels.power.triton.output import VANISHING
 from zoo.kernels.triton_support import DTYPES, INTERPRETED
 
@@ -82,6 +82,17 @@ def monomials(x, channels, scale, P: tl.constexpr):
 
 
 @triton.jit
+def own_weight(q, k, scale, K: tl.constexpr, P: tl.constexpr):
+    """`(scale q . k)^P` of a token's query and its own key, as the forward pass has it.
+
+    Read back from the state it would be a sum of monomials that cancel.
+    """
+    channel = tl.arange(0, K)
+    products = tl.load(q + channel).to(tl.float32) * scale * tl.load(k + channel).to(tl.float32)
+    return power(tl.sum(products, 0), P)
+
+
+@triton.jit
 def _ratio(numerator, denominator):
     """`numerator / denominator`, zero where the denominator vanishes."""
     vanishes = tl.abs(denominator) < VANISHING
@@ -137,12 +148,13 @@ def step_kernel(
             old += (tl.load(S + rows[depth] * V + value[None, :], rows[depth] < last, 0),)
         for depth in tl.static_range(DEPTH):
             channels, coefficient = row_channels(rows[depth], K, P, D)
-            new += (gate * old[depth] + monomials(k, channels, 1.0, P) * v_row[None, :],)
+            kept = gate * old[depth]
+            new += (kept + monomials(k, channels, 1.0, P) * v_row[None, :],)
             coefficient = tl.where(rows[depth] < last, coefficient, 0.0)
             sums = ()
             for member in tl.static_range(GROUP):
                 query = coefficient * monomials(queries[member], channels, scale, P)
-                sums += (numerators[member] + query * new[depth],)
+                sums += (numerators[member] + query * kept,)
             numerators = sums
         for depth in tl.static_range(DEPTH):
             tl.store(S + rows[depth] * V + value[None, :], new[depth], rows[depth] < last)
@@ -155,17 +167,21 @@ def step_kernel(
         row = start + tl.arange(0, BLOCK)
         exists = row < last
         channels, coefficient = row_channels(row, K, P, D)
-        normaliser = gate * tl.load(z + row, exists, 0) + monomials(k, channels, 1.0, P)
+        kept = gate * tl.load(z + row, exists, 0)
         if NORMALIZE:
-            weighted = tl.where(exists, coefficient * normaliser, 0.0)
+            weighted = tl.where(exists, coefficient * kept, 0.0)
             sums = ()
             for member in tl.static_range(GROUP):
                 sums += (denominators[member] + monomials(queries[member], channels, scale, P) * weighted,)
             denominators = sums
-        tl.store(z + row, normaliser, exists)
+        tl.store(z + row, kept + monomials(k, channels, 1.0, P), exists)
 
     for member in tl.static_range(GROUP):
         numerator, denominator = tl.sum(numerators[member], 0), tl.sum(denominators[member], 0)
+        if first == 0:  # one of a state's programs adds what the token gives itself
+            weight = own_weight(queries[member], k, scale, K, P)
+            numerator += weight * v_row
+            denominator += weight
         output = state.to(tl.int64) * GROUP + member
         if WHOLE:
             if NORMALIZE:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.kernels.power import PowerState, init_power_state, power_attention_step
 
-from .error_law import check_same, vanishes
+from .error_law import check_same, check_steps, vanishes
 from .problems import IMPLEMENTATIONS, Problem, attend, problems
 
 DTYPES = (torch.float32, torch.float64)
@@ -57,6 +57,25 @@ def test_steps_mix_with_whole_sequences(impl: str) -> None:
         check_same(problem, ours, {"o": o, "S_out": state.S, "z_out": state.z})
 
     check()
+
+
+@given(problems(dtypes=(torch.float32,), shortest=1))
+def test_a_step_meets_its_own_token_as_a_sequence_does(problem: Problem) -> None:
+    """From the first position on, an error that no monomials of the token's own amplify: chunks of one token."""
+    assume(not vanishes(problem))
+    problem = without_gradients(problem)
+    state = initial_state(problem)
+    o = step_through(problem, 0, problem.q.shape[1], state)
+    ours = {"o": o, "S_out": state.S, "z_out": state.z}
+    check_steps(problem, ours)
+
+
+@pytest.mark.parametrize(("p", "K"), [(2, 64), (4, 16)])
+def test_a_token_alone_gives_its_value(p: int, K: int) -> None:
+    """Its weight cancels, and not its rounding: of many queries some are nearly orthogonal to their key."""
+    q, k, v = torch.randn(3, 500, 1, K, generator=torch.Generator().manual_seed(p)).unbind()
+    o = power_attention_step(q, k, v, state=init_power_state(500, 1, K, K, p), p=p)
+    torch.testing.assert_close(o, v, rtol=1e-6, atol=1e-6)
 
 
 @given(problems(dtypes=[torch.bfloat16, torch.float16], gates=["none", "mild", "resets"]))

@@ -105,7 +105,7 @@ def test_error_law(powers: tuple[int, ...], widths: tuple[int, ...], examples: i
         problem = replace(problem, do=None, dS=None, dz=None, chunk_size=None)
         assume(not vanishes(problem))
         exact = run(problem.double(), "plain")
-        allowed, uncertain = (tolerances(x, 0, exact) for x in (problem, problem.double()))
+        allowed, uncertain = tolerances(problem, 1, exact), tolerances(problem.double(), 0, exact)
         blocks = data.draw(blocks_for(problem))
         problem = on_device(problem)
         ours, plain = run(problem, blocks=blocks), run(problem, "plain")
@@ -156,6 +156,18 @@ def test_a_strong_gate_decays_to_the_last_digits() -> None:
     exact, ours = run(problem.double(), "plain"), run(problem)
     for name in ("S_out", "z_out"):
         torch.testing.assert_close(ours[name].double(), exact[name], rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("programs", [1, 1000])
+@pytest.mark.parametrize("p", [2, 4])
+def test_a_token_alone_gives_its_value(p: int, programs: int) -> None:
+    """However nearly orthogonal its query is to its key."""
+    problem = make_problem(T=1, heads=(4, 2, 2), p=p, gates="none")
+    problem = replace(problem, S=torch.zeros_like(problem.S), z=torch.zeros_like(problem.z))
+    q, k = (x.repeat_interleave(4 // x.shape[2], 2) for x in (problem.q, problem.k))
+    q = q - 0.999 * (q * k).sum(-1, keepdim=True) / (k * k).sum(-1, keepdim=True) * k
+    result = run(replace(problem, q=q), blocks=step_blocks(4, state_size(16, p), 16, programs=programs))
+    torch.testing.assert_close(result["o"], problem.v.repeat_interleave(2, 2), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-17])
