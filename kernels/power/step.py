@@ -8,6 +8,7 @@ from torch import Tensor
 from zoo.kernels.power.call import Step
 from zoo.kernels.power.expansion import Level, coefficients, expand_by, levels
 from zoo.kernels.power.heads import spread_heads
+from zoo.kernels.power.offset import key_channels, query_channels
 from zoo.kernels.power.reference import vanishes
 
 __all__ = ["expansion_tables", "step_in_place"]
@@ -31,10 +32,10 @@ def step_in_place(step: Step) -> Tensor:
     monomials of both signs it would have lost digits where they cancel, which nothing else hides from a token that is
     alone.
     """
-    q, k, v, log_g, S, z, p, scale, normalize = step
+    q, k, v, log_g, S, z, offset, p, scale, normalize = step
     heads, dtype = step.heads, S.dtype
+    q, k = query_channels(q.to(dtype) * scale, offset), key_channels(k.to(dtype), offset)
     tables, c = expansion_tables(k.shape[-1], p, dtype, k.device)
-    q, k = q.to(dtype) * scale, k.to(dtype)
     values = spread_heads(v.to(dtype), heads.state, 1)  # [B, Hs, V]
     if log_g is not None:
         gates = spread_heads(log_g.to(dtype).exp(), heads.state, 1)[..., None]  # [B, Hs, 1]

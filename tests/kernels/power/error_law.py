@@ -40,7 +40,7 @@ def vanishes(problem: Problem) -> bool:
 
 def tolerances(problem: Problem, chunk: int, reference: Tensors) -> Tensors:
     """The `tiny` of each element of each tensor; `chunk` as in `error_bounds`."""
-    terms = state_size(problem.q.shape[-1], problem.p) + problem.q.shape[1]
+    terms = state_size(problem.q.shape[-1], problem.p, offset=problem.offset is not None) + problem.q.shape[1]
     tiny = FACTOR * torch.finfo(problem.accumulation).eps / 2 * terms**0.5
     allowed = {}
     for name, bound in error_bounds(problem, chunk, tiny).items():

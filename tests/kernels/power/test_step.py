@@ -18,11 +18,10 @@ DTYPES = (torch.float32, torch.float64)
 
 def step_through(problem: Problem, start: int, stop: int, state: PowerState) -> Tensor:
     """Outputs `[B, stop - start, Ho, V]`; `state` is written in place."""
-    options = {"p": problem.p, "scale": problem.scale, "normalize": problem.normalize}
     outputs = [problem.v.new_empty(problem.q.shape[0], 0, problem.heads.output, problem.v.shape[-1])]
     for t in range(start, stop):
         q, k, v, log_g = (None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g))
-        outputs.append(power_attention_step(q, k, v, log_g, state=state, **options)[:, None])
+        outputs.append(power_attention_step(q, k, v, log_g, state=state, **problem.step_options)[:, None])
     return torch.cat(outputs, 1)
 
 
@@ -30,7 +29,10 @@ def initial_state(problem: Problem) -> PowerState:
     if problem.state is not None:
         return PowerState(problem.state.S.clone(), problem.state.z.clone())
     K, V = problem.q.shape[-1], problem.v.shape[-1]
-    return init_power_state(problem.q.shape[0], problem.heads.state, K, V, problem.p, dtype=problem.accumulation)
+    return init_power_state(
+        problem.q.shape[0], problem.heads.state, K, V, problem.p, offset=problem.offset is not None,
+        dtype=problem.accumulation,
+    )  # fmt: skip
 
 
 def without_gradients(problem: Problem) -> Problem:

@@ -41,8 +41,9 @@ def _row_channels_kernel(
 
 @pytest.mark.parametrize(
     ("K", "p"),
-    [(16, 1), (128, 1), (16, 2), (32, 2), (64, 2), (128, 2), (16, 3), (32, 3), (64, 3), (128, 3), (16, 4), (32, 4)],
-)
+    [(16, 1), (128, 1), (16, 2), (32, 2), (64, 2), (128, 2), (16, 3), (32, 3), (64, 3), (128, 3), (16, 4), (32, 4),
+     (17, 1), (17, 2), (65, 2), (129, 2), (33, 3), (17, 4)],  # with an offset's channel
+)  # fmt: skip
 def test_a_row_knows_its_channels(K: int, p: int) -> None:
     """All rows, and some beyond the last, which stay inside k and q."""
     D = state_size(K, p)
@@ -62,7 +63,7 @@ def run(problem: Problem, kind: str = "triton", blocks: StepBlocks | None = None
     outputs = []
     for t in range(problem.q.shape[1]):
         token = [None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-        call = Step(*token, *state, **options)
+        call = Step(*token, *state, problem.offset, **options)
         outputs.append(step_in_place(call) if kind == "plain" else triton_step(call, blocks))
     return {"o": torch.stack(outputs, 1), "S_out": state.S, "z_out": state.z}
 
@@ -73,8 +74,9 @@ def initial_state(problem: Problem) -> PowerState:
         return PowerState(*(x.clone(memory_format=torch.contiguous_format) for x in problem.state))
     K, V = problem.q.shape[-1], problem.v.shape[-1]
     return init_power_state(
-        problem.q.shape[0], problem.heads.state, K, V, problem.p, dtype=problem.accumulation, device=problem.q.device
-    )
+        problem.q.shape[0], problem.heads.state, K, V, problem.p, offset=problem.offset is not None,
+        dtype=problem.accumulation, device=problem.q.device,
+    )  # fmt: skip
 
 
 def on_device(problem: Problem) -> Problem:
@@ -87,9 +89,8 @@ def blocks_for(draw: st.DrawFn, problem: Problem) -> StepBlocks:
     states, V = problem.q.shape[0] * problem.heads.state, problem.v.shape[-1]
     programs, depth = draw(st.sampled_from([1, 2 * states, 3 * states, 1000])), draw(st.sampled_from([4, 1]))
     warps = 4 if problem.p < 3 else 16  # the interpreter takes as long for a wide tile as for a narrow one
-    return step_blocks(
-        states, state_size(problem.q.shape[-1], problem.p), V, programs=programs, depth=depth, warps=warps
-    )
+    rows = state_size(problem.q.shape[-1], problem.p, offset=problem.offset is not None)
+    return step_blocks(states, rows, V, programs=programs, depth=depth, warps=warps)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # an output beyond float16
@@ -249,7 +250,7 @@ def test_an_empty_batch() -> None:
 def test_opcheck(gated: bool) -> None:
     problem = make_problem(T=1)
     token = [x[:, 0] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-    arguments = (*token[:3], token[3] if gated else None, *initial_state(problem), 2, 0.25, True)
+    arguments = (*token[:3], token[3] if gated else None, *initial_state(problem), None, 2, 0.25, True)
     torch.library.opcheck(torch.ops.zoo.power_attention_step, arguments)
 
 
