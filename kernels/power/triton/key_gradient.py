@@ -59,18 +59,18 @@ def key_gradient_kernel(
         if HAS_NORMALISER:
             ones = tl.full((BLOCK,), 1.0, tl.float32)
             result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, dtype, PRECISION)
+        if OFFSET:  # first, while there is room in registers
+            one = tl.full((BLOCK,), 1.0, tl.float32)
+            linear, constant = lower_products(values, one, dstates, rows, K, P, HAS_NORMALISER, PRECISION)
+            if P == 2:  # over P, like the result; k has half of what it gives along itself already there
+                result += 0.5 * linear
+                constant += 0.5 * tl.sum(linear * keys.to(tl.float32), 1)
         if GIVEN:
             given += (start * STATES + state) * K
             exist = (here < tokens)[:, None]
             result += tl.load(given + here[:, None] * STATES * K + channel[None, :], exist, 0)
         else:
             result = add_gradients(result, values, vectors, after, K, P, INNER, PRECISION)
-        if OFFSET:
-            one = tl.full((BLOCK,), 1.0, tl.float32)
-            linear, constant = lower_products(values, one, dstates, rows, K, P, HAS_NORMALISER, PRECISION)
-            if P == 2:  # over P, like the result; k has half of what it gives along itself already there
-                result += 0.5 * linear
-                constant += 0.5 * tl.sum(linear * keys.to(tl.float32), 1)
         if GATED:
             to_end = decay(gates, gates_low, C - 1, last, EXACT_GATES)
             result *= to_end

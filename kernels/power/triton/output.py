@@ -64,16 +64,17 @@ def output_kernel(
         before = (states, states + rows * V, channels, channels, weights, outers, count)
         if NORMALIZE:
             total = normalisers(vectors, before, K, P, INNER, OUTERS, dtype, PRECISION)
+        if OFFSET:  # first, while there is room in registers
+            tl.static_assert(not GIVEN)
+            tile = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
+            linear, constant = P * beta * count, power(beta, P) * count
+            y, total = add_lower_outputs(y, total, tile, linear, constant, states, rows, P, NORMALIZE, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * V
             exist = ((here < tokens) & (count > 0))[:, None]
             y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist, 0)
         else:
             y = add_outputs(y, vectors, before, K, P, INNER, dtype, PRECISION)
-        if OFFSET:
-            tile = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
-            linear, constant = P * beta * count, power(beta, P) * count
-            y, total = add_lower_outputs(y, total, tile, linear, constant, states, rows, P, NORMALIZE, PRECISION)
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             y *= from_start

@@ -44,6 +44,12 @@ def value_gradient_kernel(
     result = tl.zeros((BLOCK, V), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
+        if OFFSET:  # first, while there is room in registers
+            tl.static_assert(not GIVEN)
+            tile = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
+            nothing = tl.zeros((BLOCK,), tl.float32)
+            # Gradients of states have the offset in them already.
+            result, nothing = add_lower_outputs(result, nothing, tile, 1.0, 1.0, dstates, rows, P, False, PRECISION)
         if GIVEN:
             given += (start * STATES + state) * V
             exist = (here < tokens)[:, None]
@@ -51,11 +57,6 @@ def value_gradient_kernel(
         else:
             after = (dstates, dstates, channels, channels, weights, outers, 1)
             result = add_outputs(result, (k, at, k_columns, here, C), after, K, P, INNER, dtype, PRECISION)
-        if OFFSET:
-            tile = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
-            nothing = tl.zeros((BLOCK,), tl.float32)
-            # Gradients of states have the offset in them already.
-            result, nothing = add_lower_outputs(result, nothing, tile, 1.0, 1.0, dstates, rows, P, False, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 
