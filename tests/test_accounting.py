@@ -50,6 +50,18 @@ def test_softmax_state_grows_with_the_context_and_power_state_does_not() -> None
     assert len(set(power.values())) == 1
 
 
+def test_an_offset_has_its_rows_and_parameters_counted() -> None:
+    plain, offset = (
+        account(configure("gpt2-124m-rotary", mixer="gated-power", **options), [4096])
+        for options in ({}, {"offset": "learned"})
+    )
+    rows = state_size(64, 2, offset=True) - state_size(64, 2)
+    assert rows == 65
+    assert offset.state_bytes[4096] - plain.state_bytes[4096] == 12 * 12 * rows * 65 * 4
+    assert offset.parameters.mixers - plain.parameters.mixers == 12 * 12
+    assert offset.forward_flops_per_token[4096] - plain.forward_flops_per_token[4096] == 12 * 12 * 4 * rows * 65
+
+
 def test_bfloat16_halves_keys_and_values_but_not_running_sums() -> None:
     for mixer, ratio in (("softmax", 2), ("sliding-window", 2), ("power", 1), ("gated-linear", 1)):
         recipe = configure("tiny", mixer=mixer)

@@ -1,19 +1,20 @@
 """Power attention for users: defaults, checks, and the choice of implementation.
 
 The shape legend: `B` batch, `T` tokens, `Hq`, `Hk`, `Hv` query, key and value heads, `Hs = max(Hk, Hv)` states,
-`Ho = max(Hq, Hs)` outputs, `K` key dim, `V` value dim, `D = C(K + p - 1, p)` state rows.
+`Ho = max(Hq, Hs)` outputs, `K` key dim, `V` value dim, `D = C(K + p - 1, p)` state rows, `C(K + p, p)` with an offset.
 """
 
 import math
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import op
 from zoo.kernels.power.call import Inputs, Options, Step
-from zoo.kernels.power.checks import check_arguments, check_values
+from zoo.kernels.power.checks import check_arguments, check_values, resolve_offset
 from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.power.supported import check_triton, supports_triton
@@ -40,6 +41,7 @@ def power_attention(
     *,
     p: int = 2,
     scale: float | None = None,
+    offset: float | Tensor = 0.0,
     normalize: bool | None = None,
     state: PowerState | None = None,
     return_state: bool = False,
@@ -49,7 +51,7 @@ def power_attention(
     save_states: bool = True,
     impl: Implementation | None = None,
 ) -> PowerAttentionOutput:
-    """Attention with weights `exp(G_t - G_j) (scale q_t . k_j)^p`, at linear cost in T.
+    """Attention with weights `exp(G_t - G_j) (offset + scale q_t . k_j)^p`, at linear cost in T.
 
     `G` sums the log gates, and `o_t` is the weighted sum of values, divided by the sum of weights where `normalize`.
     `p = 1` is (gated) linear attention. Splitting a sequence anywhere and passing the state on changes nothing.
@@ -62,6 +64,9 @@ def power_attention(
         log_g: log gates `[B, T, Hv]`, float32, at most 0; `-inf` forgets all before that token. None: no gates.
         p: the power, from 1 on; it sets the state's size D.
         scale: factor on `q . k`; None: `1 / sqrt(K)`.
+        offset: added to scores: a number, or `[Hq]`, one a query head, with a gradient. `(1 + s / p)^p` comes near
+            `exp(s)` as p grows. A state then has C(K + p, p) rows, also where a tensor of offsets holds zeros; for
+            the number 0 it has none more.
         normalize: divide by the sum of weights; None: for even p. Odd p cannot be normalised.
         state: what the past left (see `PowerState`); None: nothing.
         return_state: also return the state after the last token.
@@ -86,43 +91,50 @@ def power_attention(
     """
     normalize = p % 2 == 0 if normalize is None else normalize
     S, z = (None, None) if state is None else state
-    check_arguments(Inputs(q, k, v, log_g, S, z, cu_seqlens), p=p, normalize=normalize, tokens=True)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    offsets = resolve_offset(offset, q, scale) if q.dim() == 4 else None
+    check_arguments(Inputs(q, k, v, log_g, S, z, offsets, cu_seqlens), p=p, normalize=normalize, tokens=True)
     _check_options(q, cu_seqlens, lengths, chunk_size, impl)
     check_values(None, cu_seqlens, lengths, q.shape[1])
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if lengths is not None:
         q, k, v, log_g = _without_padding(q, k, v, log_g, lengths)
     check_values(log_g, None, None, q.shape[1])
+    inputs = Inputs(q, k, v, log_g, S, z, offsets, cu_seqlens)
+    options = Options(p=p, scale=scale, normalize=normalize, chunk_size=chunk_size or 0, return_state=return_state)
+    if lengths is None or offsets is None:
+        return _attend(inputs, options, impl, save_states=save_states)
+    o, after = _attend(_apart_from_padding(inputs, lengths), options, impl, save_states=save_states)
+    after = None if after is None else PowerState(*(x.unflatten(0, (-1, 2))[:, 0] for x in after))
+    return PowerAttentionOutput(o.view(*q.shape[:2], *o.shape[2:]), after)
+
+
+def _attend(
+    inputs: Inputs, options: Options, impl: Implementation | None, *, save_states: bool
+) -> PowerAttentionOutput:
+    """Attention by the implementation of this name, None for the fastest."""
+    (q, k, v, *_), p, has_offset = inputs, options.p, inputs.offset is not None
     if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl in ("quadratic", "recurrent") or transformed():
-        inputs = Inputs(q, k, v, log_g, S, z, cu_seqlens)
-        o, after = run_reference(
-            inputs, "recurrent" if impl == "recurrent" else "quadratic", p=p, scale=scale, normalize=normalize
-        )
-        return PowerAttentionOutput(o, after if return_state else None)
+        form: Literal["quadratic", "recurrent"] = "recurrent" if impl == "recurrent" else "quadratic"
+        o, after = run_reference(inputs, form, p=p, scale=options.scale, normalize=options.normalize)
+        return PowerAttentionOutput(o, after if options.return_state else None)
     dtype = autocast_dtype(q)
     if impl == "triton":
-        check_triton(q, v, dtype, p)
-    wants_triton = impl == "triton" or (impl is None and supports_triton(q, v, dtype, p))
+        check_triton(q, v, dtype, p, offset=has_offset)
+    wants_triton = impl == "triton" or (impl is None and supports_triton(q, v, dtype, p, offset=has_offset))
     use_triton = wants_triton and q.shape[0] > 0 and q.shape[1] > 0  # there is nothing to launch for no tokens
     if use_triton:
         # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    inputs = Inputs(q, k, v, log_g, S, z, cu_seqlens)
+        inputs = inputs._replace(q=q.contiguous(), k=k.contiguous(), v=v.contiguous())
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    options = Options(
-        p=p,
-        scale=scale,
-        normalize=normalize,
+    options = options._replace(
         use_triton=use_triton,
-        chunk_size=chunk_size or 0,
-        return_state=return_state,
         save_states=save_states and wants_gradient,
-        save_output=normalize and wants_gradient,
+        save_output=options.normalize and wants_gradient,
     )
     o, _, S, z, *_ = op.attend(*inputs, *options)
-    return PowerAttentionOutput(o, PowerState(S, z) if return_state else None)
+    return PowerAttentionOutput(o, PowerState(S, z) if options.return_state else None)
 
 
 def power_attention_step(
@@ -134,6 +146,7 @@ def power_attention_step(
     state: PowerState,
     p: int = 2,
     scale: float | None = None,
+    offset: float | Tensor = 0.0,
     normalize: bool | None = None,
 ) -> Tensor:
     """One token of `power_attention`, in place on the state's buffers, so that it can run inside a CUDA graph.
@@ -141,7 +154,7 @@ def power_attention_step(
     Args:
         q: query `[B, Hq, K]`; k: key `[B, Hk, K]`; v: value `[B, Hv, V]`; log_g: log gate `[B, Hv]`, float32, or None.
         state: `S [B, Hs, D, V]` and `z [B, Hs, D]`, float32; both are overwritten.
-        p, scale, normalize: as in `power_attention`.
+        p, scale, offset, normalize: as in `power_attention`.
 
     Returns:
         o `[B, Ho, V]` in the dtype of v. There is no gradient through a step.
@@ -150,10 +163,11 @@ def power_attention_step(
         InputError: names the argument, what it was and what it must be.
     """
     normalize = p % 2 == 0 if normalize is None else normalize
-    check_arguments(Inputs(q, k, v, log_g, *state), p=p, normalize=normalize, tokens=False)
-    check_values(log_g, None, None, 1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return op.step(*Step(q, k, v, log_g, *state, p=p, scale=scale, normalize=normalize))
+    offsets = resolve_offset(offset, q, scale) if q.dim() == 3 else None
+    check_arguments(Inputs(q, k, v, log_g, *state, offsets), p=p, normalize=normalize, tokens=False)
+    check_values(log_g, None, None, 1)
+    return op.step(*Step(q, k, v, log_g, *state, offsets, p=p, scale=scale, normalize=normalize))
 
 
 def _check_options(
@@ -178,3 +192,19 @@ def _without_padding(
     inside = torch.arange(q.shape[1], device=q.device) < lengths.to(q.device)[:, None]
     q, k, v = (torch.where(inside[..., None, None], x, 0) for x in (q, k, v))
     return q, k, v, None if log_g is None else torch.where(inside[..., None], log_g, 0)
+
+
+def _apart_from_padding(inputs: Inputs, lengths: Tensor) -> Inputs:
+    """Each row's tokens and its padding as two packed sequences, the latter's state empty.
+
+    With an offset a zero key still has a weight, so that padding has to stand elsewhere.
+    """
+    B, T = inputs.q.shape[:2]
+    starts = T * torch.arange(B, device=inputs.q.device)
+    bounds = torch.stack((starts, starts + lengths.to(starts)), 1).flatten()
+    q, k, v, log_g = (None if x is None else x.reshape(1, B * T, *x.shape[2:]) for x in inputs[:4])
+    S, z = (None if x is None else torch.stack((x, torch.zeros_like(x)), 1).flatten(0, 1) for x in inputs[4:6])
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    return Inputs(q, k, v, log_g, S, z, inputs.offset, F.pad(bounds, (0, 1), value=B * T).int())

@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
     log_g: Tensor | None = None  # [B, T, Hv], float32
     S: Tensor | None = None  # [rows, Hs, D, V], packed, in the accumulation dtype; rows: B, or packed sequences
     z: Tensor | None = None  # [rows, Hs, D]
+    offset: Tensor | None = None  # [Hq], in the accumulation dtype
     cu_seqlens: Tensor | None = None  # int32 [rows + 1]
 
     @property
@@ -99,6 +100,7 @@ class Gradients(NamedTuple):
     log_g: Tensor
     S: Tensor
     z: Tensor
+    offset: Tensor
 
 
 class Step(NamedTuple):
@@ -110,6 +112,7 @@ class Step(NamedTuple):
     log_g: Tensor | None  # [B, Hv], float32
     S: Tensor  # [B, Hs, D, V], packed
     z: Tensor  # [B, Hs, D]
+    offset: Tensor | None  # [Hq], in the state's dtype
     p: int
     scale: float
     normalize: bool
@@ -129,7 +132,8 @@ def present(x: Tensor) -> Tensor | None:
     return None if x.dim() == 1 else x
 
 
-_OF_STATES = frozenset(("S", "z", "dS", "dz"))  # fields with rows of the state; others have tokens
+_OF_STATES = frozenset(("S", "z", "dS", "dz"))  # fields with rows of the state; others have tokens,
+_OF_ALL = "offset"  # or are of one dimension and belong to all sequences
 
 
 def take_sequence(group: Group, row: int, tokens: slice) -> Group:
@@ -145,5 +149,10 @@ def take_sequence(group: Group, row: int, tokens: slice) -> Group:
 def join_sequences(groups: Sequence[Group]) -> Group:
     """The inverse of `take_sequence`, of results."""
     names: tuple[str, ...] = groups[0]._fields  # type: ignore[attr-defined]
-    dims = (0 if name in _OF_STATES or x.dim() == 1 else 1 for name, x in zip(names, groups[0], strict=True))
-    return type(groups[0])(*(torch.cat(parts, dim) for dim, parts in zip(dims, zip(*groups, strict=True), strict=True)))
+    return type(groups[0])(*(_join(name, parts) for name, parts in zip(names, zip(*groups, strict=True), strict=True)))
+
+
+def _join(name: str, parts: Sequence[Tensor]) -> Tensor:
+    if name == _OF_ALL:
+        return torch.stack(list(parts)).sum(0)
+    return torch.cat(list(parts), 0 if name in _OF_STATES or parts[0].dim() == 1 else 1)

@@ -1,5 +1,6 @@
 """Checks of what a user passes to power attention: one line that names the argument, what it was, what it must be."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,7 +15,7 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.state import PowerState, check_state_size
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["check_arguments", "check_packing", "check_values", "debug_checks", "known"]
+__all__ = ["check_arguments", "check_packing", "check_values", "debug_checks", "known", "resolve_offset"]
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _checks_everywhere = False
@@ -36,7 +37,7 @@ def debug_checks() -> Iterator[None]:
 
 def check_arguments(inputs: Inputs, *, p: int, normalize: bool, tokens: bool) -> None:
     """Check shapes, dtypes and devices; `tokens` says whether there is a token dimension."""
-    q, k, v, log_g, S, z, cu_seqlens = inputs
+    q, k, v, log_g, S, z, offset, cu_seqlens = inputs
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x, q, leading=2 if tokens else 1)
     if k.shape[-1] != q.shape[-1]:
@@ -47,14 +48,14 @@ def check_arguments(inputs: Inputs, *, p: int, normalize: bool, tokens: bool) ->
         raise InputError(f"normalize: expected False for odd p={p}, whose weights can be negative")
     heads = Heads(q.shape[-2], k.shape[-2], v.shape[-2])
     _check_heads(heads)
-    check_state_size(k.shape[-1], v.shape[-1], p)
+    check_state_size(k.shape[-1], v.shape[-1], p, offset=offset is not None)
     if log_g is not None:
         _check_gates(log_g, v)
     if cu_seqlens is not None:
         check_packing(q, cu_seqlens)
     if S is not None and z is not None:
         rows = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        _check_state(PowerState(S, z), q, rows, heads, k.shape[-1], v.shape[-1], p)
+        _check_state(PowerState(S, z), inputs, rows, heads, p)
 
 
 def _check_tensor(name: str, x: Tensor, q: Tensor, leading: int) -> None:
@@ -118,21 +119,48 @@ def check_packing(q: Tensor, cu_seqlens: Tensor) -> None:
         raise InputError(f"cu_seqlens: expected torch.int32, was {cu_seqlens.dtype}")
 
 
-def _check_state(state: PowerState, q: Tensor, rows: int, heads: Heads, K: int, V: int, p: int) -> None:
-    D, dtype = state_size(K, p), accumulation_dtype(q.dtype)
+def _check_state(state: PowerState, inputs: Inputs, rows: int, heads: Heads, p: int) -> None:
+    (q, k, v, *_), has_offset = inputs, inputs.offset is not None
+    K, V, dtype = k.shape[-1], v.shape[-1], accumulation_dtype(q.dtype)
+    D = state_size(K, p, offset=has_offset)
     for name, x, expected in (
         ("S", state.S, (rows, heads.state, D, V)),
         ("z", state.z, (rows, heads.state, D)),
     ):
         if x.shape != expected:
             raise InputError(
-                f"state.{name}: expected {list(expected)} for batch {rows}, {heads.state} heads, p={p}, K={K} (D={D}) "
-                f"and V={V}, was {list(x.shape)}: a state of another batch, p or width"
+                f"state.{name}: expected {list(expected)} for batch {rows}, {heads.state} heads, p={p}, K={K}"
+                f"{' and an offset' if has_offset else ''} (D={D}) and V={V}, was {list(x.shape)}: a state of another "
+                f"batch, p or width{', or without offset' if has_offset else ''}"
             )
         if x.dtype != dtype:
             raise InputError(f"state.{name}: expected {dtype}, was {x.dtype}")
         if x.device != q.device:
             raise InputError(f"state.{name}: expected on {q.device} as q is, was on {x.device}")
+
+
+def resolve_offset(offset: float | Tensor, q: Tensor, scale: float) -> Tensor | None:
+    """One offset a query head `[Hq]`, in the accumulation dtype; None for the number 0.
+
+    Raises:
+        InputError: names the argument, what it was and what it must be.
+    """
+    heads, dtype = q.shape[-2], accumulation_dtype(q.dtype)
+    if not isinstance(offset, Tensor):
+        if not isinstance(offset, (int, float)) or not math.isfinite(offset):
+            raise InputError(f"offset: expected a finite number or a tensor of one a query head, was {offset!r}")
+        if offset == 0:
+            return None
+        offset = torch.full((heads,), float(offset), dtype=dtype, device=q.device)
+    if offset.shape != (heads,):
+        raise InputError(f"offset: expected [{heads}], one a query head, was {list(offset.shape)}")
+    if not offset.is_floating_point():
+        raise InputError(f"offset: expected a floating dtype, was {offset.dtype}")
+    if offset.device != q.device:
+        raise InputError(f"offset: expected on {q.device} as q is, was on {offset.device}")
+    if scale == 0:
+        raise InputError("scale: expected other than 0 beside an offset, was 0")
+    return offset.to(dtype)
 
 
 def known(x: Tensor) -> bool:

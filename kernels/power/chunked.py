@@ -25,6 +25,7 @@ from torch import Tensor
 from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty
 from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
+from zoo.kernels.power.offset import query_channels
 from zoo.kernels.power.reference import bounded, steep, vanishes
 from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
 from zoo.kernels.precision import accumulation_dtype
@@ -57,11 +58,13 @@ class _Problem:
     def __init__(self, inputs: Inputs, options: Options) -> None:
         self.q, self.k, self.v, self.log_g, *_ = inputs
         self.p, self.scale = options.p, options.scale
+        self.offset = None if inputs.offset is None else inputs.offset / options.scale
         T, K = self.k.shape[1], self.k.shape[-1]
         self.chunk_size = resolve_chunk_size(options.chunk_size, T, K, self.p)
+        self.channels = K if self.offset is None else K + 1
         self.heads = inputs.heads
         self.dtype = accumulation_dtype(self.q.dtype)
-        self.layout: Tiles = tiles(K, self.p, self.dtype, self.q.device)
+        self.layout: Tiles = tiles(self.channels, self.p, self.dtype, self.q.device)
         self.workspace = Workspace(self.dtype, self.q.device)
 
     def blocks(self) -> Iterator[slice]:
@@ -91,11 +94,16 @@ class _Problem:
         return x.unflatten(0, (-1, self.heads.state)).permute(0, 3, 1, 2)
 
     def queries(self, block: slice, tokens: slice) -> Tensor:
-        return self.fold_outputs(spread_heads(self.q[block, tokens], self.heads.output, 2)).mul(self.scale)
+        """Times the scale, and as one more channel offsets."""
+        q = self.q[block, tokens]
+        q = q if self.offset is None else query_channels(q.to(self.dtype), self.offset)
+        return self.fold_outputs(spread_heads(q, self.heads.output, 2)).mul(self.scale)
 
     def keys(self, block: slice, tokens: slice) -> Tensor:
+        """Beside offsets with one more channel, of ones."""
         keys = spread_heads(self.k[block, tokens], self.heads.state, 2).permute(0, 2, 3, 1).to(self.dtype)
-        return keys.reshape(-1, *keys.shape[2:]).contiguous()
+        keys = keys.reshape(-1, *keys.shape[2:]).contiguous()
+        return keys if self.offset is None else F.pad(keys, (0, 0, 0, 1), value=1.0)
 
     def values(self, block: slice, tokens: slice) -> Tensor:
         """Values and, as one more channel, ones."""
@@ -148,7 +156,7 @@ class _Problem:
     @property
     def multiplicities(self) -> Tensor:
         """Multinomial coefficients of the tiled rows, not shared among copies `[rows]`."""
-        return coefficients(self.k.shape[-1], self.p, self.dtype, self.q.device)[self.layout.packed]
+        return coefficients(self.channels, self.p, self.dtype, self.q.device)[self.layout.packed]
 
     def update(self, state: Tensor, keys: Tensor, values: Tensor, decay: _Decay) -> None:
         """Fold a chunk's keys and values into the state `[n, V + 1, rows]`, in place."""
@@ -172,7 +180,7 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
 
 def forward(inputs: Inputs, options: Options) -> Outputs:
     """All outputs, o not rounded; nothing is saved for the backward pass. Sequences are not packed."""
-    q, _, v, _, S, z, _ = inputs
+    q, _, v, _, S, z, _, _ = inputs
     problem = _Problem(inputs, options)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
     o = v.new_empty(B, T, problem.heads.output, V, dtype=problem.dtype)
@@ -211,7 +219,7 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     one chunk are therefore summed pair by pair (`_Backward.add_pairs`).
     The state's gradient is carried divided by the coefficients, which makes it a symmetric tensor as the state is.
     """
-    (_, dS, dz), (q, k, v, log_g, S, z, _) = incoming, inputs
+    (_, dS, dz), (q, k, v, log_g, S, z, offset, _) = incoming, inputs
     problem = _Problem(inputs, options)
     has_state_gradient = dS is not None and dz is not None
     states = dstates = None
@@ -234,8 +242,9 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     dS_in, dz_in = None, None
     if S is not None and dstates is not None:
         dS_in, dz_in = problem.split_state(dstates.mul_(problem.multiplicities))
-    dlog_g, dS_in, dz_in = (or_empty(x, q) for x in (dlog_g, dS_in, dz_in))
-    return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), dlog_g, dS_in, dz_in)
+    doffset = None if offset is None else gather_heads(scan.doffset, problem.heads.query, 0).to(offset.dtype)
+    rest = (or_empty(x, q) for x in (dlog_g, dS_in, dz_in, doffset))
+    return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), *rest)
 
 
 class _Backward:
@@ -248,6 +257,8 @@ class _Backward:
         B, T = problem.q.shape[:2]
         # Gradient of the summed gates; summed over all later tokens in the end, hence float64.
         self.dtotal = torch.zeros(B, T, problem.heads.state, dtype=torch.float64, device=problem.q.device)
+        # Of each output's offset; summed over all tokens.
+        self.doffset = torch.zeros(problem.heads.output, dtype=torch.float64, device=problem.q.device)
         self.do, self.saved, self.normalize = do, saved, normalize
 
     def output_gradient(self, block: slice, tokens: slice) -> Tensor:
@@ -269,7 +280,7 @@ class _Backward:
         problem, at = self.problem, (block, tokens)
         if problem.log_g is not None and not first:
             self.dtotal[at] -= problem.unfold_states((keys * dkeys).sum(1, keepdim=True))[..., 0] / problem.p
-        dk = gather_heads(problem.unfold_states(dkeys), problem.heads.key, 2)
+        dk = gather_heads(problem.unfold_states(dkeys[:, : self.dk.shape[-1]]), problem.heads.key, 2)
         dv = gather_heads(problem.unfold_states(dvalues[:, :-1]), problem.heads.value, 2)
         self.dk[at] = dk if first else self.dk[at] + dk
         self.dv[at] = dv if first else self.dv[at] + dv
@@ -314,8 +325,11 @@ class _Backward:
                     along = problem.unfold_outputs((queries * dqueries).sum(1, keepdim=True))[..., 0]
                     self.dtotal[block, tokens] += gather_heads(along, problem.heads.state, 2) / p
             dqueries.baddbmm_(keys, dscores, alpha=p)
-            dq = problem.unfold_outputs(dqueries.mul_(problem.scale))
-            self.dq[block, tokens] = gather_heads(dq, problem.heads.query, 2)
+            dq = problem.unfold_outputs(dqueries)
+            if problem.offset is not None:
+                self.doffset += dq[..., -1].sum((0, 1), dtype=torch.float64)
+                dq = dq[..., :-1]
+            self.dq[block, tokens] = gather_heads(dq.mul_(problem.scale), problem.heads.query, 2)
             if state is not None and (to_the_end or index + 1 < len(chunks)):
                 problem.update(state, keys, values, decay)
 

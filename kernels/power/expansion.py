@@ -32,9 +32,9 @@ class Level(NamedTuple):
     rest: Tensor  # the row of degree n - 1 that holds the other channels
 
 
-def state_size(K: int, p: int) -> int:
-    """Number of distinct monomials of degree `p` in `K` variables: the rows `D` of a packed state."""
-    size = 1
+def state_size(K: int, p: int, *, offset: bool = False) -> int:
+    """Rows `D` of a packed state: the distinct monomials of degree `p` in `K` channels, in one more with an offset."""
+    size, K = 1, K + offset
     for i in range(p):  # the binomial coefficient, in steps that a symbolic K can take
         size = size * (K + i) // (i + 1)
     return size

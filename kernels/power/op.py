@@ -51,9 +51,10 @@ def _chunked(inputs: Inputs, options: Options) -> Outputs:
 
 
 def _fake_chunked(inputs: Inputs, options: Options) -> Outputs:
-    q, k, v, _, _, _, cu_seqlens = inputs
+    q, k, v, cu_seqlens = *inputs[:3], inputs.cu_seqlens
     heads, dtype = inputs.heads, accumulation_dtype(q.dtype)
-    B, T, V, D = q.shape[0], q.shape[1], v.shape[3], state_size(k.shape[3], options.p)
+    B, T, V = q.shape[0], q.shape[1], v.shape[3]
+    D = state_size(k.shape[3], options.p, offset=inputs.offset is not None)
     rows = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     shapes = (
         (B, T, heads.output) if options.normalize else (0,),
@@ -201,17 +202,23 @@ def _sizes(q: Any, k: Any, v: Any) -> tuple[Heads, int, int]:
 def _(inputs: Inputs, options: Options) -> int:
     B, T, *_ = inputs.q
     with_state = options.return_state or inputs.S is not None
-    return forward_flops(B, T, *_sizes(*inputs[:3]), options.p, options.chunk_size, with_state=with_state)
+    return forward_flops(
+        B, T, *_sizes(*inputs[:3]), options.p, options.chunk_size, with_state=with_state,
+        offset=inputs.offset is not None,
+    )  # fmt: skip
 
 
 @count_flops("power_attention_backward")
 def _(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> int:
     B, T, *_ = inputs.q
     with_state = incoming.dS is not None or inputs.S is not None
-    return backward_flops(B, T, *_sizes(*inputs[:3]), options.p, options.chunk_size, with_state=with_state)
+    return backward_flops(
+        B, T, *_sizes(*inputs[:3]), options.p, options.chunk_size, with_state=with_state,
+        offset=inputs.offset is not None,
+    )  # fmt: skip
 
 
 @count_flops("power_attention_step")
 def _(step: Step) -> int:
     B, *_ = step.q
-    return step_flops(B, *_sizes(*step[:3]), step.p)
+    return step_flops(B, *_sizes(*step[:3]), step.p, offset=step.offset is not None)

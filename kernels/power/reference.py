@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.kernels.power.call import Inputs, take_sequence
 from zoo.kernels.power.expansion import coefficients, expand, state_size
 from zoo.kernels.power.heads import spread_heads
+from zoo.kernels.power.offset import key_channels, query_channels
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.precision import accumulation_dtype, cast_for_autocast, without_autocast
 
@@ -54,14 +55,15 @@ def recurrent(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple
 
     Returns o `[B, T, Ho, V]` in the dtype of v, and the state after the last token.
     """
-    q, k, v, log_g, S, z, _ = inputs
+    q, k, v, log_g, S, z, offset, _ = inputs
     heads, dtype = inputs.heads, accumulation_dtype(q.dtype)
+    q, k = query_channels(q.to(dtype) * scale, offset), key_channels(k.to(dtype), offset)
     B, T, V, D = q.shape[0], q.shape[1], v.shape[-1], state_size(q.shape[-1], p)
     S = q.new_zeros(B, heads.state, D, V, dtype=dtype) if S is None else S.to(dtype)
     z = q.new_zeros(B, heads.state, D, dtype=dtype) if z is None else z.to(dtype)
     c = coefficients(q.shape[-1], p, dtype, q.device)
-    keys = spread_heads(expand(k.to(dtype), p), heads.state, 2)  # [B, T, Hs, D]
-    queries = spread_heads(c * expand(q.to(dtype) * scale, p), heads.output, 2)  # [B, T, Ho, D]
+    keys = spread_heads(expand(k, p), heads.state, 2)  # [B, T, Hs, D]
+    queries = spread_heads(c * expand(q, p), heads.output, 2)  # [B, T, Ho, D]
     values = spread_heads(v.to(dtype), heads.state, 2)  # [B, T, Hs, V]
     gates = None if log_g is None else spread_heads(log_g.to(dtype).exp(), heads.state, 2)  # [B, T, Hs]
 
@@ -103,13 +105,15 @@ def quadratic(inputs: Inputs, *, p: int, scale: float, normalize: bool) -> tuple
     """All pairs of tokens at once: `w_tj = exp(G_t - G_j) (scale q_t . k_j)^p`, then `w v`. Quadratic in T.
 
     Scores and sums are float32 (float64 for float64 inputs); weights are rounded to the dtype of v before they meet
-    it, and vectors are expanded in their own dtype, as in a plain implementation in that dtype, which makes this the
-    baseline of the error law.
+    it, and vectors are expanded in their own dtype (with an offset, in that of the sums), as in a plain implementation
+    in that dtype, which makes this the baseline of the error law.
     Returns o `[B, T, Ho, V]` in the dtype of v, and the state after the last token.
     """
-    q, k, v, log_g, S, z, _ = inputs
+    q, k, v, log_g, S, z, offset, _ = inputs
     heads, dtype = inputs.heads, accumulation_dtype(q.dtype)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
+    if offset is not None:
+        q, k = query_channels(q.to(dtype), offset / scale), key_channels(k.to(dtype), offset)
     if log_g is None:
         log_g = q.new_zeros(B, T, heads.state, dtype=dtype)
     if T == 0:  # nothing to attend to, and no last token to decay to

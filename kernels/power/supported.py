@@ -8,14 +8,23 @@ from torch import Tensor
 from zoo.kernels.errors import InputError
 from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON, TRITON_REFUSAL, TRITON_VERSION
 
-__all__ = ["POWERS", "WIDTHS", "check_architecture", "check_triton", "supports_hopper", "supports_triton"]
+__all__ = [
+    "OFFSET_POWERS",
+    "POWERS",
+    "WIDTHS",
+    "check_architecture",
+    "check_triton",
+    "supports_hopper",
+    "supports_triton",
+]
 
 WIDTHS = (16, 32, 64, 128)
 POWERS = (1, 2, 3, 4)
+OFFSET_POWERS = (1, 2)  # with an offset
 _ELSEWHERE = "impl='chunked' runs anywhere"
 
 
-def supports_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> bool:
+def supports_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int, *, offset: bool) -> bool:
     """Whether the Triton kernels take these inputs, as `dtype`.
 
     Raises:
@@ -24,7 +33,7 @@ def supports_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> bool:
     if q.is_cuda and TRITON_VERSION and TRITON_REFUSAL:
         raise InputError(f"impl: on a GPU power attention {TRITON_REFUSAL}; {_ELSEWHERE}")
     widths = q.shape[-1] in WIDTHS and v.shape[-1] in WIDTHS
-    return TRITON and q.is_cuda and dtype in DTYPES and widths and p in POWERS
+    return TRITON and q.is_cuda and dtype in DTYPES and widths and p in (OFFSET_POWERS if offset else POWERS)
 
 
 def supports_hopper(x: Tensor, K: int, V: int, p: int) -> bool:
@@ -53,7 +62,7 @@ def check_architecture(name: str) -> None:
         )
 
 
-def check_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> None:
+def check_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int, *, offset: bool) -> None:
     """Say why the Triton kernels do not take these inputs.
 
     Raises:
@@ -73,3 +82,5 @@ def check_triton(q: Tensor, v: Tensor, dtype: torch.dtype, p: int) -> None:
             )
     if p not in POWERS:
         raise InputError(f"p: impl='triton' takes 1 to 4, was {p}")
+    if offset and p not in OFFSET_POWERS:
+        raise InputError(f"p: impl='triton' takes 1 and 2 beside an offset, was {p}; {_ELSEWHERE}")

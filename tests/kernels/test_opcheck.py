@@ -47,10 +47,11 @@ def attend(
     return [o] if after is None else [o, *after]
 
 
-def attend_step(gated: bool) -> list[Tensor]:
+def attend_step(gated: bool, offset: float = 0.0) -> list[Tensor]:
     q, k, v = torch.randn(2, 4, 4), torch.randn(2, 2, 4), torch.randn(2, 2, 3)
-    state = PowerState(*(x + 1 for x in init_power_state(2, 2, 4, 3, 2)))
-    return [power_attention_step(q, k, v, -torch.rand(2, 2) if gated else None, state=state, scale=0.5)]
+    state = PowerState(*(x + 1 for x in init_power_state(2, 2, 4, 3, 2, offset=offset != 0)))
+    log_g = -torch.rand(2, 2) if gated else None
+    return [power_attention_step(q, k, v, log_g, state=state, scale=0.5, offset=offset)]
 
 
 def mix(T: int = 5, *, dtype: torch.dtype = torch.float32, with_state: bool) -> list[Tensor]:
@@ -97,9 +98,20 @@ CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
     ),
     "power, bfloat16": (lambda: attend(SHARED_KEYS, 1, dtype=torch.bfloat16, return_state=True), POWER),
     "power, bfloat16, normalised": (lambda: attend(SHARED_KEYS, 2, dtype=torch.bfloat16, return_state=True), POWER),
+    "power, offsets": (
+        lambda: attend(GROUPED_QUERIES, 2, chunk_size=2, return_state=True, offset=torch.ones(4, requires_grad=True)),
+        POWER,
+    ),
+    "power, packed, offsets": (
+        lambda: attend(
+            GROUPED_QUERIES, 2, B=1, chunk_size=2, offset=1.0, cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32)
+        ),
+        POWER,
+    ),
     "power, no tokens": (lambda: attend(SHARED_KEYS, 2, T=0, state_rows=2, return_state=True), POWER),
     "power step": (lambda: attend_step(gated=False), {"power_attention_step"}),
     "power step, gates": (lambda: attend_step(gated=True), {"power_attention_step"}),
+    "power step, offset": (lambda: attend_step(gated=True, offset=0.5), {"power_attention_step"}),
     "rwkv7": (lambda: mix(with_state=False), RWKV7),
     "rwkv7, states": (lambda: mix(with_state=True), RWKV7),
     "rwkv7, bfloat16": (lambda: mix(dtype=torch.bfloat16, with_state=False), RWKV7),

@@ -27,6 +27,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "power, not normalised": ("power", {"normalize": False, "query_key_norm": False}),
     "gated-power": ("gated-power", {"retention": (0.3, 0.99)}),
     "gated-power, p=4, no rotation": ("gated-power", {"p": 4, "rotary": False}),
+    "power, offset": ("power", {"offset": 1.0}),
+    "gated-power, p=3, learned offset": ("gated-power", {"p": 3, "head_width": 4, "offset": "learned"}),
     "power behind a convolution": ("power", {"around": "mamba2"}),
     "window behind a token shift": ("sliding-window", {"window": 3, "around": "rwkv7"}),
     "gla": ("gla", {"head_width": 2}),

@@ -29,8 +29,8 @@ def softmax_weights(scores: Tensor, log_decay: Tensor, window: int) -> Tensor:
     return scores.masked_fill(~inside, -math.inf).softmax(-1)
 
 
-def power_weights(scores: Tensor, log_decay: Tensor, p: int, normalize: bool) -> Tensor:
-    weights = (scores**p * log_decay.exp()).tril()
+def power_weights(scores: Tensor, log_decay: Tensor, p: int, normalize: bool, offset: float = 0) -> Tensor:
+    weights = ((offset + scores) ** p * log_decay.exp()).tril()
     return weights / weights.sum(-1, keepdim=True) if normalize else weights
 
 
@@ -45,6 +45,8 @@ def power_weights(scores: Tensor, log_decay: Tensor, p: int, normalize: bool) ->
         ("power", {}, lambda s, g: power_weights(s, g, 2, True)),
         ("power", {"p": 3}, lambda s, g: power_weights(s, g, 3, False)),
         ("gated-power", {"p": 4}, lambda s, g: power_weights(s, g, 4, True)),
+        ("power", {"offset": -0.5}, lambda s, g: power_weights(s, g, 2, True, -0.5)),
+        ("gated-power", {"p": 3, "offset": "learned"}, lambda s, g: power_weights(s, g, 3, False, 1)),
     ],
 )
 def test_output_follows_the_definition(name: str, options: dict[str, Any], weights: Any) -> None:
@@ -105,6 +107,9 @@ def test_heads_that_do_not_fit_are_refused(options: dict[str, Any], message: str
     [
         ("power", {"p": 3, "normalize": True}, "normalize must be false for odd p=3"),
         ("power", {"p": 5}, "p: must be less than or equal to 4"),
+        ("power", {"offset": "learnt"}, "offset: must be a number or 'learned', got 'learnt'"),
+        ("gated-power", {"offset": math.inf}, "offset: must be a number or 'learned', got inf"),
+        ("linear", {"offset": 1.0}, "offset: unknown key"),
         ("gated-power", {"retention": [0.9, 0.8]}, "retention: must be two numbers in order"),
         ("gated-power", {"retention": [0.9, 1.0]}, "retention: must be two numbers in order"),
         ("sliding-window", {"window": 0}, "window: must be greater than or equal to 1"),
@@ -146,6 +151,29 @@ def test_a_sink_takes_its_part_of_the_softmax() -> None:
     plain.output.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     plain(x)
     torch.testing.assert_close(mixer(x).y, mixer.output(seen[0] * share[..., None], x))
+
+
+def test_learned_offsets_are_one_a_query_head_and_start_at_one() -> None:
+    mixer, fixed = build("power", offset="learned"), build("power", offset=1.0)
+    assert torch.equal(mixer.offset.value, torch.ones(4, dtype=torch.float64))
+    assert not any("offset" in name for name, _ in fixed.named_parameters())
+    fixed.load_state_dict({name: x for name, x in mixer.state_dict().items() if "offset" not in name})
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    y = mixer(x).y
+    assert torch.equal(y, fixed(x).y)
+    y.square().sum().backward()
+    assert (mixer.offset.value.grad != 0).all()
+
+
+def test_an_offset_adds_rows_to_the_state_and_flops() -> None:
+    plain, offset = build("power"), build("power", offset="learned")
+    assert plain.init_state(1).layer.S.shape[2] == 21
+    assert offset.init_state(1).layer.S.shape[2] == 28
+    assert build("power", offset=0).init_state(1).layer.S.shape[2] == 21
+    # Each query head reads, and each key head updates, 7 rows of 6 values and the normaliser more.
+    assert offset.flops(100_000) - plain.flops(100_000) == 100_000 * 2 * (4 + 2) * 7 * 7
+    with pytest.raises(InputError, match="S"):
+        offset(torch.randn(1, 2, 24, dtype=torch.float64), plain.init_state(1))
 
 
 @pytest.mark.parametrize("name", ["softmax", "gated-power"])

@@ -12,6 +12,7 @@ from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_head
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
+from zoo.blocks.offset import LearnedOffset, Offset
 from zoo.blocks.window import Token, Window
 from zoo.kernels.power import (
     Heads,
@@ -33,7 +34,11 @@ class PowerHeadConfig(HeadConfig):
     query_key_norm: bool = True
 
     p: int = Field(2, ge=1, le=4)
-    """The power of the scores, which sets the size of the state: C(head_width + p - 1, p) rows a head."""
+    """The power of the scores, which sets the size of the state: C(head_width + p - 1, p) rows a head, and
+    C(head_width + p, p) with an offset."""
+
+    offset: Offset = 0.0
+    """Added to scores before they are raised to their power: a number, or `learned`, one a head from 1 on."""
 
     normalize: bool | None = None
     """Divide by the sum of weights, which needs an even p; None: where p is even."""
@@ -54,6 +59,7 @@ class PowerLayer(Mixer):
         p: the power of the scores.
         normalize: divide by the sum of weights; None: where p is even. What is not normalised ends in an output norm,
             unless the config says otherwise.
+        offset: added to scores, a number or `learned`.
         retention: range of the gates at the start; None: no gates.
     """
 
@@ -64,6 +70,7 @@ class PowerLayer(Mixer):
         *,
         p: int,
         normalize: bool | None,
+        offset: Offset = 0.0,
         retention: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
@@ -72,28 +79,41 @@ class PowerLayer(Mixer):
         self.heads = resolve_heads(config, context)
         self.input = QueryKeyValue(config, context, self.heads)
         self.gate = None if retention is None else RetentionGate(context.width, self.heads.key_value, retention)
+        self.offset: LearnedOffset | float = LearnedOffset(self.heads.query) if offset == "learned" else float(offset)
         self.output = HeadOutput(config, context, self.heads, normalized=self.normalize)
+
+    @property
+    def offset_of_heads(self) -> float | Tensor:
+        """A number, or one of each query head `[Hq]`."""
+        return self.offset() if isinstance(self.offset, LearnedOffset) else self.offset
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether states have rows for lower powers of the scores too."""
+        return isinstance(self.offset, LearnedOffset) or self.offset != 0
 
     def mix(self, x: Tensor, state: PowerState | None, window: Window) -> tuple[Tensor, PowerState | None]:
         q, k, v = self.input(x, window.positions)
         log_g = None if self.gate is None else self.gate(x)
         log_g = with_resets(log_g, window.resets, self.heads.key_value)
         o, state = power_attention(
-            q, k, v, log_g, p=self.p, normalize=self.normalize, state=state, return_state=window.return_state,
-            lengths=window.lengths, save_states=self.keep_states,
+            q, k, v, log_g, p=self.p, offset=self.offset_of_heads, normalize=self.normalize, state=state,
+            return_state=window.return_state, lengths=window.lengths, save_states=self.keep_states,
         )  # fmt: skip
         return self.output(o, x), state
 
     def mix_token(self, x: Tensor, state: PowerState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
         log_g = None if self.gate is None else self.gate(x)
-        o = power_attention_step(q, k, v, log_g, state=state, p=self.p, normalize=self.normalize)
+        o = power_attention_step(
+            q, k, v, log_g, state=state, p=self.p, offset=self.offset_of_heads, normalize=self.normalize
+        )
         return self.output(o, x)
 
     def empty_state(self, room: Room) -> PowerState:
         weight, (_, heads, width) = weight_of(self.input.projection), self.heads
         return init_power_state(
-            room.batch_size, heads, width, width, self.p,
+            room.batch_size, heads, width, width, self.p, offset=self.has_offset,
             device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
         )  # fmt: skip
 
@@ -101,7 +121,7 @@ class PowerLayer(Mixer):
         check_state(state, PowerState, x)
         _, heads, width = self.heads
         dtype = accumulation_dtype(weight_of(self.input.projection).dtype)
-        check_power_state(state, x, heads, width, width, self.p, dtype)
+        check_power_state(state, x, heads, width, width, self.p, dtype, offset=self.has_offset)
 
     @property
     def head_counts(self) -> tuple[int, int]:
@@ -109,17 +129,19 @@ class PowerLayer(Mixer):
 
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads
-        return forward_flops(1, tokens, Heads(query, key_value, key_value), width, width, self.p)
+        heads = Heads(query, key_value, key_value)
+        return forward_flops(1, tokens, heads, width, width, self.p, offset=self.has_offset)
 
 
 def check_power_state(
-    state: PowerState, x: Tensor, heads: int, key_width: int, value_width: int, p: int, dtype: torch.dtype
-) -> None:
+    state: PowerState, x: Tensor, heads: int, key_width: int, value_width: int, p: int, dtype: torch.dtype, *,
+    offset: bool = False,
+) -> None:  # fmt: skip
     """Check `S [B, heads, D, V]` and `z [B, heads, D]` in a mixer's state, for the rows of `x [B, ...]`.
 
     Raises:
         InputError: they are of another batch size, width or p, of another dtype, or on another device.
     """
-    shape = (x.shape[0], heads, state_size(key_width, p))
+    shape = (x.shape[0], heads, state_size(key_width, p, offset=offset))
     check_part("S", state.S, (*shape, value_width), dtype, x.device)
     check_part("z", state.z, shape, dtype, x.device)

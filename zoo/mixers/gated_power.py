@@ -19,10 +19,13 @@ class GatedPowerConfig(PowerHeadConfig):
 
 
 class GatedPower(PowerLayer):
-    """Power attention with `w_tj = g_{j+1} ... g_t (q_t . k_j / sqrt(K))^p`, one gate in (0, 1) a head and token.
+    """Power attention with `w_tj = g_{j+1} ... g_t (offset + q_t . k_j / sqrt(K))^p`, one gate in (0, 1) a head and
+    token.
 
     Source: Gelada et al., "Scaling Context Requires Rethinking Attention", arXiv 2507.04239.
     """
 
     def __init__(self, config: GatedPowerConfig, context: LayerContext) -> None:
-        super().__init__(config, context, p=config.p, normalize=config.normalize, retention=config.retention)
+        super().__init__(
+            config, context, p=config.p, normalize=config.normalize, offset=config.offset, retention=config.retention
+        )

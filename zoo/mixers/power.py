@@ -15,10 +15,11 @@ class PowerConfig(PowerHeadConfig):
 
 
 class Power(PowerLayer):
-    """`o_t = sum_{j <= t} w_tj v_j / sum_{j <= t} w_tj` with `w_tj = (q_t . k_j / sqrt(K))^p`; cost linear in T.
+    """`o_t = sum_{j <= t} w_tj v_j / sum_{j <= t} w_tj` with `w_tj = (offset + q_t . k_j / sqrt(K))^p`; cost linear
+    in T.
 
     Source: Gelada et al., "Scaling Context Requires Rethinking Attention", arXiv 2507.04239.
     """
 
     def __init__(self, config: PowerConfig, context: LayerContext) -> None:
-        super().__init__(config, context, p=config.p, normalize=config.normalize)
+        super().__init__(config, context, p=config.p, normalize=config.normalize, offset=config.offset)

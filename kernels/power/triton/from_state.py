@@ -17,10 +17,12 @@ the functions and numbers that they name, but with no class.
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.monomials import outer_columns, outer_count, outer_scalars, pair_rows
+from zoo.kernels.power.triton.monomials import CONSTANT_ROWS, outer_columns, outer_count, outer_scalars, pair_rows
 from zoo.kernels.power.triton.operands import as_operand
 
-__all__ = ["add_gradients", "add_outputs", "normaliser_gradients", "normalisers"]
+__all__ = [
+    "add_gradients", "add_lower_outputs", "add_outputs", "lower_products", "normaliser_gradients", "normalisers",
+]  # fmt: skip
 
 
 @triton.jit
@@ -168,3 +170,61 @@ def normaliser_gradients(
                 monomials *= tl.load(weights + outer, exists, 0)[None, :]
             dx = tl.dot(as_operand(monomials, DTYPE, PRECISION), block, dx, input_precision=PRECISION)
     return dx
+
+
+@triton.jit
+def _lower_state(state, rows, K: tl.constexpr, V: tl.constexpr, P: tl.constexpr):
+    """Of a state `[rows, V]`, then z `[rows]`, pointers to the constant channel's rows, S's and z's.
+
+    Of P = 2 they are K channels' and then the constant's own; of P = 1 that alone. Rows of zeros follow.
+    """
+    first = rows - CONSTANT_ROWS - (K if P == 2 else 0)
+    return state + first * V, state + rows * V + first
+
+
+@triton.jit
+def add_lower_outputs(
+    y, total, tile, linear, constant, state, rows, P: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """`y [BLOCK, V]` and, if NORMALIZE, `total [BLOCK]`, plus what the constant channel's rows give to a tile of x.
+
+    That is `linear x [BLOCK, K]` times the rows of the K channels, at P = 2, and `constant` times the last one.
+    """
+    K: tl.constexpr = tile.shape[1]
+    V: tl.constexpr = y.shape[1]
+    S, z = _lower_state(state, rows, K, V, P)
+    channel, value = tl.arange(0, K), tl.arange(0, V)
+    if P == 2:
+        y += linear * tl.dot(tile, tl.load(S + channel[:, None] * V + value[None, :]), input_precision=PRECISION)
+        if NORMALIZE:
+            total += linear * tl.sum(tile.to(tl.float32) * tl.load(z + channel).to(tl.float32)[None, :], 1)
+        S += K * V
+        z += K
+    y += constant * tl.load(S + value).to(tl.float32)[None, :]
+    if NORMALIZE:
+        total += constant * tl.load(z).to(tl.float32)
+    return y, total
+
+
+@triton.jit
+def lower_products(
+    y, weight, state, rows, K: tl.constexpr, P: tl.constexpr, NORMALISER: tl.constexpr, PRECISION: tl.constexpr
+):
+    """For `y [BLOCK, V]` the products `S_i . y` of the constant channel's rows, of the K channels `[BLOCK, K]` at P = 2
+    (zeros at P = 1) and of the constant `[BLOCK]`; if NORMALISER, plus `z_i weight`, weight `[BLOCK]`.
+    """
+    V: tl.constexpr = y.shape[1]
+    S, z = _lower_state(state, rows, K, V, P)
+    channel, value = tl.arange(0, K), tl.arange(0, V)
+    linear = tl.zeros((y.shape[0], K), tl.float32)
+    if P == 2:
+        tile = tl.load(S + channel[:, None] * V + value[None, :])
+        linear = tl.dot(y, tl.trans(tile), input_precision=PRECISION)
+        if NORMALISER:
+            linear += weight[:, None] * tl.load(z + channel).to(tl.float32)[None, :]
+        S += K * V
+        z += K
+    constant = tl.sum(y.to(tl.float32) * tl.load(S + value).to(tl.float32)[None, :], 1)
+    if NORMALISER:
+        constant += weight * tl.load(z).to(tl.float32)
+    return linear, constant

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import add_gradients, lower_products, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -14,18 +14,18 @@ __all__ = ["key_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def key_gradient_kernel(
-    q, k, k_columns, v, do, delta, factors, gates, gates_low, dstates, given, dk, along, bounds,
+    q, k, k_columns, v, do, delta, factors, gates, gates_low, dstates, given, dk, along, offset, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
-    GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, OFFSET: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk `[B T, Hs, K]`, and along `[2, slots, Hs, C]`, its product with k divided by p: the chunk's part, the states'.
 
     dstates `[slots, Hs, rows (V + 1)]` are the gradients of the states at the chunks' ends, whose z counts where
-    HAS_NORMALISER; the rest as in `query_gradient_kernel`.
+    HAS_NORMALISER; the rest as in `query_gradient_kernel`, where along has no plane more.
     """
     part, _, state, slot, start, tokens, _ = locate(BLOCKS, 1, STATES, T, C, bounds, PACKED)
     token = part * BLOCK
@@ -59,6 +59,12 @@ def key_gradient_kernel(
         if HAS_NORMALISER:
             ones = tl.full((BLOCK,), 1.0, tl.float32)
             result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, dtype, PRECISION)
+        if OFFSET:  # first, while there is room in registers
+            one = tl.full((BLOCK,), 1.0, tl.float32)
+            linear, constant = lower_products(values, one, dstates, rows, K, P, HAS_NORMALISER, PRECISION)
+            if P == 2:  # over P, like the result; k has half of what it gives along itself already there
+                result += 0.5 * linear
+                constant += 0.5 * tl.sum(linear * keys.to(tl.float32), 1)
         if GIVEN:
             given += (start * STATES + state) * K
             exist = (here < tokens)[:, None]
@@ -66,12 +72,17 @@ def key_gradient_kernel(
         else:
             result = add_gradients(result, values, vectors, after, K, P, INNER, PRECISION)
         if GATED:
-            result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
+            to_end = decay(gates, gates_low, C - 1, last, EXACT_GATES)
+            result *= to_end
             k_dot_dk_of_states = tl.sum(result * keys.to(tl.float32), 1)
+            if OFFSET:
+                k_dot_dk_of_states += constant * to_end
 
     group = OUTPUTS // STATES
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
+        if OFFSET:
+            beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
         for first in range(token + BLOCK, tokens, QUERIES):
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
@@ -85,6 +96,8 @@ def key_gradient_kernel(
                 dscores -= tl.load(delta + head * C + there)[None, :]
             if P > 1 or GATED:
                 scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
+                if OFFSET:
+                    scores += beta
             if P > 1:
                 dscores *= power(scores, P - 1)
             dscores *= weight[None, :]
@@ -99,6 +112,8 @@ def key_gradient_kernel(
         k_dot_dk_of_states *= to_last
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
+        if OFFSET:
+            beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
         for first in range(token, tl.minimum(token + BLOCK, tokens), QUERIES):
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
@@ -109,6 +124,8 @@ def key_gradient_kernel(
                 dscores -= tl.load(delta + head * C + there)[None, :]
             if P > 1 or GATED:
                 scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
+                if OFFSET:
+                    scores += beta
             if P > 1:
                 dscores *= power(scores, P - 1)
             if GATED:

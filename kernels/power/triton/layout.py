@@ -9,6 +9,11 @@ a tile makes up for it: with m of its p channels in the inner block, `p / m` tim
 The gradient for x of `sum m(x) S y` needs every channel with every outer monomial, since S is a symmetric tensor:
 `dx_j = p sum_r c_r m_r(x) (S_(r, j) y)` over outer monomials r. Rows that stand in no tile of r are found elsewhere by
 `symmetric`, unless one inner block holds all channels (p <= 2, K <= INNER), where every tile is whole.
+
+With an offset, keys have one more channel, a constant. Its monomials stand behind the tiles: of p = 2 the K channels
+times it, and then, for every p, the constant's own, which with rows of zeros fills a tile: with rows that 16 does not
+divide, states would stand where they cannot be read 16 bytes at a time. Gradients of these rows are carried as they
+are, not over coefficients.
 """
 
 from functools import lru_cache
@@ -20,9 +25,10 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
+from zoo.kernels.power.triton.monomials import CONSTANT_ROWS
 from zoo.kernels.registration import register_op
 
-__all__ = ["Layout", "Tables", "make_layout", "read_tables"]
+__all__ = ["Layout", "Tables", "carried_coefficients", "make_layout", "read_tables"]
 
 
 class Layout(NamedTuple):
@@ -32,6 +38,7 @@ class Layout(NamedTuple):
     p: int
     inner: int
     prefixes: tuple[int, ...]  # outer monomials of each inner block
+    offset: bool = False  # whether the constant channel's monomials stand behind them
 
     @property
     def outers(self) -> int:
@@ -41,7 +48,17 @@ class Layout(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows of a tiled state."""
-        return sum(self.prefixes) * self.inner
+        return sum(self.prefixes) * self.inner + self.lower
+
+    @property
+    def lower(self) -> int:
+        """Rows behind the tiles, of lower degree in the K channels."""
+        return state_size(self.K + 1, self.p - 1) + self.padding if self.offset else 0
+
+    @property
+    def padding(self) -> int:
+        """Rows of zeros, the last ones."""
+        return CONSTANT_ROWS.value - 1 if self.offset else 0
 
     @property
     def whole(self) -> bool:
@@ -55,9 +72,24 @@ class Layout(NamedTuple):
 
 
 @lru_cache
-def make_layout(K: int, p: int, inner: int) -> Layout:
+def make_layout(K: int, p: int, inner: int, *, offset: bool = False) -> Layout:
     """The layout for keys of width K."""
-    return Layout(K, p, inner, tuple(state_size((block + 1) * inner, p - 1) for block in range(K // inner)))
+    prefixes = tuple(state_size((block + 1) * inner, p - 1) for block in range(K // inner))
+    return Layout(K, p, inner, prefixes, offset)
+
+
+def carried_coefficients(layout: Layout, device: torch.device) -> Tensor:
+    """What packed gradients of states are divided by in the tiled layout `[D, 1]`, float32."""
+    return torch.from_numpy(_carried_coefficients(layout)).to(device, torch.float32, copy=True)[:, None]
+
+
+@lru_cache(maxsize=64)
+def _carried_coefficients(layout: Layout) -> np.ndarray:
+    K, p = layout.K, layout.p
+    if not layout.offset:
+        return coefficient_array(K, p)
+    constant = np.array([channels[-1] == K for channels in combinations_with_replacement(range(K + 1), p)])
+    return np.where(constant, 1.0, coefficient_array(K + 1, p))
 
 
 class Tables(NamedTuple):
@@ -74,8 +106,8 @@ class Tables(NamedTuple):
 
 def read_tables(layout: Layout, device: torch.device) -> Tables:
     """The layout's tables on a device."""
-    integers, weights = power_tables(layout.K, layout.p, layout.inner, device)
-    parts = _arrays(layout.K, layout.p, layout.inner)
+    integers, weights = power_tables(layout.K, layout.p, layout.inner, layout.offset, device)
+    parts = _arrays(layout.K, layout.p, layout.inner, layout.offset)
     # Not by `split`: some versions of the compiler can neither keep what a list holds nor make it again.
     found = {
         name: whole[start:end]
@@ -108,7 +140,7 @@ def _ranks(tuples: np.ndarray, among: np.ndarray, K: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
+def _arrays(K: int, p: int, inner: int, offset: bool) -> dict[str, np.ndarray]:
     outers = _colexicographic(K, p - 1)
     lower = coefficient_array(K, p - 1) if p > 1 else np.ones(1)
     if p > 1:
@@ -125,10 +157,17 @@ def _arrays(K: int, p: int, inner: int) -> dict[str, np.ndarray]:
         parts.append(np.concatenate([np.repeat(outers[:prefix], inner, 0), np.tile(channels, prefix)[:, None]], 1))
         starts.append(rows)
         rows += prefix * inner
-    packed_tuples = np.array(list(combinations_with_replacement(range(K), p)), np.int64)
-    packed = _ranks(np.sort(np.concatenate(parts), 1), packed_tuples, K)
-    unpacked = np.empty(state_size(K, p), np.int64)
+    padding = 0
+    if offset:
+        lower_tuples = np.array([(*channels, K) for channels in combinations_with_replacement(range(K + 1), p - 1)])
+        parts.append(lower_tuples)
+        row_weights.append(np.ones(len(lower_tuples)))
+        rows, padding = rows + len(lower_tuples), CONSTANT_ROWS.value - 1
+    packed_tuples = np.array(list(combinations_with_replacement(range(K + offset), p)), np.int64)
+    packed = _ranks(np.sort(np.concatenate(parts), 1), packed_tuples, K + offset)
+    unpacked = np.empty(len(packed_tuples), np.int64)
     unpacked[packed] = np.arange(rows)
+    packed = np.pad(packed, (0, padding))
 
     # Every outer monomial with every channel: as it stands if it has a tile, else with its last channel inside.
     joined = np.concatenate([np.repeat(outers, K, 0), np.tile(np.arange(K), len(outers))[:, None]], 1)
@@ -152,26 +191,26 @@ _FLOATS = ("weights", "gradient_weights", "row_weights")
 
 
 @lru_cache(maxsize=64)
-def _on_device(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    arrays = _arrays(K, p, inner)
+def _on_device(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    arrays = _arrays(K, p, inner, offset)
     integers = np.concatenate([arrays[name].ravel().astype(np.int32) for name in _INTEGERS])
     weights = np.concatenate([arrays[name].ravel() for name in _FLOATS])
     return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
 
 
 @register_op("power_tables")
-def power_tables(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def power_tables(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """The tables one after the other, on a device, where they stay: traced, they would be copied to it again and again.
 
     Clones, because an op's outputs are the caller's. Of equal calls, as layers make them, the compiler keeps one.
     """
-    integers, weights = _on_device(K, p, inner, device)
+    integers, weights = _on_device(K, p, inner, offset, device)
     return integers.clone(), weights.clone()
 
 
 @torch.library.register_fake("zoo::power_tables")
-def _(K: int, p: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    arrays = _arrays(K, p, inner)
+def _(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    arrays = _arrays(K, p, inner, offset)
     integers, weights = (sum(arrays[name].size for name in names) for names in (_INTEGERS, _FLOATS))
     return (
         torch.empty(integers, dtype=torch.int32, device=device),

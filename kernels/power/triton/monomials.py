@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-__all__ = ["count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "pair_weights", "power"]
+__all__ = [
+    "CONSTANT_ROWS", "count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "pair_weights",
+    "power",
+]  # fmt: skip
+
+# Of a state with an offset: the last ones, of which the first belongs to the constant and the others are zero.
+CONSTANT_ROWS = tl.constexpr(16)
 
 
 @triton.jit

@@ -36,7 +36,8 @@ def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 
 def _is_opaque(inputs: Inputs, options: Options) -> bool:
     q = inputs.q
-    return q.device.type == "cuda" and q.dtype == torch.bfloat16 and options.p <= 2 and not INTERPRETED
+    narrow = q.dtype == torch.bfloat16 and options.p <= 2 and inputs.offset is None
+    return q.device.type == "cuda" and narrow and not INTERPRETED
 
 
 def _laid_out(inputs: Inputs) -> Inputs:

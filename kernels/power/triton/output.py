@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_outputs, normalisers
+from zoo.kernels.power.triton.from_state import add_lower_outputs, add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
 from zoo.kernels.power.triton.program import locate
@@ -18,20 +18,20 @@ STEEP = tl.constexpr(2.0**-110)
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def output_kernel(
-    q, q_columns, k_columns, v, gates, gates_low, states, given, o, exact, denominator, bounds,
+    q, q_columns, k_columns, v, gates, gates_low, states, given, o, exact, denominator, offset, bounds,
     channels, weights, T, C, outers, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, EXACT: tl.constexpr, GATED: tl.constexpr,
     EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    OFFSET: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o `[B T, Ho, V]`, the same in float32 if EXACT, and denominator `[B T, Ho]`.
 
     q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
     `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`; what they give to the queries may be
-    GIVEN `[B T, Ho, V]`, but for the normaliser. A program takes BLOCK queries of one
-    output head, KEYS keys at a time.
+    GIVEN `[B T, Ho, V]`, but for the normaliser. If OFFSET, offset `[Hq]` is added to scores. A program takes BLOCK
+    queries of one output head, KEYS keys at a time.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
@@ -53,6 +53,8 @@ def output_kernel(
     here = token + tl.arange(0, BLOCK)
     at = tl.minimum(here, tokens - 1) * Q_HEADS * K
     channels_of_key, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
+    if OFFSET:
+        beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
     y = tl.zeros((BLOCK, V), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
@@ -62,6 +64,11 @@ def output_kernel(
         before = (states, states + rows * V, channels, channels, weights, outers, count)
         if NORMALIZE:
             total = normalisers(vectors, before, K, P, INNER, OUTERS, dtype, PRECISION)
+        if OFFSET:  # first, while there is room in registers
+            tl.static_assert(not GIVEN)
+            tile = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
+            linear, constant = P * beta * count, power(beta, P) * count
+            y, total = add_lower_outputs(y, total, tile, linear, constant, states, rows, P, NORMALIZE, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * V
             exist = ((here < tokens) & (count > 0))[:, None]
@@ -78,7 +85,10 @@ def output_kernel(
         there = first + keys
         columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
         block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
-        scores = power(tl.dot(queries, columns, input_precision=PRECISION), P)
+        scores = tl.dot(queries, columns, input_precision=PRECISION)
+        if OFFSET:
+            scores += beta
+        scores = power(scores, P)
         if GATED:
             scores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
         if NORMALIZE:
@@ -92,7 +102,10 @@ def output_kernel(
         there = first + keys
         columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
         block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
-        scores = power(tl.dot(queries, columns, input_precision=PRECISION), P)
+        scores = tl.dot(queries, columns, input_precision=PRECISION)
+        if OFFSET:
+            scores += beta
+        scores = power(scores, P)
         if GATED:
             scores *= decay(gates, gates_low, here[:, None], there[None, :], EXACT_GATES)
         scores = tl.where(here[:, None] >= there[None, :], scores, 0.0)

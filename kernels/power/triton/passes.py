@@ -7,10 +7,12 @@ from torch import Tensor
 
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty, present
+from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.triton import portable
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.hopper import passes as hopper
 from zoo.kernels.power.triton.plan import Plan, make_plan
+from zoo.kernels.power.triton.portable import OF_OFFSETS
 from zoo.kernels.power.triton.prepare import (
     LOWEST_GATE,
     Columns,
@@ -23,7 +25,7 @@ from zoo.kernels.power.triton.prepare import (
     tile_state,
     untile_state,
 )
-from zoo.kernels.power.triton.states import Scan, add_normalisers, clear_normalisers, scan
+from zoo.kernels.power.triton.states import Scan, add_lower, add_normalisers, clear_normalisers, scan
 
 __all__ = ["backward", "forward"]
 
@@ -75,6 +77,8 @@ def _states_before(
         add_normalisers(plan, operands, sums, keys, decayed, None)
     elif initial is not None:
         clear_normalisers(plan, sums)
+    if plan.offset:
+        add_lower(plan, operands, sums, decayed, operands.v, None, has_normaliser=wants_normaliser or wants_final)
     has_normalisers = wants_normaliser or wants_final or initial is not None
     return columns, scan(plan, operands, sums, initial, wants_final=wants_final, has_normalisers=has_normalisers)
 
@@ -110,7 +114,8 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     )  # fmt: skip
     dlog_g = _gate_gradient(plan, operands, q_along, k_along, crossing) if plan.gated else None
     dS, dz = untile_state(plan, operands, initial_gradient, gradient=True)
-    return Gradients(dq, dk, dv, *(or_empty(x, dq) for x in (dlog_g, dS, dz)))
+    doffset = _offset_gradient(plan, q_along) if plan.offset else None
+    return Gradients(dq, dk, dv, *(or_empty(x, dq) for x in (dlog_g, dS, dz, doffset)))
 
 
 def _gradients_after(
@@ -131,10 +136,18 @@ def _gradients_after(
         add_normalisers(plan, operands, sums, queries, decayed, gradient.delta)
     elif has_state_beside:
         clear_normalisers(plan, sums)
+    if plan.offset:
+        add_lower(plan, operands, sums, decayed, gradient.do, gradient, has_normaliser=plan.normalize)
     return scan(
         plan, operands, sums, final, wants_final=wants_initial, has_normalisers=plan.normalize or has_state_beside,
         others=others, reverse=True,
     )  # fmt: skip
+
+
+def _offset_gradient(plan: Plan, q_along: Tensor) -> Tensor:
+    """doffset `[Hq]`, from what each output's tokens give it."""
+    along = q_along[OF_OFFSETS].sum((0, 2), dtype=torch.float64) / plan.score_scale
+    return gather_heads(along, plan.heads.query, 0).float()
 
 
 def _gate_gradient(plan: Plan, operands: Operands, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:

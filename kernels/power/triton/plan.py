@@ -32,8 +32,10 @@ class Plan(NamedTuple):
     V: int
     p: int
     scale: float  # of weights: the call's to the power of p
+    score_scale: float  # the call's
     normalize: bool
     gated: bool
+    offset: bool
     packed: bool
     dtype: torch.dtype
     precision: str  # of products, as Triton names it
@@ -76,9 +78,9 @@ class Plan(NamedTuple):
 
 def make_plan(inputs: Inputs, options: Options) -> Plan:
     """The plan of both passes of a call."""
-    q, k, v, log_g, _, _, cu_seqlens = inputs
+    q, k, v, log_g, cu_seqlens = *inputs[:4], inputs.cu_seqlens
     K, V, p = int(k.shape[-1]), int(v.shape[-1]), options.p  # widths are constants, also where shapes are symbols
-    hopper = supports_hopper(q, K, V, p)
+    hopper = supports_hopper(q, K, V, p) and inputs.offset is None
     blocks = block_sizes(q, K, V, p, hopper=hopper)
     B, T = q.shape[:2]
     sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -91,15 +93,17 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
         V=V,
         p=p,
         scale=options.scale**p,
+        score_scale=options.scale,
         normalize=options.normalize,
         gated=log_g is not None,
+        offset=inputs.offset is not None,
         packed=sequences is not None,
         dtype=torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32,
         precision=_precision(q.dtype),
         exact_gates=log_g is not None and q.dtype == torch.float32,
         hopper=hopper,
         blocks=blocks,
-        layout=make_layout(K, p, blocks.inner),
+        layout=make_layout(K, p, blocks.inner, offset=inputs.offset is not None),
         C=C,
         slots=slots,
         sequences=B if sequences is None else sequences,

@@ -15,10 +15,11 @@ from zoo.kernels.power.triton.sums import state_sums_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
 __all__ = [
-    "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along", "room_for_outputs",
-    "sums", "value_gradient",
+    "OF_OFFSETS", "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along",
+    "room_for_outputs", "sums", "value_gradient",
 ]  # fmt: skip
 
+OF_OFFSETS = 2  # of products of queries with their gradients: behind the chunk's part and the states'
 OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
 
 
@@ -81,13 +82,13 @@ def fill_outputs(
     launcher(output_kernel)[(blocks * heads.output * plan.slots,)](
         operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v,
         operands.gates, operands.gates_low, operands.or_nothing(states), operands.or_nothing(given),
-        o, operands.or_nothing(exact_o), operands.or_nothing(denominator), operands.bounds,
+        o, operands.or_nothing(exact_o), operands.or_nothing(denominator), operands.offset, operands.bounds,
         tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows, plan.scale,
         *heads, heads.state, heads.output, blocks,
         K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
         NORMALIZE=plan.normalize, EXACT=exact, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
-        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=plan.packed,
-        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, OFFSET=plan.offset,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return o, exact_o, denominator
 
@@ -117,9 +118,16 @@ def gradients(
 
 
 def room_for_along(plan: Plan, operands: Operands) -> tuple[Tensor, Tensor]:
-    """Room for products of queries and keys with their gradients `[2, slots, Ho or Hs, C]`, empty if not gated."""
+    """Room for products of queries and keys with their gradients `[2, slots, Ho or Hs, C]`, empty if not gated.
+
+    With offsets that of queries is there in any case, and one longer: `OF_OFFSETS` is their gradient, zeros at first,
+    since not all tokens that a chunk has room for exist.
+    """
     shapes = ((2, plan.slots, count, plan.C) for count in (plan.heads.output, plan.heads.state))
     q_along, k_along = (operands.q.new_empty(x if plan.gated else (0,), dtype=torch.float32) for x in shapes)
+    if plan.offset:
+        shape = (OF_OFFSETS + 1, plan.slots, plan.heads.output, plan.C)
+        q_along = torch.zeros(shape, dtype=torch.float32, device=operands.q.device)
     return q_along, k_along
 
 
@@ -133,13 +141,13 @@ def query_gradient(
     launcher(query_gradient_kernel)[(blocks * heads.output * plan.slots,)](
         operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v, gradient.do,
         operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
-        operands.or_nothing(states), operands.or_nothing(given), dq, along, operands.bounds,
+        operands.or_nothing(states), operands.or_nothing(given), dq, along, operands.offset, operands.bounds,
         tables.channels, tables.symmetric, tables.gradient_weights,
         plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
         K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
         NORMALIZE=plan.normalize, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
-        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, PACKED=plan.packed,
-        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, OFFSET=plan.offset,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return dq
 
@@ -154,13 +162,13 @@ def key_gradient(
     launcher(key_gradient_kernel)[(blocks * heads.state * plan.slots,)](
         operands.q, operands.k, operands.or_nothing(columns.keys), operands.v, gradient.do,
         operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
-        operands.or_nothing(dstates), operands.or_nothing(given), dk, along, operands.bounds,
+        operands.or_nothing(dstates), operands.or_nothing(given), dk, along, operands.offset, operands.bounds,
         tables.channels, tables.symmetric, tables.gradient_weights,
         plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
         K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, QUERIES=launch.other,
         NORMALIZE=plan.normalize, HAS_NORMALISER=plan.normalize or has_final, GATED=plan.gated,
-        EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None, PACKED=plan.packed,
-        PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+        EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None, OFFSET=plan.offset,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return dk
 
@@ -174,11 +182,13 @@ def value_gradient(
     dv, blocks = separate_gradients(operands.v, heads.state), plan.programs(launch.block)
     launcher(value_gradient_kernel)[(blocks * heads.state * plan.slots,)](
         operands.q, operands.k, operands.or_nothing(columns.keys), gradient.do, gradient.factors, operands.gates,
-        operands.gates_low, operands.or_nothing(dstates), operands.or_nothing(given), dv, operands.bounds,
+        operands.gates_low, operands.or_nothing(dstates), operands.or_nothing(given), dv, operands.offset,
+        operands.bounds,
         tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows,
         heads.query, heads.key, heads.state, heads.output, blocks,
         K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
         GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None,
-        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+        OFFSET=plan.offset, PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps,
+        num_stages=launch.stages,
     )  # fmt: skip
     return dv

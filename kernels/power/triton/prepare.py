@@ -8,11 +8,10 @@ from torch import Tensor
 
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.call import Inputs, Saved
-from zoo.kernels.power.expansion import coefficients
 from zoo.kernels.power.triton.chunks import pack_chunks
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
-from zoo.kernels.power.triton.layout import Tables, read_tables
+from zoo.kernels.power.triton.layout import Tables, carried_coefficients, read_tables
 from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 from zoo.kernels.power.triton.plan import Plan
 
@@ -34,6 +33,7 @@ class Operands(NamedTuple):
     k: Tensor
     v: Tensor
     log_g: Tensor  # [B, T, Hv], float32
+    offset: Tensor  # over the scale of scores [Hq], float32
     gates: Tensor  # summed from a chunk's start, of base 2 [slots, Hs, C], float32
     gates_low: Tensor  # what rounding left of them, if they are exact
     left: Tensor  # what is left of each token at its chunk's end [slots, Hs, C], float32, if gates were summed here
@@ -80,11 +80,13 @@ def prepare(plan: Plan, inputs: Inputs, gates: Tensor | None, *, packs: bool) ->
     """
     q, k, v = inputs.q.contiguous(), inputs.k.contiguous(), inputs.v.contiguous()
     nothing = q.new_empty(0, dtype=torch.float32)
-    bounds = sequence_slots = gates_low = left = log_g = nothing
+    bounds = sequence_slots = gates_low = left = log_g = offset = nothing
     if inputs.cu_seqlens is not None:
         bounds, sequence_slots = pack_chunks(inputs.cu_seqlens, plan.C, plan.slots)
     if inputs.log_g is not None:
         log_g = inputs.log_g.float().contiguous()
+    if inputs.offset is not None:
+        offset = (inputs.offset / plan.score_scale).float().contiguous()
     if inputs.log_g is not None and gates is None:
         gates, left = (room(*plan.gates_shape, like=q, dtype=torch.float32) for _ in range(2))
         gates_low = room(*plan.gates_shape, like=q, dtype=torch.float32) if plan.exact_gates else nothing
@@ -94,8 +96,9 @@ def prepare(plan: Plan, inputs: Inputs, gates: Tensor | None, *, packs: bool) ->
             BLOCK=GATES_BLOCK, LOWEST=LOWEST_GATE, EXACT=plan.exact_gates, PACKED=plan.packed,
         )  # fmt: skip
     return Operands(
-        q=q, k=k, v=v, log_g=log_g, gates=nothing if gates is None else gates, gates_low=gates_low, left=left,
-        bounds=bounds, sequence_slots=sequence_slots, tables=_tables(plan, nothing, packs=packs), nothing=nothing,
+        q=q, k=k, v=v, log_g=log_g, offset=offset, gates=nothing if gates is None else gates, gates_low=gates_low,
+        left=left, bounds=bounds, sequence_slots=sequence_slots, tables=_tables(plan, nothing, packs=packs),
+        nothing=nothing,
     )  # fmt: skip
 
 
@@ -195,10 +198,13 @@ def tile_state(
     if S is None or z is None:
         return None
     if gradient:
-        c = coefficients(plan.K, plan.p, torch.float32, S.device)
-        S, z = S / c[:, None], z / c
-    packed = operands.tables.packed
-    return torch.cat((S.float()[:, :, packed].flatten(2), z.float()[:, :, packed]), 2).contiguous()
+        c = carried_coefficients(plan.layout, S.device)
+        S, z = S / c, z / c[:, 0]
+    packed, padding = operands.tables.packed, plan.layout.padding
+    S, z = S.float()[:, :, packed], z.float()[:, :, packed]
+    if padding:
+        S[:, :, -padding:], z[:, :, -padding:] = 0, 0
+    return torch.cat((S.flatten(2), z), 2).contiguous()
 
 
 def untile_state(
@@ -211,6 +217,6 @@ def untile_state(
     S = state[:, :, :split].unflatten(2, (-1, plan.V))[:, :, unpacked]
     z = state[:, :, split:][:, :, unpacked]
     if gradient:
-        c = coefficients(plan.K, plan.p, torch.float32, S.device)
-        S, z = S * c[:, None], z * c
+        c = carried_coefficients(plan.layout, S.device)
+        S, z = S * c, z * c[:, 0]
     return S, z

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_gradients, normaliser_gradients
+from zoo.kernels.power.triton.from_state import add_gradients, lower_products, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -14,18 +14,19 @@ __all__ = ["query_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def query_gradient_kernel(
-    q, q_columns, k_columns, v, do, delta, factors, gates, gates_low, states, given, dq, along, bounds,
+    q, q_columns, k_columns, v, do, delta, factors, gates, gates_low, states, given, dq, along, offset, bounds,
     channels, symmetric, gradient_weights, T, C, outers, rows,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
     BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, OFFSET: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq `[B T, Ho, K]`, and along `[2, slots, Ho, C]`, its product with q divided by p: the chunk's part, the states'.
 
     The gradients of numerator and denominator are do `[B T, Ho, V]` and, if NORMALIZE, -delta `[slots, Ho, C]` times
-    factors `[slots, Ho, C]`; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by the states among it.
+    factors `[slots, Ho, C]`; the rest as in `output_kernel`, what is GIVEN `[B T, Ho, K]` by the states among it. If
+    OFFSET, along has one plane more, what tokens give to the gradient of their offset.
     """
     part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
     token = part * BLOCK
@@ -53,6 +54,9 @@ def query_gradient_kernel(
     queries = tl.load(q + at[:, None] + channel[None, :]).to(dtype)
     result = tl.zeros((BLOCK, K), tl.float32)
     q_dot_dq, q_dot_dq_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    if OFFSET:
+        beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
+        dbeta, dbeta_of_states = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     if HAS_STATES:
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
@@ -66,9 +70,20 @@ def query_gradient_kernel(
             result += tl.load(given + here[:, None] * OUTPUTS * K + channel[None, :], exist, 0)
         else:
             result = add_gradients(result, do_here, vectors, before, K, P, INNER, PRECISION)
+        if OFFSET:
+            linear, constant = lower_products(do_here, -delta_here, states, rows, K, P, NORMALIZE, PRECISION)
+            # Over P, like the result: beta^2 and 2 beta x have the derivatives 2 beta and 2 x, and beta has 1.
+            dbeta_of_states = constant * count
+            if P == 2:
+                dbeta_of_states = (beta * constant + tl.sum(linear * queries.to(tl.float32), 1)) * count
+                result += beta * count * linear
         if GATED:
-            result *= tl.exp2(tl.load(gates + token))
+            from_start = tl.exp2(tl.load(gates + token))
+            result *= from_start
             q_dot_dq_of_states = tl.sum(result * queries.to(tl.float32), 1)
+            if OFFSET:
+                dbeta_of_states *= from_start
+                q_dot_dq_of_states += beta * dbeta_of_states
 
     for first in range(0, token, KEYS):
         there = first + keys
@@ -77,15 +92,22 @@ def query_gradient_kernel(
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1 or GATED:
             scores = tl.dot(queries, columns, input_precision=PRECISION)
+            if OFFSET:
+                scores += beta
         if P > 1:
             dscores *= power(scores, P - 1)
         if GATED:
             dscores *= decay(gates, gates_low, token, there, EXACT_GATES)[None, :]
             q_dot_dq += tl.sum(dscores * scores, 1)
+        if OFFSET:
+            dbeta += tl.sum(dscores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
     if GATED:
         from_token = decay(gates, gates_low, here, token, EXACT_GATES)
+        if OFFSET:
+            dbeta *= from_token
+            dbeta_of_states *= from_token
         result *= from_token[:, None]
         q_dot_dq *= from_token
         q_dot_dq_of_states *= from_token
@@ -96,6 +118,8 @@ def query_gradient_kernel(
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1 or GATED:
             scores = tl.dot(queries, columns, input_precision=PRECISION)
+            if OFFSET:
+                scores += beta
         if P > 1:
             dscores *= power(scores, P - 1)
         if GATED:
@@ -103,6 +127,8 @@ def query_gradient_kernel(
         dscores = tl.where(here[:, None] >= there[None, :], dscores, 0.0)
         if GATED:
             q_dot_dq += tl.sum(dscores * scores, 1)
+        if OFFSET:
+            dbeta += tl.sum(dscores, 1)
         dscores = as_operand(dscores, dtype, PRECISION)
         result = tl.dot(dscores, tl.trans(columns), result, input_precision=PRECISION)
 
@@ -112,7 +138,10 @@ def query_gradient_kernel(
     exists = here < tokens
     out = dq + here[:, None] * OUTPUTS * K + channel[None, :]
     tl.store(out, result.to(dq.dtype.element_ty), exists[:, None])
+    along += here
     if GATED:
-        along += here
         tl.store(along + (slot * OUTPUTS + head) * C, tl.where(exists, q_dot_dq * factor, 0.0))
         tl.store(along + ((slot + SLOTS) * OUTPUTS + head) * C, tl.where(exists, q_dot_dq_of_states * factor, 0.0))
+    if OFFSET:
+        dbeta = P * factor * (dbeta + dbeta_of_states)
+        tl.store(along + ((slot + 2 * SLOTS) * OUTPUTS + head) * C, dbeta, exists)

@@ -6,12 +6,13 @@ import triton
 from torch import Tensor
 
 from zoo.kernels.launch import launcher
+from zoo.kernels.power.triton.lower_sums import lower_sums_kernel
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Operands, room
+from zoo.kernels.power.triton.prepare import Operands, OutputGradient, room
 from zoo.kernels.power.triton.scan import scan_kernel
 from zoo.kernels.power.triton.sums import normaliser_sums_kernel
 
-__all__ = ["Scan", "add_normalisers", "clear_normalisers", "scan"]
+__all__ = ["Scan", "add_lower", "add_normalisers", "clear_normalisers", "scan"]
 
 SCAN_BLOCK = 1024
 
@@ -37,6 +38,28 @@ def add_normalisers(
             HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
         )  # fmt: skip
         base += prefix * layout.inner
+
+
+def add_lower(
+    plan: Plan, operands: Operands, sums: Tensor, decayed: Tensor, y: Tensor, gradient: OutputGradient | None, *,
+    has_normaliser: bool,
+) -> None:  # fmt: skip
+    """Fill the rows of `sums` that an offset adds, z's among them if has_normaliser.
+
+    decayed and y are as in `portable.sums`: of keys and values, or, with the output's gradient, of queries.
+    """
+    heads, of_queries = plan.heads, gradient is not None
+    weights = gradient.factors if gradient is not None else operands.left if plan.gated else None
+    delta = None if gradient is None else gradient.delta
+    launcher(lower_sums_kernel)[(plan.slots, heads.state)](
+        decayed, y, operands.or_nothing(weights), operands.gates if of_queries else operands.nothing,
+        operands.or_nothing(delta), operands.offset, sums, operands.bounds,
+        plan.tokens, plan.C, plan.layout.rows, heads.query, y.shape[2], heads.state,
+        heads.queries_per_state if of_queries else 1,
+        K=plan.K, V=plan.V, P=plan.p, BLOCK=plan.blocks.sums.block, OF_QUERIES=of_queries,
+        WEIGHTED=weights is not None, GATED=of_queries and plan.gated, HAS_NORMALISER=has_normaliser,
+        HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
+    )  # fmt: skip
 
 
 def clear_normalisers(plan: Plan, sums: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch.cuda import device_of
 
 from zoo.kernels.power.call import Step
 from zoo.kernels.power.supported import POWERS, WIDTHS
-from zoo.kernels.power.triton.monomials import count_monomials
+from zoo.kernels.power.triton.monomials import count_monomials, power
 from zoo.kernels.power.triton.output import VANISHING
 from zoo.kernels.triton_support import DTYPES, INTERPRETED
 
@@ -73,12 +73,30 @@ def row_channels(row, K: tl.constexpr, P: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def monomials(x, channels, scale, P: tl.constexpr):
-    """The product of `scale * x` over channels."""
-    product = tl.load(x + channels[0]).to(tl.float32) * scale
+def _scaled(x, channel, scale, constant, K: tl.constexpr, OFFSET: tl.constexpr):
+    """`scale * x` at a channel, and the constant at the last one, which follows x's K, if OFFSET."""
+    value = tl.load(x + (tl.minimum(channel, K - 1) if OFFSET else channel)).to(tl.float32) * scale
+    return tl.where(channel < K, value, constant) if OFFSET else value
+
+
+@triton.jit
+def monomials(x, channels, scale, constant, K: tl.constexpr, P: tl.constexpr, OFFSET: tl.constexpr):
+    """The product of `scale * x` over channels, one of which may be the constant."""
+    product = _scaled(x, channels[0], scale, constant, K, OFFSET)
     for place in tl.static_range(1, P):
-        product *= tl.load(x + channels[place]).to(tl.float32) * scale
+        product *= _scaled(x, channels[place], scale, constant, K, OFFSET)
     return product
+
+
+@triton.jit
+def own_weight(q, k, scale, constant, K: tl.constexpr, P: tl.constexpr):
+    """`(constant + scale q . k)^P` of a token's query and its own key, as the forward pass has it.
+
+    Read back from the state it would be a sum of monomials that cancel.
+    """
+    channel = tl.arange(0, K)
+    products = tl.load(q + channel).to(tl.float32) * scale * tl.load(k + channel).to(tl.float32)
+    return power(tl.sum(products, 0) + constant, P)
 
 
 @triton.jit
@@ -90,16 +108,17 @@ def _ratio(numerator, denominator):
 
 @triton.jit
 def step_kernel(
-    q, k, v, log_g, S, z, o, partial, scale,
+    q, k, v, log_g, S, z, offset, o, partial, scale,
     q_batch, q_head, k_batch, k_head, v_batch, v_head,
     Q_HEADS, K_HEADS, V_HEADS, STATES, ROWS, SPLITS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
-    GATED: tl.constexpr, NORMALIZE: tl.constexpr, WHOLE: tl.constexpr,
+    GATED: tl.constexpr, NORMALIZE: tl.constexpr, OFFSET: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Update ROWS rows of `S [B, Hs, D, V]` and `z [B, Hs, D]`, and read them with the GROUP query heads of a state.
 
-    q `[B, Hq, K]`, k `[B, Hk, K]` and v `[B, Hv, V]` come with the strides of batch and heads; log_g is `[B, Hv]`.
+    q `[B, Hq, K]`, k `[B, Hk, K]` and v `[B, Hv, V]` come with the strides of batch and heads; log_g is `[B, Hv]`,
+    and offset `[Hq]`, float32, if OFFSET: keys then have one more channel, the last one, which is 1.
     WHOLE: a program has all rows, and writes o `[B, Ho, V]`. Otherwise what it has read goes to `partial`, see
     `finish_kernel`.
 
@@ -116,9 +135,12 @@ def step_kernel(
     last = tl.minimum(first + ROWS, D)
 
     k += batch * k_batch + head * K_HEADS // STATES * k_head
-    queries = ()
+    CHANNELS: tl.constexpr = K + 1 if OFFSET else K
+    queries, constants = (), ()
     for member in tl.static_range(GROUP):
-        queries += (q + batch * q_batch + (head * GROUP + member) * Q_HEADS // (STATES * GROUP) * q_head,)
+        query_head = (head * GROUP + member) * Q_HEADS // (STATES * GROUP)
+        queries += (q + batch * q_batch + query_head * q_head,)
+        constants += (tl.load(offset + query_head) if OFFSET else 0.0,)
     value = tl.arange(0, V)
     v_row = tl.load(v + batch * v_batch + head * V_HEADS // STATES * v_head + value).to(tl.float32)
     gate = 1.0
@@ -136,13 +158,14 @@ def step_kernel(
             rows += (start + depth * WIDTH + tl.arange(0, WIDTH)[:, None],)
             old += (tl.load(S + rows[depth] * V + value[None, :], rows[depth] < last, 0),)
         for depth in tl.static_range(DEPTH):
-            channels, coefficient = row_channels(rows[depth], K, P, D)
-            new += (gate * old[depth] + monomials(k, channels, 1.0, P) * v_row[None, :],)
+            channels, coefficient = row_channels(rows[depth], CHANNELS, P, D)
+            kept = gate * old[depth]
+            new += (kept + monomials(k, channels, 1.0, 1.0, K, P, OFFSET) * v_row[None, :],)
             coefficient = tl.where(rows[depth] < last, coefficient, 0.0)
             sums = ()
             for member in tl.static_range(GROUP):
-                query = coefficient * monomials(queries[member], channels, scale, P)
-                sums += (numerators[member] + query * new[depth],)
+                query = coefficient * monomials(queries[member], channels, scale, constants[member], K, P, OFFSET)
+                sums += (numerators[member] + query * kept,)
             numerators = sums
         for depth in tl.static_range(DEPTH):
             tl.store(S + rows[depth] * V + value[None, :], new[depth], rows[depth] < last)
@@ -154,18 +177,23 @@ def step_kernel(
     for start in range(first, last, BLOCK):
         row = start + tl.arange(0, BLOCK)
         exists = row < last
-        channels, coefficient = row_channels(row, K, P, D)
-        normaliser = gate * tl.load(z + row, exists, 0) + monomials(k, channels, 1.0, P)
+        channels, coefficient = row_channels(row, CHANNELS, P, D)
+        kept = gate * tl.load(z + row, exists, 0)
         if NORMALIZE:
-            weighted = tl.where(exists, coefficient * normaliser, 0.0)
+            weighted = tl.where(exists, coefficient * kept, 0.0)
             sums = ()
             for member in tl.static_range(GROUP):
-                sums += (denominators[member] + monomials(queries[member], channels, scale, P) * weighted,)
+                query = monomials(queries[member], channels, scale, constants[member], K, P, OFFSET)
+                sums += (denominators[member] + query * weighted,)
             denominators = sums
-        tl.store(z + row, normaliser, exists)
+        tl.store(z + row, kept + monomials(k, channels, 1.0, 1.0, K, P, OFFSET), exists)
 
     for member in tl.static_range(GROUP):
         numerator, denominator = tl.sum(numerators[member], 0), tl.sum(denominators[member], 0)
+        if first == 0:  # one of a state's programs adds what the token gives itself
+            weight = own_weight(queries[member], k, scale, constants[member], K, P)
+            numerator += weight * v_row
+            denominator += weight
         output = state.to(tl.int64) * GROUP + member
         if WHOLE:
             if NORMALIZE:
@@ -229,7 +257,7 @@ def step_blocks(states: int, D: int, V: int, *, programs: int = PROGRAMS, depth:
 
 def supports_triton_step(step: Step) -> bool:
     """Whether the kernels take these inputs, and can write the state where it is."""
-    q, k, v, _, S, z, p, _, _ = step
+    (q, k, v, _, S, z, *_), p = step, step.p
     return (
         (S.is_cuda or INTERPRETED)
         and S.dtype == z.dtype == torch.float32
@@ -245,7 +273,7 @@ def supports_triton_step(step: Step) -> bool:
 
 def triton_step(step: Step, blocks: StepBlocks | None = None) -> Tensor:
     """See `zoo.kernels.power.step.step_in_place`; blocks: None for those that suit the sizes."""
-    q, k, v, log_g, S, z, p, scale, normalize = step
+    q, k, v, log_g, S, z, offset, p, scale, normalize = step
     heads = step.heads
     B, states, D, V = S.shape
     o = v.new_empty(B, heads.output, V)
@@ -254,17 +282,19 @@ def triton_step(step: Step, blocks: StepBlocks | None = None) -> Tensor:
     # Channels have to lie side by side; heads and batch may lie anywhere, as they do in one projection's output.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     log_g = None if log_g is None else log_g.contiguous()
+    offset = None if offset is None else offset.contiguous()
     blocks = step_blocks(B * states, D, V) if blocks is None else blocks
     whole = blocks.splits == 1
     partial = o if whole else S.new_empty(B * heads.output * blocks.splits * (V + 1))
     with device_of(S):
         step_kernel[(B * states * blocks.splits,)](
-            q, k, v, S if log_g is None else log_g, S, z, o, partial, scale,
+            q, k, v, S if log_g is None else log_g, S, z, S if offset is None else offset, o, partial, scale,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             heads.query, heads.key, heads.value, states, blocks.rows, blocks.splits,
             K=k.shape[-1], V=V, P=p, D=D, GROUP=heads.queries_per_state,
             BLOCK=4 * LANES * blocks.warps, DEPTH=blocks.depth, WIDTH=blocks.width(V),
-            GATED=log_g is not None, NORMALIZE=normalize, WHOLE=whole, num_warps=blocks.warps,
+            GATED=log_g is not None, NORMALIZE=normalize, OFFSET=offset is not None, WHOLE=whole,
+            num_warps=blocks.warps,
         )  # fmt: skip
         if not whole:
             finish_kernel[(B * heads.output,)](

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.decay import decay
-from zoo.kernels.power.triton.from_state import add_outputs
+from zoo.kernels.power.triton.from_state import add_lower_outputs, add_outputs
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -14,12 +14,13 @@ __all__ = ["value_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "STATES", "OUTPUTS"])
 def value_gradient_kernel(
-    q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, bounds, channels, weights,
+    q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, offset, bounds, channels, weights,
     T, C, outers, rows,
     Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
-    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, OFFSET: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv `[B T, Hs, V]`; arguments as in `key_gradient_kernel`."""
     part, _, state, slot, start, tokens, _ = locate(BLOCKS, 1, STATES, T, C, bounds, PACKED)
@@ -43,6 +44,12 @@ def value_gradient_kernel(
     result = tl.zeros((BLOCK, V), tl.float32)
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
+        if OFFSET:  # first, while there is room in registers
+            tl.static_assert(not GIVEN)
+            tile = tl.load(k + at[:, None] + channel[None, :]).to(dtype)
+            nothing = tl.zeros((BLOCK,), tl.float32)
+            # Gradients of states have the offset in them already.
+            result, nothing = add_lower_outputs(result, nothing, tile, 1.0, 1.0, dstates, rows, P, False, PRECISION)
         if GIVEN:
             given += (start * STATES + state) * V
             exist = (here < tokens)[:, None]
@@ -57,6 +64,8 @@ def value_gradient_kernel(
     group = OUTPUTS // STATES
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
+        if OFFSET:
+            beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
         for first in range(token + BLOCK, tokens, QUERIES):
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
@@ -65,19 +74,27 @@ def value_gradient_kernel(
             weight = tl.load(factors + head * C + there)
             if GATED:
                 weight *= decay(gates, gates_low, there, last, EXACT_GATES)
-            scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
+            scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
+            if OFFSET:
+                scores += beta
+            scores = power(scores, P)
             scores = as_operand(scores * weight[None, :], dtype, PRECISION)
             result = tl.dot(scores, do_there, result, input_precision=PRECISION)
     if GATED:
         result *= decay(gates, gates_low, last, here, EXACT_GATES)[:, None]
     for head in range(state * group, (state + 1) * group):
         q_head = q + head * Q_HEADS // OUTPUTS * K
+        if OFFSET:
+            beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
         for first in range(token, tl.minimum(token + BLOCK, tokens), QUERIES):
             there = first + queries
             rows_there = tl.minimum(there, tokens - 1)
             query = tl.load(q_head + rows_there[:, None] * Q_HEADS * K + channel[None, :]).to(dtype)
             do_there = tl.load(do + (rows_there * OUTPUTS + head)[:, None] * V + value[None, :]).to(dtype)
-            scores = power(tl.dot(keys, tl.trans(query), input_precision=PRECISION), P)
+            scores = tl.dot(keys, tl.trans(query), input_precision=PRECISION)
+            if OFFSET:
+                scores += beta
+            scores = power(scores, P)
             if GATED:
                 scores *= decay(gates, gates_low, there[None, :], here[:, None], EXACT_GATES)
             scores *= tl.load(factors + head * C + there)[None, :]

@@ -95,6 +95,42 @@ CASES: list[tuple[str, Callable[[], Arguments], str]] = [
         lambda: arguments(q=torch.zeros(2, 3, 2, 4), k=torch.zeros(2, 3, 3, 4), v=torch.zeros(2, 3, 3, 5)),
         "q: expected 2 query heads to divide 3 key/value heads",
     ),
+    (
+        "endless offset",
+        lambda: arguments(offset=torch.inf),
+        "offset: expected a finite number or a tensor of one a query head, was inf",
+    ),
+    (
+        "offset in words",
+        lambda: arguments(offset="learned"),
+        "offset: expected a finite number or a tensor of one a query head, was 'learned'",
+    ),
+    (
+        "offsets' count",
+        lambda: arguments(offset=torch.ones(2)),
+        "offset: expected [4], one a query head, was [2]",
+    ),
+    (
+        "offsets' dtype",
+        lambda: arguments(offset=torch.ones(4, dtype=torch.int64)),
+        "offset: expected a floating dtype, was torch.int64",
+    ),
+    (
+        "offsets' device",
+        lambda: arguments(offset=torch.ones(4, device="meta")),
+        "offset: expected on cpu as q is, was on meta",
+    ),
+    (
+        "offset to nothing",
+        lambda: arguments(offset=1.0, scale=0.0),
+        "scale: expected other than 0 beside an offset, was 0",
+    ),
+    (
+        "too large a state with an offset",
+        lambda: {name: torch.zeros(1, 1, 1, 64) for name in "qkv"} | {"p": 4, "offset": 1.0},
+        "p: a state of p=4 with key width K=64, an offset and value width V=64 takes 202 MiB a head, over the limit of "
+        "64 MiB; the widest key that fits is K=47, or raise the limit with zoo.state_limit(268435456)",
+    ),
     ("gates' shape", lambda: arguments(log_g=torch.zeros(2, 3)), "log_g: expected [2, 3, 2] as in v, was [2, 3]"),
     (
         "gates' dtype",

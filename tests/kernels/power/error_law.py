@@ -40,7 +40,7 @@ def vanishes(problem: Problem) -> bool:
 
 def tolerances(problem: Problem, chunk: int, reference: Tensors) -> Tensors:
     """The `tiny` of each element of each tensor; `chunk` as in `error_bounds`."""
-    terms = state_size(problem.q.shape[-1], problem.p) + problem.q.shape[1]
+    terms = state_size(problem.q.shape[-1], problem.p, offset=problem.offset is not None) + problem.q.shape[1]
     tiny = FACTOR * torch.finfo(problem.accumulation).eps / 2 * terms**0.5
     allowed = {}
     for name, bound in error_bounds(problem, chunk, tiny).items():
@@ -67,15 +67,28 @@ def check_error_law(problem: Problem, impl: str) -> None:
     # The baseline has to do without itself, but where it is defined by narrow weights.
     alone = impl == "quadratic" and problem.q.dtype == problem.accumulation
     baseline = reference if alone else run(problem, "quadratic")
+    _check_errors(impl, problem, chunk, reference, ours, baseline)
+
+
+def check_steps(problem: Problem, ours: Tensors) -> None:
+    """Assert the error law for what decoding gives: a token meets itself directly, and the others through a state."""
+    exact = run(problem.double(), "recurrent")
+    reference = {name: exact[name] for name in ours}
+    _check_errors("step", problem, 1, reference, ours, run(problem, "quadratic"))
+
+
+def _check_errors(
+    what: str, problem: Problem, chunk: int, reference: Tensors, ours: Tensors, baseline: Tensors
+) -> None:
     # Where a sum of monomials cancels to nothing, as it does for q nearly orthogonal to k, float64 is uncertain too.
     uncertainty = tolerances(problem.double(), 0, reference)
     for name, tiny in tolerances(problem, chunk, reference).items():
         tiny = tiny + uncertainty[name]
         claimed = (tiny < UNBOUNDED) & (reference[name].abs() < torch.finfo(ours[name].dtype).max)
         error, baseline_error = ((x[name].double() - reference[name])[claimed] for x in (ours, baseline))
-        if impl == "quadratic" and not baseline_error.isfinite().all():
+        if what == "quadratic" and not baseline_error.isfinite().all():
             continue  # weights beyond float16's range
-        _check_norms(f"{impl}, {name}", error, baseline_error, norms(tiny[claimed]))
+        _check_norms(f"{what}, {name}", error, baseline_error, norms(tiny[claimed]))
 
 
 def check_error_law_to_last_digits(problem: Problem, impl: str) -> None:

@@ -46,6 +46,7 @@ class Problem:
     scale: float
     normalize: bool
     chunk_size: int | None
+    offset: Tensor | None = None
 
     @property
     def heads(self) -> Heads:
@@ -59,7 +60,7 @@ class Problem:
     @property
     def tensors(self) -> Tensors:
         """The differentiable inputs that are there, by name."""
-        found = {name: getattr(self, name) for name in ("q", "k", "v", "log_g", "S", "z")}
+        found = {name: getattr(self, name) for name in ("q", "k", "v", "log_g", "S", "z", "offset")}
         return {name: x for name, x in found.items() if x is not None}
 
     @property
@@ -74,11 +75,16 @@ class Problem:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"p": self.p, "scale": self.scale, "normalize": self.normalize, "chunk_size": self.chunk_size}
+        return {**self.step_options, "chunk_size": self.chunk_size}
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        offset = 0.0 if self.offset is None else self.offset
+        return {"p": self.p, "scale": self.scale, "normalize": self.normalize, "offset": offset}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Problem":
         """The problem with `change` done to every tensor in it."""
-        names = ("q", "k", "v", "log_g", "S", "z", "do", "dS", "dz")
+        names = ("q", "k", "v", "log_g", "S", "z", "do", "dS", "dz", "offset")
         return replace(self, **{n: change(x) for n in names if (x := getattr(self, n)) is not None})
 
     def double(self) -> "Problem":
@@ -92,7 +98,7 @@ class Problem:
 
     def row(self, i: int) -> "Problem":
         """Only one row of the batch."""
-        return self.map(lambda x: x[i : i + 1])
+        return replace(self.map(lambda x: x[i : i + 1]), offset=self.offset)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what hypothesis prints
         printer.text(repr(self))
@@ -103,6 +109,7 @@ class Problem:
         return (
             f"Problem(B={B}, T={T}, heads=({Hq}, {self.k.shape[2]}, {self.v.shape[2]}), K={K}, V={self.v.shape[-1]}, "
             f"p={self.p}, scale={self.scale:.3g}, normalize={self.normalize}, chunk_size={self.chunk_size}, "
+            f"offset={None if self.offset is None else self.offset.tolist()}, "
             f"{self.q.dtype}, log_g={gates}, inputs={list(self.tensors)}, gradients of={list(self.gradients)}, "
             f"strides={self.q.stride()}, {self.k.stride()}, {self.v.stride()})"
         )
@@ -117,7 +124,7 @@ def attend(problem: Problem, impl: str | None = None, **changes: Any) -> tuple[T
 
 
 def run(problem: Problem, impl: str | None = None, **changes: Any) -> Tensors:
-    """Results and gradients by name: `o`, `S_out`, `z_out`, and `dq`, `dk`, `dv`, `dlog_g`, `dS`, `dz`."""
+    """Results and gradients by name: `o`, `S_out`, `z_out`, and `dq`, `dk`, `dv`, `dlog_g`, `dS`, `dz`, `doffset`."""
     leaves = {name: x.detach().requires_grad_() for name, x in problem.tensors.items()}
     o, state = attend(replace(problem, **leaves), impl, **changes)
     results = {"o": o, "S_out": state.S, "z_out": state.z}
@@ -181,12 +188,13 @@ def make_gates(kind: str, shape: Sequence[int], random: torch.Generator) -> Tens
 
 
 def make_state(
-    B: int, heads: int, K: int, V: int, p: int, tokens: int, random: torch.Generator
+    B: int, heads: int, K: int, V: int, p: int, tokens: int, random: torch.Generator, *, offset: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """S and z that a past of so many tokens left, float64."""
+    """S and z that a past of so many tokens left, float64; offset: for weights that have one."""
     k = torch.randn(B, tokens, heads, K, generator=random, dtype=torch.float64)
     v = torch.randn(B, tokens, heads, V, generator=random, dtype=torch.float64)
-    _, state = recurrent(Inputs(k, k, v), p=p, scale=1.0, normalize=False)
+    offsets = k.new_ones(heads) if offset else None
+    _, state = recurrent(Inputs(k, k, v, offset=offsets), p=p, scale=1.0, normalize=False)
     return state.S, state.z
 
 
@@ -203,6 +211,7 @@ def problems(
     longest: int = 24,
     powers: Sequence[int] = (2, 1, 3, 4),
     widths: Sequence[int] | None = None,
+    offset: bool | None = None,
 ) -> Problem:
     """A random problem; the arguments narrow what is drawn (None: both, or for widths of keys and values any)."""
     p = draw(st.sampled_from([p for p in powers if p % 2 == 0 or not normalize]))
@@ -228,12 +237,17 @@ def problems(
         k = lay(torch.where(torch.rand(B, T, heads.key, 1, generator=random) < zero_keys, 0, k))
     log_g = make_gates(draw(st.sampled_from(gates)), (B, T, heads.value), random)
     log_g = None if log_g is None else lay_out(log_g.to(accumulation), draw(st.sampled_from(GATE_LAYOUTS)))
+    offsets = None
+    if draw(st.booleans()) if offset is None else offset:
+        size = draw(st.sampled_from([1.0, 0.1, 0.0]))
+        offsets = (size * (1 + torch.randn(heads.query, generator=random))).to(accumulation)
+    has_offset = offsets is not None
     S = z = None
     if draw(st.booleans()) if state is None else state:
-        S, z = make_state(B, heads.state, K, V, p, draw(st.sampled_from([4, 1, 0])), random)
+        S, z = make_state(B, heads.state, K, V, p, draw(st.sampled_from([4, 1, 0])), random, offset=has_offset)
         S, z = lay(S.to(accumulation)), z.to(accumulation)
-    used, D = draw(st.sets(st.sampled_from(["o", "S", "z"]), min_size=1)), state_size(K, p)
+    used, D = draw(st.sets(st.sampled_from(["o", "S", "z"]), min_size=1)), state_size(K, p, offset=has_offset)
     dS = lay(torch.randn(B, heads.state, D, V, generator=random).to(accumulation)) if "S" in used else None
     dz = torch.randn(B, heads.state, D, generator=random).to(accumulation) if "z" in used else None
     do = normal(B, T, heads.output, V) if "o" in used else None
-    return Problem(q, k, v, log_g, S, z, do, dS, dz, p, scale, normalize, chunk_size)
+    return Problem(q, k, v, log_g, S, z, do, dS, dz, p, scale, normalize, chunk_size, offsets)

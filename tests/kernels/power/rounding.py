@@ -8,6 +8,8 @@ First-order rounding analysis, with unit relative errors in every elementary ste
   `s^p`, every state form loses digits, the recurrence too;
 - sums and products of these are off by what their terms are off by, plus the sizes of their terms.
 
+An offset is one more channel, of keys that all have it alike.
+
 A denominator that may be all error bounds nothing: what depends on it has a bound above `UNBOUNDED`.
 """
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from zoo.kernels.power import state_size
 from zoo.kernels.power.expansion import coefficients, expand
 from zoo.kernels.power.heads import gather_heads, spread_heads
+from zoo.kernels.power.offset import key_channels, query_channels
 from zoo.kernels.power.reference import _decays
 
 from .problems import Problem, Tensors
@@ -32,7 +35,7 @@ UNBOUNDED = 1e50
 class _Spread(NamedTuple):
     """A problem in float64, every head an output head, heads before tokens; S and z side by side."""
 
-    q: Tensor  # [B, Ho, T, K]
+    q: Tensor  # [B, Ho, T, K], or K + 1 with an offset
     k: Tensor  # [B, Ho, T, K]
     v: Tensor  # [B, Ho, T, V]
     between: Tensor  # decays [B, Ho, T, T], causal
@@ -46,7 +49,9 @@ class _Spread(NamedTuple):
 def _spread(problem: Problem) -> _Spread:
     heads = problem.heads
     B, T, _, K = problem.q.shape
-    D, V = state_size(K, problem.p), problem.v.shape[-1]
+    D, V = state_size(K, problem.p, offset=problem.offset is not None), problem.v.shape[-1]
+    offset = None if problem.offset is None else problem.offset.double() / problem.scale
+    q, k = query_channels(problem.q.double(), offset), key_channels(problem.k.double(), offset)
 
     def tokens(x: Tensor | None, *shape: int) -> Tensor:
         x = torch.zeros(B, T, heads.output, *shape) if x is None else x
@@ -61,7 +66,7 @@ def _spread(problem: Problem) -> _Spread:
     # A state belongs to all its output heads, which share its gradient.
     dstate = states(problem.dS, problem.dz) / heads.queries_per_state
     return _Spread(
-        *(tokens(x) for x in (problem.q, problem.k, problem.v)), *decays,
+        *(tokens(x) for x in (q, k, problem.v)), *decays,
         states(problem.S, problem.z), tokens(problem.do, V), dstate,
     )  # fmt: skip
 
@@ -185,14 +190,14 @@ def error_bounds(problem: Problem, chunk: int, tiny: float) -> Tensors:
     Tokens meet directly within chunks of length `chunk`, and through a state elsewhere (0: everywhere); `tiny` is what
     unit errors amount to, and decides which denominators are nothing but error.
     """
-    heads, spread = problem.heads, _spread_bounds(problem, chunk, tiny)
+    heads, spread, K = problem.heads, _spread_bounds(problem, chunk, tiny), problem.q.shape[-1]
     after = spread.after[:, :: heads.queries_per_state]
     bounds = {
         "o": spread.o.transpose(1, 2),
         "S_out": after[..., :-1],
         "z_out": after[..., -1],
-        "dq": gather_heads(spread.dq.transpose(1, 2), heads.query, 2),
-        "dk": gather_heads(spread.dk.transpose(1, 2), heads.key, 2),
+        "dq": gather_heads(spread.dq[..., :K].transpose(1, 2), heads.query, 2),
+        "dk": gather_heads(spread.dk[..., :K].transpose(1, 2), heads.key, 2),
         "dv": gather_heads(spread.dv.transpose(1, 2), heads.value, 2),
     }
     if problem.log_g is not None:
@@ -201,6 +206,9 @@ def error_bounds(problem: Problem, chunk: int, tiny: float) -> Tensors:
     if problem.S is not None:
         dstate = gather_heads(spread.dstate, heads.state, 1)
         bounds |= {"dS": dstate[..., :-1], "dz": dstate[..., -1]}
+    if problem.offset is not None:
+        of_tokens = gather_heads(spread.dq[..., -1].transpose(1, 2), heads.query, 2)
+        bounds["doffset"] = (of_tokens**2).sum((0, 1)).sqrt() / abs(problem.scale)
     return bounds
 
 

@@ -79,7 +79,8 @@ def test_bounds_are_tight_where_nothing_cancels() -> None:
 
 @pytest.mark.parametrize(("p", "normalize"), [(1, False), (2, True), (2, False), (3, False), (4, True)])
 @pytest.mark.parametrize("gated", [True, False])
-def test_gradcheck(p: int, normalize: bool, gated: bool) -> None:
+@pytest.mark.parametrize("has_offset", [True, False])
+def test_gradcheck(p: int, normalize: bool, gated: bool, has_offset: bool) -> None:
     random = torch.Generator().manual_seed(p)
 
     def normal(*shape: int) -> Tensor:
@@ -87,13 +88,15 @@ def test_gradcheck(p: int, normalize: bool, gated: bool) -> None:
 
     q, k, v = normal(1, 5, 2, 2), normal(1, 5, 1, 2), normal(1, 5, 2, 2)
     log_g = (-torch.rand(1, 5, 2, generator=random, dtype=torch.float64)).requires_grad_() if gated else None
-    S, z = (x.requires_grad_() for x in make_state(1, 2, 2, 2, p, 3, random))
+    S, z = (x.requires_grad_() for x in make_state(1, 2, 2, 2, p, 3, random, offset=has_offset))
+    offset = normal(2) if has_offset else 0.0
 
     def attend(*inputs: Tensor | None) -> tuple[Tensor, ...]:
-        q, k, v, log_g, S, z = inputs
+        q, k, v, log_g, S, z, offset = inputs
         o, state = power_attention(
-            q, k, v, log_g, p=p, normalize=normalize, state=PowerState(S, z), return_state=True, chunk_size=2
-        )
+            q, k, v, log_g, p=p, normalize=normalize, offset=offset, state=PowerState(S, z), return_state=True,
+            chunk_size=2,
+        )  # fmt: skip
         return o, *state
 
-    assert torch.autograd.gradcheck(attend, (q, k, v, log_g, S, z))
+    assert torch.autograd.gradcheck(attend, (q, k, v, log_g, S, z, offset))

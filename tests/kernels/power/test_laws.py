@@ -115,9 +115,15 @@ def test_heads_and_batch_permute(impl: str) -> None:
             blocks = x[rows].unflatten(dim, (groups, -1))
             return blocks.index_select(dim, torch.tensor(order)).flatten(dim, dim + 1)
 
+        def permute_offsets(x: Tensor) -> Tensor:
+            return x.unflatten(0, (groups, -1))[order].flatten()
+
         def permute_all(tensors: Tensors) -> Tensors:
             by_state = ("S", "z", "dS", "dz", "S_out", "z_out")
-            return {name: permute(x, 1 if name in by_state else 2) for name, x in tensors.items()}
+            return {
+                name: permute_offsets(x) if "offset" in name else permute(x, 1 if name in by_state else 2)
+                for name, x in tensors.items()
+            }
 
         fields = {name: x for name in ("do", "dS", "dz") if (x := getattr(problem, name)) is not None}
         permuted = replace(problem, **permute_all(problem.tensors | fields))
@@ -138,6 +144,8 @@ def test_repeated_heads_equal_shared_heads(impl: str) -> None:
             name: x.repeat_interleave(counts[name] // x.shape[2], 2) if name in counts else x
             for name, x in leaves.items()
         }
+        if "offset" in leaves:
+            repeated["offset"] = leaves["offset"].repeat_interleave(heads.output // heads.query)
         o, state = attend(replace(problem, **repeated), impl)
         results = {"o": o, "S_out": state.S, "z_out": state.z}
         theirs = {name: x.detach() for name, x in results.items()}
@@ -148,7 +156,7 @@ def test_repeated_heads_equal_shared_heads(impl: str) -> None:
 
 @every_implementation
 def test_key_length_is_free_when_normalized(impl: str) -> None:
-    @given(problems(normalize=True), st.sampled_from([0.25, 2.0, -1.0, 1.7]))
+    @given(problems(normalize=True, offset=False), st.sampled_from([0.25, 2.0, -1.0, 1.7]))
     def check(problem: Problem, factor: float) -> None:
         assume(not vanishes(problem))
         power = factor**problem.p
@@ -168,7 +176,7 @@ def test_key_length_is_free_when_normalized(impl: str) -> None:
 
 @every_implementation
 def test_power_of_two_on_keys_is_exact_when_normalized(impl: str) -> None:
-    @given(problems(normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"]))
+    @given(problems(normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"], offset=False))
     def check(problem: Problem) -> None:
         assume(problem.p == 2)
         problem = problem.map(canonical)
@@ -213,7 +221,8 @@ def test_infinite_gate_equals_a_fresh_start(impl: str) -> None:
         assert (ours["dlog_g"][:, : t + 1].abs() <= noise).all()
         for name in {"dS", "dz"} & ours.keys():
             assert not ours.pop(name).any(), f"{name}: a gradient to before the start"
-        at_tokens = {name: x if name.endswith("_out") else x[:, t:] for name, x in ours.items()}
+        whole = ("S_out", "z_out", "doffset")
+        at_tokens = {name: x if name in whole else x[:, t:] for name, x in ours.items()}
         check_same(fresh, at_tokens, theirs)
 
     check()
@@ -228,7 +237,8 @@ def packed_problems(draw: st.DrawFn) -> tuple[Problem, list[int]]:
     random = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
     def states() -> list[Tensor]:
-        pair = make_state(len(ends) - 1, problem.heads.state, K, V, problem.p, 3, random)
+        has_offset = problem.offset is not None
+        pair = make_state(len(ends) - 1, problem.heads.state, K, V, problem.p, 3, random, offset=has_offset)
         return [x.to(problem.accumulation) for x in pair]
 
     S, z = states() if problem.S is not None else (None, None)
@@ -240,6 +250,7 @@ def packed_problems(draw: st.DrawFn) -> tuple[Problem, list[int]]:
 def part_of(results: Tensors, row: int, tokens: slice) -> Tensors:
     """Results and gradients of one sequence: its row of the states, its tokens of the rest."""
     by_state = ("S_out", "z_out", "dS", "dz")
+    results = without_offset(results)
     return {name: x[row : row + 1] if name in by_state else x[:, tokens] for name, x in results.items()}
 
 
@@ -253,7 +264,31 @@ def test_packed_sequences_equal_separate_calls(impl: str) -> None:
             states = {n: x[i : i + 1] for n in ("S", "z", "dS", "dz") if (x := getattr(problem, n)) is not None}
             alone = replace(problem.tokens(start, stop), **states)
             if not vanishes(alone):
-                check_same(alone, part_of(ours, i, slice(start, stop)), run(alone, impl))
+                check_same(alone, part_of(ours, i, slice(start, stop)), without_offset(run(alone, impl)))
+
+    check()
+
+
+def without_offset(results: Tensors) -> Tensors:
+    """Results and gradients without that of offsets, which belongs to all sequences together."""
+    return {name: x for name, x in results.items() if name != "doffset"}
+
+
+@every_implementation
+def test_sequences_add_up_to_the_gradient_of_their_offset(impl: str) -> None:
+    @given(packed_problems())
+    def check(drawn: tuple[Problem, list[int]]) -> None:
+        problem, ends = drawn
+        assume(problem.offset is not None)
+        problem = replace(problem.double(), dS=None, dz=None)
+        ours = run(problem, impl, cu_seqlens=torch.tensor(ends, dtype=torch.int32))
+        total = torch.zeros_like(ours["doffset"])
+        for i, (start, stop) in enumerate(pairwise(ends)):
+            states = {n: x[i : i + 1] for n in ("S", "z") if (x := getattr(problem, n)) is not None}
+            alone = replace(problem.tokens(start, stop), **states)
+            assume(not vanishes(alone))
+            total += run(alone, impl)["doffset"]
+        torch.testing.assert_close(ours["doffset"], total, rtol=1e-9, atol=1e-9)
 
     check()
 
@@ -277,8 +312,8 @@ def test_padding_changes_nothing(impl: str) -> None:
             alone = problem.row(i).tokens(0, length)
             if not vanishes(alone):
                 row = {name: x[i : i + 1] if name in ("S_out", "z_out", "dS", "dz") else x[i : i + 1, :length]
-                       for name, x in ours.items()}  # fmt: skip
-                check_same(alone, row, run(alone, impl))
+                       for name, x in without_offset(ours).items()}  # fmt: skip
+                check_same(alone, row, without_offset(run(alone, impl)))
 
     check()
 
@@ -321,7 +356,11 @@ def test_output_is_the_same_with_and_without_final_state(impl: str) -> None:
 def test_key_length_is_free_to_the_end_of_the_range(impl: str) -> None:
     """Weights of 2^-126 and less have fewer digits, and gradients end where an inverse weight leaves the range."""
 
-    @given(problems(normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"], powers=(2, 4)))
+    @given(
+        problems(
+            normalize=True, dtypes=[torch.float32], state=False, gates=["none", "mild"], powers=(2, 4), offset=False
+        )
+    )
     def check(problem: Problem) -> None:
         # Every token sees itself, with a score of at least 1.
         problem = replace(problem, q=torch.ones_like(problem.q), k=problem.k.abs() + 1, scale=1.0)
@@ -347,7 +386,7 @@ def test_long_decays_do_not_zero_what_is_left() -> None:
 
 @every_implementation
 def test_no_keys_give_zeros_and_finite_gradients(impl: str) -> None:
-    @given(problems(state=False), st.booleans())
+    @given(problems(state=False, offset=False), st.booleans())
     def check(problem: Problem, orthogonal: bool) -> None:
         K = problem.k.shape[-1]
         first_half, second_half = torch.arange(K) < K // 2, torch.arange(K) >= K // 2
@@ -376,7 +415,11 @@ def test_gradients_stay_finite_where_a_denominator_cancels() -> None:
 def test_vanishing_denominators_stay_finite(impl: str) -> None:
     """A state that strong gates have decayed to the edge of float32's range, and no keys since."""
 
-    @given(problems(normalize=True, dtypes=[torch.float32], state=True, gates=["strong"], shortest=1, longest=6))
+    @given(
+        problems(
+            normalize=True, dtypes=[torch.float32], state=True, gates=["strong"], shortest=1, longest=6, offset=False
+        )
+    )
     def check(problem: Problem) -> None:
         results = run(replace(problem, k=torch.zeros_like(problem.k)), impl)
         for name, x in results.items():

@@ -122,11 +122,12 @@ def test_flop_counter_counts_the_step() -> None:
 def test_flops_by_hand() -> None:
     """p = 2, K = 4 (D = 10), V = 3: four output heads read ten rows of S and z, two states are updated."""
     read, update = 2 * 4 * 10 * (3 + 1), 2 * 2 * 10 * (3 + 1)
-    assert step_flops(1, GROUPED_QUERIES, 4, 3, 2) == read + update
-    # Alone in a chunk, a token meets itself: one score of K products and one weighted value for each output head.
-    assert forward_flops(1, 1, GROUPED_QUERIES, 4, 3, 2, 8) == 2 * 4 * 4 + 2 * 4 * 3
+    # A token meets itself: one score of K products and one weighted value for each output head.
+    pair = 2 * 4 * 4 + 2 * 4 * 3
+    assert step_flops(1, GROUPED_QUERIES, 4, 3, 2) == read + update + pair
+    assert forward_flops(1, 1, GROUPED_QUERIES, 4, 3, 2, 8) == pair  # alone in a chunk
     # Chunks of 9 have five keys a query in the mean.
-    expected = 90 * (read + update + 5 * (2 * 4 * 4 + 2 * 4 * 3))
+    expected = 90 * (read + update + 5 * pair)
     assert forward_flops(1, 90, GROUPED_QUERIES, 4, 3, 2, 9) == expected
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.kernels.power import PowerState, init_power_state, power_attention_step
 
-from .error_law import check_same, vanishes
+from .error_law import check_same, check_steps, vanishes
 from .problems import IMPLEMENTATIONS, Problem, attend, problems
 
 DTYPES = (torch.float32, torch.float64)
@@ -18,11 +18,10 @@ DTYPES = (torch.float32, torch.float64)
 
 def step_through(problem: Problem, start: int, stop: int, state: PowerState) -> Tensor:
     """Outputs `[B, stop - start, Ho, V]`; `state` is written in place."""
-    options = {"p": problem.p, "scale": problem.scale, "normalize": problem.normalize}
     outputs = [problem.v.new_empty(problem.q.shape[0], 0, problem.heads.output, problem.v.shape[-1])]
     for t in range(start, stop):
         q, k, v, log_g = (None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g))
-        outputs.append(power_attention_step(q, k, v, log_g, state=state, **options)[:, None])
+        outputs.append(power_attention_step(q, k, v, log_g, state=state, **problem.step_options)[:, None])
     return torch.cat(outputs, 1)
 
 
@@ -30,7 +29,10 @@ def initial_state(problem: Problem) -> PowerState:
     if problem.state is not None:
         return PowerState(problem.state.S.clone(), problem.state.z.clone())
     K, V = problem.q.shape[-1], problem.v.shape[-1]
-    return init_power_state(problem.q.shape[0], problem.heads.state, K, V, problem.p, dtype=problem.accumulation)
+    return init_power_state(
+        problem.q.shape[0], problem.heads.state, K, V, problem.p, offset=problem.offset is not None,
+        dtype=problem.accumulation,
+    )  # fmt: skip
 
 
 def without_gradients(problem: Problem) -> Problem:
@@ -57,6 +59,25 @@ def test_steps_mix_with_whole_sequences(impl: str) -> None:
         check_same(problem, ours, {"o": o, "S_out": state.S, "z_out": state.z})
 
     check()
+
+
+@given(problems(dtypes=(torch.float32,), shortest=1))
+def test_a_step_meets_its_own_token_as_a_sequence_does(problem: Problem) -> None:
+    """From the first position on, an error that no monomials of the token's own amplify: chunks of one token."""
+    assume(not vanishes(problem))
+    problem = without_gradients(problem)
+    state = initial_state(problem)
+    o = step_through(problem, 0, problem.q.shape[1], state)
+    ours = {"o": o, "S_out": state.S, "z_out": state.z}
+    check_steps(problem, ours)
+
+
+@pytest.mark.parametrize(("p", "K"), [(2, 64), (4, 16)])
+def test_a_token_alone_gives_its_value(p: int, K: int) -> None:
+    """Its weight cancels, and not its rounding: of many queries some are nearly orthogonal to their key."""
+    q, k, v = torch.randn(3, 500, 1, K, generator=torch.Generator().manual_seed(p)).unbind()
+    o = power_attention_step(q, k, v, state=init_power_state(500, 1, K, K, p), p=p)
+    torch.testing.assert_close(o, v, rtol=1e-6, atol=1e-6)
 
 
 @given(problems(dtypes=[torch.bfloat16, torch.float16], gates=["none", "mild", "resets"]))

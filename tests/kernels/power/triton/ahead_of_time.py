@@ -60,11 +60,13 @@ def launches(
     gated: bool = True,
     hopper: bool = False,
     return_state: bool = False,
+    offset: bool = False,
 ) -> dict[str, Launch]:
     """The kernels of one forward and backward pass, and of one decode step, by name: the last launch of each.
 
     hopper: as on a GPU that has kernels of its own.
     return_state: of a forward pass alone that returns its state.
+    offset: with offsets to scores.
     """
     found: dict[str, Launch] = {}
 
@@ -96,14 +98,15 @@ def launches(
                 monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
         for name in ("step_kernel", "finish_kernel"):
             monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
-        inputs = Inputs(q, k, v, log_g)
+        offsets = torch.ones(heads[0]) if offset else None
+        inputs = Inputs(q, k, v, log_g, offset=offsets)
         options = Options(p, 1.0, normalize, return_state=return_state, save_output=normalize and not return_state)
         results = passes.forward(inputs, options._replace(save_states=True))
         if not return_state:
             passes.backward(Incoming(do, None, None), inputs, results.saved(options), options)
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
-        state = init_power_state(1, max(heads[1:]), K, V, p)
-        step_module.triton_step(Step(*token, *state, p=p, scale=1.0, normalize=normalize))
+        state = init_power_state(1, max(heads[1:]), K, V, p, offset=offset)
+        step_module.triton_step(Step(*token, *state, offsets, p=p, scale=1.0, normalize=normalize))
     return found
 
 

@@ -38,6 +38,18 @@ def test_registers_and_spills_stay_within_budget(case: str) -> None:
     check_budget(case, launches(K, V, p, dtype, T=5000))
 
 
+def test_offsets_stay_within_their_budget() -> None:
+    check_budget("p=2, K=V=64, bfloat16, offset", launches(64, 64, 2, torch.bfloat16, T=5000, offset=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_offsets_build_within_shared_memory(chip: str) -> None:
+    target, limit = CHIPS[chip]
+    for name, launch in launches(64, 64, 2, torch.bfloat16, T=5000, offset=True).items():
+        assert build(launch, target).metadata.shared <= limit, name
+
+
 @pytest.mark.parametrize(("K", "V", "p"), [(16, 16, 2), (64, 64, 1), (64, 64, 2), (128, 128, 2), (64, 32, 3)])
 def test_a_step_takes_its_state_through_registers(K: int, V: int, p: int) -> None:
     """A trip is four loads of 16 bytes a thread and four stores; z takes one more of each, where its layout changes."""

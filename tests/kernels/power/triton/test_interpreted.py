@@ -60,7 +60,20 @@ def test_error_law(powers: tuple[int, ...], widths: tuple[int, ...], examples: i
     thorough = settings().max_examples > 100
 
     @settings(max_examples=10 * examples if thorough else examples)
-    @given(problems(dtypes=DTYPES, powers=powers, widths=widths, batches=2, shortest=1, longest=40))
+    @given(problems(dtypes=DTYPES, powers=powers, widths=widths, batches=2, shortest=1, longest=40, offset=False))
+    def check(problem: Problem) -> None:
+        assume(not vanishes(problem))
+        check_error_law(problem, "triton")
+
+    check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_error_law_with_offsets(p: int) -> None:
+    thorough = settings().max_examples > 100
+
+    @settings(max_examples=60 if thorough else 6)
+    @given(problems(dtypes=DTYPES, powers=(p,), widths=(16, 32), batches=2, shortest=1, longest=40, offset=True))
     def check(problem: Problem) -> None:
         assume(not vanishes(problem))
         check_error_law(problem, "triton")
@@ -87,19 +100,25 @@ def test_inner_blocks_are_trimmed_and_still_agree() -> None:
     check_error_law(problem(q, k, v, 0.1 * log_g, p=3, chunk_size=32), "triton")
 
 
-@pytest.mark.parametrize("p", [1, 2])
-def test_packed_sequences_equal_separate_calls(p: int) -> None:
+@pytest.mark.parametrize(("p", "offset"), [(1, 0.0), (2, 0.0), (2, 0.7)])
+def test_packed_sequences_equal_separate_calls(p: int, offset: float) -> None:
     q, k, v, log_g = tensors(80, (2, 1, 1), 16, 16)
     cu_seqlens = torch.tensor([0, 33, 34, 80], dtype=torch.int32)
-    packed = power_attention(q, k, v, log_g, p=p, cu_seqlens=cu_seqlens, return_state=True, impl="triton")
+    options = {"p": p, "offset": offset, "return_state": True, "impl": "triton"}
+    packed = power_attention(q, k, v, log_g, cu_seqlens=cu_seqlens, **options)
     assert packed.state is not None
     for i, (a, b) in enumerate(((0, 33), (33, 34), (34, 80))):
-        alone = power_attention(
-            q[:, a:b], k[:, a:b], v[:, a:b], log_g[:, a:b], p=p, return_state=True, impl="triton", chunk_size=32
-        )
+        alone = power_attention(q[:, a:b], k[:, a:b], v[:, a:b], log_g[:, a:b], chunk_size=32, **options)
         assert alone.state is not None
         torch.testing.assert_close(packed.o[:, a:b], alone.o, rtol=2e-5, atol=2e-6)
         torch.testing.assert_close(packed.state.S[i : i + 1], alone.state.S)
+        torch.testing.assert_close(packed.state.z[i : i + 1], alone.state.z)
+
+
+def test_a_power_without_kernels_for_offsets_is_refused() -> None:
+    q, k, v, _ = tensors(5, (1, 1, 1), 16, 16)
+    with pytest.raises(InputError, match="p: impl='triton' takes 1 and 2 beside an offset, was 3"):
+        power_attention(q, k, v, p=3, offset=1.0, impl="triton")
 
 
 @pytest.mark.parametrize("t", [1, 32, 50])

@@ -41,8 +41,9 @@ def _row_channels_kernel(
 
 @pytest.mark.parametrize(
     ("K", "p"),
-    [(16, 1), (128, 1), (16, 2), (32, 2), (64, 2), (128, 2), (16, 3), (32, 3), (64, 3), (128, 3), (16, 4), (32, 4)],
-)
+    [(16, 1), (128, 1), (16, 2), (32, 2), (64, 2), (128, 2), (16, 3), (32, 3), (64, 3), (128, 3), (16, 4), (32, 4),
+     (17, 1), (17, 2), (65, 2), (129, 2), (33, 3), (17, 4)],  # with an offset's channel
+)  # fmt: skip
 def test_a_row_knows_its_channels(K: int, p: int) -> None:
     """All rows, and some beyond the last, which stay inside k and q."""
     D = state_size(K, p)
@@ -62,7 +63,7 @@ def run(problem: Problem, kind: str = "triton", blocks: StepBlocks | None = None
     outputs = []
     for t in range(problem.q.shape[1]):
         token = [None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-        call = Step(*token, *state, **options)
+        call = Step(*token, *state, problem.offset, **options)
         outputs.append(step_in_place(call) if kind == "plain" else triton_step(call, blocks))
     return {"o": torch.stack(outputs, 1), "S_out": state.S, "z_out": state.z}
 
@@ -73,8 +74,9 @@ def initial_state(problem: Problem) -> PowerState:
         return PowerState(*(x.clone(memory_format=torch.contiguous_format) for x in problem.state))
     K, V = problem.q.shape[-1], problem.v.shape[-1]
     return init_power_state(
-        problem.q.shape[0], problem.heads.state, K, V, problem.p, dtype=problem.accumulation, device=problem.q.device
-    )
+        problem.q.shape[0], problem.heads.state, K, V, problem.p, offset=problem.offset is not None,
+        dtype=problem.accumulation, device=problem.q.device,
+    )  # fmt: skip
 
 
 def on_device(problem: Problem) -> Problem:
@@ -87,9 +89,8 @@ def blocks_for(draw: st.DrawFn, problem: Problem) -> StepBlocks:
     states, V = problem.q.shape[0] * problem.heads.state, problem.v.shape[-1]
     programs, depth = draw(st.sampled_from([1, 2 * states, 3 * states, 1000])), draw(st.sampled_from([4, 1]))
     warps = 4 if problem.p < 3 else 16  # the interpreter takes as long for a wide tile as for a narrow one
-    return step_blocks(
-        states, state_size(problem.q.shape[-1], problem.p), V, programs=programs, depth=depth, warps=warps
-    )
+    rows = state_size(problem.q.shape[-1], problem.p, offset=problem.offset is not None)
+    return step_blocks(states, rows, V, programs=programs, depth=depth, warps=warps)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # an output beyond float16
@@ -105,7 +106,7 @@ def test_error_law(powers: tuple[int, ...], widths: tuple[int, ...], examples: i
         problem = replace(problem, do=None, dS=None, dz=None, chunk_size=None)
         assume(not vanishes(problem))
         exact = run(problem.double(), "plain")
-        allowed, uncertain = (tolerances(x, 0, exact) for x in (problem, problem.double()))
+        allowed, uncertain = tolerances(problem, 1, exact), tolerances(problem.double(), 0, exact)
         blocks = data.draw(blocks_for(problem))
         problem = on_device(problem)
         ours, plain = run(problem, blocks=blocks), run(problem, "plain")
@@ -156,6 +157,18 @@ def test_a_strong_gate_decays_to_the_last_digits() -> None:
     exact, ours = run(problem.double(), "plain"), run(problem)
     for name in ("S_out", "z_out"):
         torch.testing.assert_close(ours[name].double(), exact[name], rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("programs", [1, 1000])
+@pytest.mark.parametrize("p", [2, 4])
+def test_a_token_alone_gives_its_value(p: int, programs: int) -> None:
+    """However nearly orthogonal its query is to its key."""
+    problem = make_problem(T=1, heads=(4, 2, 2), p=p, gates="none")
+    problem = replace(problem, S=torch.zeros_like(problem.S), z=torch.zeros_like(problem.z))
+    q, k = (x.repeat_interleave(4 // x.shape[2], 2) for x in (problem.q, problem.k))
+    q = q - 0.999 * (q * k).sum(-1, keepdim=True) / (k * k).sum(-1, keepdim=True) * k
+    result = run(replace(problem, q=q), blocks=step_blocks(4, state_size(16, p), 16, programs=programs))
+    torch.testing.assert_close(result["o"], problem.v.repeat_interleave(2, 2), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-17])
@@ -237,7 +250,7 @@ def test_an_empty_batch() -> None:
 def test_opcheck(gated: bool) -> None:
     problem = make_problem(T=1)
     token = [x[:, 0] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-    arguments = (*token[:3], token[3] if gated else None, *initial_state(problem), 2, 0.25, True)
+    arguments = (*token[:3], token[3] if gated else None, *initial_state(problem), None, 2, 0.25, True)
     torch.library.opcheck(torch.ops.zoo.power_attention_step, arguments)
 
 
