@@ -11,7 +11,7 @@ from click.testing import Result
 from zoo import __version__
 from zoo.cli import main
 
-COMMANDS = ["list", "show", "wsfr", "plan", "train", "ablate", "generate", "tokenizer", "bench", "tune"]
+COMMANDS = ["list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "tokenizer", "bench", "tune"]
 
 
 def test_help_lists_the_commands(zoo: Callable[..., Result]) -> None:

@@ -58,7 +58,7 @@ def test_ablate_leaves_its_page(
     command = ("ablate", recipe_file, "--mixers", "softmax,linear", "--folder", folder)
     with monkeypatch.context() as patch:
         patch.setattr(Sending, "name", "linear")
-        patch.setattr("zoo.study.run.make_progress", Sending)
+        patch.setattr("zoo.study.work.make_progress", Sending)
         stopped = zoo(*command)
     assert stopped.exit_code == 143
     assert stopped.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM after step 1, which is saved; the")

@@ -103,7 +103,7 @@ def test_what_is_unknown_is_named(name: str, mixers: list[str] | None, message: 
         ({"variants": {"Power": [], "power": []}}, r"variant 'Power' differs from another one only in upper and lower"),
         ({"variants": {"a": "mixer=power"}}, r"^s.yaml: variants.a: .*got 'mixer=power'"),
         ({"seeds": 0}, r"^s.yaml: seeds: must be greater than or equal to 1, got 0"),
-        ({"learning_rates": [0]}, r"^s.yaml: learning_rates.0: must be greater than 0, got 0"),
+        ({"learning_rates": [0]}, r"^s.yaml: learning_rates: must be numbers above 0, or such by variant, got 0"),
         ({"learning_rates": [1e-3, 1e-3]}, r"learning_rates: 0.001 stands twice"),
         ({"name": ""}, r"name '' must be 1 to 64 letters"),
         ({"recipe": None}, r"^s.yaml: recipe: must be a valid string, got None"),

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from zoo.report.plots import DARK, LIGHT, Theme, _spread
-from zoo.study.plots import PLOTS, Plot, color_of, plots_of, render
+from zoo.study.colors import color_of
+from zoo.study.plots import PLOTS, Plot, plots_of, render
 from zoo.study.summary import StudySummary
 
 
@@ -29,7 +30,7 @@ def test_every_variant_is_seen_in_its_colour(plot: Plot, theme: Theme, summary: 
     assert image.shape == (780, 1120, 4)
     assert count_pixels(image, theme.background) > image.shape[0] * image.shape[1] / 2
     for variant in summary.variants:
-        assert count_pixels(image, color_of(variant, summary, theme)) > 300
+        assert count_pixels(image, color_of(variant.name, summary, theme)) > 300
 
 
 def test_a_plot_is_the_same_bytes_each_time(summary: StudySummary) -> None:
@@ -57,7 +58,7 @@ def test_a_variant_keeps_its_colour_while_others_are_missing(
     make_summary: Callable[..., StudySummary], make_variant: Callable
 ) -> None:
     a, b = make_variant("a"), make_variant("b")
-    assert color_of(b, make_summary(a, b), LIGHT) == color_of(b, make_summary(b, planned=("a", "b")), LIGHT)
+    assert color_of("b", make_summary(a, b), LIGHT) == color_of("b", make_summary(b, planned=("a", "b")), LIGHT)
 
 
 def test_the_runs_of_every_rate_and_seed_are_drawn(
@@ -69,7 +70,7 @@ def test_the_runs_of_every_rate_and_seed_are_drawn(
     assert [plot.name for plot in plots] == [*(plot.name for plot in PLOTS), "loss-by-rate"]
     for plot in plots:
         image = imread(BytesIO(render(plot, summary, LIGHT, "png")), format="png")
-        assert count_pixels(image, color_of(summary.variants[1], summary, LIGHT)) > 200
+        assert count_pixels(image, color_of(summary.variants[1].name, summary, LIGHT)) > 200
 
 
 def test_the_rate_that_was_chosen_is_marked_at_its_own_loss(

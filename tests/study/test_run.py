@@ -13,16 +13,33 @@ from zoo.data import load_corpus
 from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.study import DEFAULT_MIXERS
-from zoo.study import Study, StudySummary, load_study, run_study
+from zoo.study import Study, StudySummary, load_study
+from zoo.study import run_study as run_tasks
 from zoo.study.machine import describe_machine, read_machine
-from zoo.study.variants import resolve_variants
+from zoo.study.resolve import resolve_study
+from zoo.study.variants import Variant
 from zoo.training import TrainingResult, run_status
 from zoo.training.run import RunFolder
 
-REPORT = [
-    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "runs.csv"),
-    *("state-by-context.png", "study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
-]
+PLOTS = ("loss-by-flops", "loss-by-seconds", "loss-by-tokens", "state-by-context")
+REPORT = sorted(
+    [
+        *("index.html", "recipe.yaml", "runs.csv", "setting.json", "study.yaml"),
+        *("summary.csv", "summary.json", "summary.md", "summary.tex"),
+        *(f"{plot}.{ending}" for plot in PLOTS for ending in ("png", "pdf", "csv")),
+    ]
+)
+
+
+def run_study(study: Study, folder: Path, **options) -> StudySummary:
+    """Run a study of one task."""
+    (summary,) = run_tasks(study, folder, **options)
+    return summary
+
+
+def resolve_variants(study: Study) -> tuple[Variant, ...]:
+    (part,) = resolve_study(study)
+    return part.variants
 
 
 WITHOUT = ("device", "progress", "workshop")
@@ -85,7 +102,7 @@ class FakeTraining:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     fake = FakeTraining()
-    monkeypatch.setattr("zoo.study.run.train", fake)
+    monkeypatch.setattr("zoo.study.work.train", fake)
     return fake
 
 
@@ -218,7 +235,7 @@ def test_what_another_process_trains_is_left_to_it(
         if len(waits) == 3:
             held.close()  # as if it had been killed
 
-    monkeypatch.setattr("zoo.study.run.time.sleep", other_process)
+    monkeypatch.setattr("zoo.study.work.time.sleep", other_process)
     summary = run_study(study, tmp_path, progress=False)
     assert training.trained == ["softmax", "power", "gated-power", "linear"]
     assert [variant.name for variant in summary.variants] == list(study.variants)
@@ -241,7 +258,7 @@ def test_what_another_process_finished_meanwhile_is_not_trained_again(
 
     with pytest.MonkeyPatch.context() as patch:
         other = Other()
-        patch.setattr("zoo.study.run.train", other)
+        patch.setattr("zoo.study.work.train", other)
         run_study(study, tmp_path, progress=False)
     assert other.trained == ["power", "softmax", "linear", "gated-power"]
 
@@ -370,9 +387,7 @@ def test_progress_goes_to_standard_error(
         run_study(study, tmp_path / "s", progress=progress)
         out, err = capsys.readouterr()
         assert out == ""
-        assert err.splitlines() == [
-            f"{name} ({number} of 4): finished before" for number, name in enumerate(study.variants, 1) if progress
-        ]
+        assert err.splitlines() == [f"{name}: finished before" for name in study.variants if progress]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,4 +1,4 @@
-"""The command line: `zoo list`, `show`, `wsfr`, `plan`, `train`, `ablate`, `generate`, `tokenizer`, `bench`, `tune`."""
+"""The command line: `zoo list`, `show`, `wsfr`, `plan`, `train`, `ablate`, `study`, `generate`, and tools beside."""
 
 import click
 
@@ -17,6 +17,7 @@ __all__ = ["main"]
         "plan": ("zoo.cli.plan:plan", "Find models whose weights and state are in balance."),
         "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
+        "study": ("zoo.cli.study:study", "Plan, run, watch and report a study."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
         "bench": ("zoo.cli.bench:bench", "Measure speed and memory."),

@@ -95,9 +95,19 @@ class Recipe(Config):
         Raises:
             ConfigError: an override is malformed, names an unknown key or gives an invalid value.
         """
+        return Recipe.from_mapping(self._overridden(overrides), "overrides")
+
+    def faults_in(self, overrides: Iterable[str]) -> list[str]:
+        """Return everything for which `override` would refuse `overrides`, a line each; nothing where it would not."""
+        try:
+            return Recipe.faults_of(self._overridden(overrides), "overrides")
+        except ConfigError as error:
+            return [str(error)]
+
+    def _overridden(self, overrides: Iterable[str]) -> dict[str, Any]:
         # A mixer's options mean nothing to another one, so its name stands for the whole section.
         normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
-        return Recipe.from_mapping(apply_overrides(self.model_dump(mode="json"), normal), "overrides")
+        return apply_overrides(self.model_dump(mode="json"), normal)
 
 
 def available_recipes() -> list[str]:

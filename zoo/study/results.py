@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from zoo.config import Config
 from zoo.study.statistics import half_interval
 
-__all__ = ["Curve", "Divergence", "Machine", "RunSummary", "VariantSummary"]
+__all__ = ["Accuracy", "Curve", "Divergence", "EarlyStop", "Machine", "PositionLoss", "RunSummary", "VariantSummary"]
 
 
 class Curve(Config):
@@ -67,6 +67,28 @@ class Machine(Config):
         return f"mixer-zoo {self.zoo}, torch {self.torch}, Python {self.python}, {self.device}, {threads}"
 
 
+class PositionLoss(Config):
+    """The loss of tokens that stand from `start` to before `end` in their document."""
+
+    start: int
+    end: int
+    loss: float
+    """Nats per token."""
+    tokens: int
+
+
+class Accuracy(Config):
+    """The share of right answers in a task, of some difficulty; None where the task does not have it."""
+
+    length: int
+    pairs: int | None = None
+    distance: int | None = None
+    """Tokens from what was to be remembered to the answer."""
+    depth: float | None = None
+    accuracy: float
+    answers: int
+
+
 class RunSummary(Config):
     """One finished training of a variant."""
 
@@ -89,6 +111,18 @@ class RunSummary(Config):
     validation: Curve
     training: Curve
     machine: Machine
+    positions: tuple[PositionLoss, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+    state_bytes: int | None = None
+    """Of the tensors of one sequence's state, as measured."""
+    peak_memory_bytes: int | None = None
+    """Of training, as measured."""
+
+    @property
+    def overall_accuracy(self) -> float | None:
+        """The share of all answers that are right; None where nothing was asked."""
+        answers = sum(each.answers for each in self.accuracy)
+        return sum(each.accuracy * each.answers for each in self.accuracy) / answers if answers else None
 
 
 class Divergence(Config):
@@ -104,10 +138,15 @@ class Divergence(Config):
         return f"{self.variant} at learning rate {self.learning_rate:g}, seed {self.seed}"
 
 
-class VariantSummary(Config):
-    """A variant of a study, all of whose runs have ended. What it came to is that of its best learning rate.
+class EarlyStop(Divergence):
+    """A run that was stopped early: `message` says after which step, and what was better."""
 
-    A rate at which a run diverged is none: `runs` are those at rates that every seed came through.
+
+class VariantSummary(Config):
+    """A variant of a study with finished runs. What it came to is that of its best learning rate.
+
+    A rate at which a run diverged or was stopped early is none: `runs` are those at rates that every seed came through;
+    while there is none yet, all that are finished.
     """
 
     name: str
@@ -159,6 +198,22 @@ class VariantSummary(Config):
     def interval(self) -> float | None:
         """Half of the 95% interval of that mean over seeds; None for one seed."""
         return half_interval(list(self.losses.values()))
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """By seed, the share of all answers that are right; empty where nothing was asked."""
+        found = {run.seed: run.overall_accuracy for run in self.chosen}
+        return {seed: accuracy for seed, accuracy in found.items() if accuracy is not None}
+
+    @property
+    def measured_state(self) -> int | None:
+        """Bytes of one sequence's state, as measured; None where no run says."""
+        return max((run.state_bytes for run in self.chosen if run.state_bytes is not None), default=None)
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes of memory that training took at most; None where no run says."""
+        return max((run.peak_memory_bytes for run in self.chosen if run.peak_memory_bytes is not None), default=None)
 
     @property
     def best_bits(self) -> float:
