@@ -9,7 +9,8 @@ import pytest
 
 from zoo.study.measure import validation_curve
 from zoo.study.page import render_page
-from zoo.study.summary import StudySummary
+from zoo.study.results import Accuracy
+from zoo.study.summary import Option, StudySummary
 
 EVIL = "<script>alert('1')</script>\"&$x"
 
@@ -210,3 +211,44 @@ def test_over_seeds_the_page_says_what_chance_may_have_ordered(
     assert [table["b − a"][place] for place in (0, 2)] == ["+0.067 ± 0.625", "no"]  # noqa: RUF001
     assert table["c − a"][-1] == "yes"  # noqa: RUF001
     assert "seeds 0, 1, 2" in outline.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_says_what_differs_besides_the_mixer(make_summary: Callable[..., StudySummary]) -> None:
+    assert "Nothing: every other setting is the same." in Outline(render_page(make_summary())).text
+    options = (Option(key="mixer.query_key_norm", values={"softmax": "false", "power": "true"}),)
+    rows = Outline(render_page(make_summary(options=options))).rows
+    assert ["mixer.query_key_norm", "false", "", "true", ""] in rows
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_run_says_what_it_ran_on(outline: Outline, summary: StudySummary) -> None:
+    rows = [row for row in outline.rows if row[-1] == str(summary.variants[0].runs[0].machine)]
+    assert [row[0] for row in rows] == list(summary.planned)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_task_has_no_text_and_no_bigram(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    asked = make_run(2.0).replace(accuracy=(Accuracy(length=64, pairs=4, accuracy=0.75, answers=8),))
+    summary = make_summary(make_variant("a", runs=(asked,)), task="mqar", corpus=None, bigram_bits=None)
+    outline = Outline(render_page(summary))
+    assert "four-mixers: mqar" in outline.text
+    assert "Right answers: a 75.0%." in outline.text
+    assert "bigram" not in outline.text
+    head, row = outline.rows[:2]
+    assert row[head.index("accuracy")] == "75.0%"
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("kind", "words"), [("flops", "as its own operations leave room"), ("seconds", "was timed")])
+def test_the_budget_is_explained(kind: str, words: str, make_summary: Callable[..., StudySummary]) -> None:
+    text = Outline(render_page(make_summary(budget="1e+15 of it", budget_kind=kind))).text
+    assert "budget 1e+15 of it" in text
+    assert words in text
+
+
+def test_rows_are_sorted_by_numbers_not_by_how_they_are_written(page: str) -> None:
+    assert 'data-value="1204102"' in page
+    assert re.search(r'data-value="2.391"[^>]*>2\.391<', page)

@@ -1,6 +1,5 @@
 """The study's own logic around a faked training; the last test trains for real."""
 
-import json
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from zoo.builder import shrink
 from zoo.data import load_corpus
 from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
-from zoo.recipe import Recipe, load_recipe
+from zoo.recipe import Recipe
 from zoo.recipe.study import DEFAULT_MIXERS
 from zoo.study import Study, StudySummary, load_study
 from zoo.study import run_study as run_tasks
@@ -20,6 +18,8 @@ from zoo.study.resolve import resolve_study
 from zoo.study.variants import Variant
 from zoo.training import TrainingResult, run_status
 from zoo.training.run import RunFolder
+
+from .fakes import FakeTraining
 
 PLOTS = ("loss-by-flops", "loss-by-seconds", "loss-by-tokens", "state-by-context")
 REPORT = sorted(
@@ -43,74 +43,6 @@ def resolve_variants(study: Study) -> tuple[Variant, ...]:
 
 
 WITHOUT = ("device", "progress", "workshop")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> str:
-    """Return the path of a recipe that trains in a moment, on a text of its own."""
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"line {number} of {number**3}\n" for number in range(2000)))
-    small = shrink(load_recipe("tiny"))
-    training = small.training.replace(steps=3, evaluate_every=2, checkpoint_every=2, log_every=1, warmup_steps=1)
-    small = small.replace(data=small.data.replace(source=str(text)), training=training)
-    path = tmp_path / "small.yaml"
-    path.write_text(small.to_yaml())
-    return str(path)
-
-
-@pytest.fixture
-def study(recipe: str) -> Study:
-    return load_study(recipe)
-
-
-class FakeTraining:
-    """Leaves what training leaves, but for the checkpoints, in no time."""
-
-    def __init__(self) -> None:
-        self.trained: list[str] = []
-        self.corpora: set[int] = set()
-        self.fails: dict[str, BaseException] = {}
-
-    def __call__(self, recipe: Recipe, folder: Path, *, corpus, device, progress, workshop) -> TrainingResult:
-        self.trained.append(folder.name)
-        self.corpora.add(id(corpus))
-        run = RunFolder(folder)
-        run.claim(recipe)
-        if folder.name in self.fails:
-            raise self.fails[folder.name]
-        lines = []
-        for step in range(4):
-            position = {
-                "step": step,
-                "tokens": step * 256,
-                "flops": step * 10**6,
-                "seconds": step / 10,
-                "loss": 5.0 - step,
-            }
-            lines.append({"kind": "validation", **position, "bits_per_byte": 8.0 - step})
-            lines += [{"kind": "train", **position, "tokens_per_second": 2560.0}] if step else []
-        run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        result = TrainingResult(
-            folder=folder, parameters=1000, steps=3, tokens=768, flops=3 * 10**6, seconds=0.3, tokens_per_second=2560.0,
-            compile_seconds=1.5, graph_breaks=0, recompiles=0, final_loss=2.0, final_validation_loss=2.0,
-            final_bits_per_byte=5.0, best_bits_per_byte=4.9, corpus_hash=corpus.hash,
-        )  # fmt: skip
-        run.finish(result)
-        return result
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr("zoo.study.work.train", fake)
-    return fake
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves the time of drawing."""
-    for module in ("page", "report"):
-        monkeypatch.setattr(f"zoo.study.{module}.render", lambda *arguments: b"<svg/>")
 
 
 def files_in(folder: Path) -> list[str]:

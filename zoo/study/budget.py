@@ -23,6 +23,7 @@ def steps_within(budget: Budget, recipe: Recipe) -> int | None:
     """
     if budget.seconds is not None:
         return None
+    given: float
     if budget.tokens is not None:
         given, step, unit = budget.tokens, recipe.training.tokens_per_step, "tokens"
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from zoo.study.divergence import read_divergence
 from zoo.study.halving import read_stop
 from zoo.study.measure import summarise_variant
-from zoo.study.pace import read_pace
+from zoo.study.pace import Pace, read_pace
 from zoo.study.results import Divergence, EarlyStop
 from zoo.study.setting import now
 from zoo.study.summary import StudySummary
@@ -53,11 +53,17 @@ def collect(setting: StudySummary, part: Part, folders: Sequence[Path]) -> Study
         finished = {run.name: place for run in variant.runs if (place := _place(run, folders)) is not None}
         given_up = {run.name: end for run in variant.runs if run.name not in finished and (end := _end(run, folders))}
         for end in given_up.values():
-            (stopped if isinstance(end, EarlyStop) else lost).append(end)
+            if isinstance(end, EarlyStop):
+                stopped.append(end)
+            else:
+                lost.append(end)
         if left := len(variant.runs) - len(finished) - len(given_up):
             waiting[variant.name] = left
         if counted := _counted(variant, set(finished), [end.learning_rate for end in given_up.values()]):
-            summaries.append(summarise_variant(counted, finished, setting))
+            pace = _pace(variant, folders)
+            compiled = 0.0 if pace is None else pace.compile_seconds
+            summary = summarise_variant(counted, finished, setting)
+            summaries.append(summary.replace(pace_compile_seconds=compiled))
     first = _paced(part.variants[0], folders)
     return setting.replace(
         variants=tuple(summaries), divergences=tuple(lost), stopped=tuple(stopped), waiting=waiting, date=now(),
@@ -67,9 +73,13 @@ def collect(setting: StudySummary, part: Part, folders: Sequence[Path]) -> Study
 
 def _paced(variant: Variant, folders: Sequence[Path]) -> Variant:
     """Return a variant with the steps that its first measured pace gives it."""
-    paces = (read_pace(folder / variant.folder) for folder in folders) if variant.seconds is not None else ()
-    pace = next((each for each in paces if each is not None), None)
+    pace = _pace(variant, folders)
     return variant if pace is None else variant.at_pace(pace.seconds_per_step)
+
+
+def _pace(variant: Variant, folders: Sequence[Path]) -> Pace | None:
+    paces = (read_pace(folder / variant.folder) for folder in folders) if variant.seconds is not None else ()
+    return next((each for each in paces if each is not None), None)
 
 
 def _place(run: Run, folders: Sequence[Path]) -> Path | None:

@@ -63,7 +63,7 @@ def _match_state(recipe: Recipe, first: Recipe) -> Recipe:
         return recipe
     if isinstance(recipe.mixer, SlidingWindowConfig):
         matched = _nearest(lambda window: _with_mixer(recipe, window=window), recipe.training.context_length, target)
-    elif "head_width" in type(recipe.mixer).model_fields:
+    elif {"heads", "head_width"} <= set(type(recipe.mixer).model_fields):
         matched = _nearest(lambda width: _with_heads(recipe, width), _WIDEST_HEAD, target)
     else:
         matched = recipe

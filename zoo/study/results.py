@@ -162,6 +162,8 @@ class VariantSummary(Config):
     """Bytes of one sequence's state while decoding, one entry for each of `StudySummary.state_contexts`."""
     tokens: int
     """Tokens that each run trained on."""
+    pace_compile_seconds: float = 0.0
+    """Of the compiler, before the first run, where the time of a step was measured."""
     runs: tuple[RunSummary, ...] = Field(min_length=1)
 
     @property
@@ -232,7 +234,7 @@ class VariantSummary(Config):
     @property
     def compile_seconds(self) -> float:
         """Of all runs: the same model at another rate or from another seed need not compile again."""
-        return sum(run.compile_seconds for run in self.runs)
+        return self.pace_compile_seconds + sum(run.compile_seconds for run in self.runs)
 
     @property
     def graph_breaks(self) -> int:
