@@ -17,7 +17,7 @@ from zoo.mixers import mixers
 from zoo.report.plots import DARK, LIGHT, Theme, _spread
 from zoo.study.colors import color_of
 from zoo.study.plots import PLOTS, Plot, numbers_of, plots_of, render
-from zoo.study.results import Accuracy, PositionLoss, RunSummary
+from zoo.study.results import Accuracy, LengthLoss, PositionLoss, RunSummary
 from zoo.study.summary import StudySummary
 
 
@@ -88,7 +88,10 @@ def measured(run: RunSummary, share: float) -> RunSummary:
         for length in (64, 128)
         for pairs in (4, 8)
     ]
-    return run.replace(positions=tuple(positions), accuracy=tuple(accuracy), state_bytes=4096)
+    # The same answers again, by distance, are no further ones.
+    accuracy += [Accuracy(length=64, pairs=4, distance=distance, accuracy=0.0, answers=40) for distance in (2, 4)]
+    lengths = [LengthLoss(length=length, loss=3.0, bits_per_byte=2.5, tokens=8) for length in (64, 128)]
+    return run.replace(positions=tuple(positions), lengths=tuple(lengths), accuracy=tuple(accuracy), state_bytes=4096)
 
 
 def test_what_was_measured_is_drawn_and_written(
@@ -99,7 +102,8 @@ def test_what_was_measured_is_drawn_and_written(
     plots = {plot.name: plot for plot in plots_of(summary)}
     assert set(plots) == {
         *(plot.name for plot in PLOTS),
-        *("accuracy-by-state", "accuracy-by-length", "accuracy-by-pairs", "loss-by-position"),
+        *("accuracy-by-state", "accuracy-by-length", "accuracy-by-pairs", "accuracy-by-distance"),
+        *("loss-by-position", "loss-by-length"),
     }
     for plot in plots.values():
         assert render(plot, summary, LIGHT, "pdf").startswith(b"%PDF")
@@ -108,6 +112,8 @@ def test_what_was_measured_is_drawn_and_written(
     rows = numbers_of(plots["accuracy-by-pairs"], summary).splitlines()
     assert rows[0] == "variant,pairs,accuracy,lowest,highest"
     assert float(rows[1].split(",")[2]) == pytest.approx((0.5 + 0.75) / 8)
+    rows = numbers_of(plots["loss-by-length"], summary).splitlines()
+    assert rows[1] == "softmax,64,2.5,2.5,2.5"
     assert numbers_of(plots["accuracy-by-state"], summary).splitlines()[1].startswith("softmax,4096,0,")
 
 

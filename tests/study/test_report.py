@@ -64,7 +64,13 @@ def test_another_study_is_not_put_together(several: Study, training: FakeTrainin
 def test_what_a_run_measured_is_read_and_what_it_did_not_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("{}")
-    assert _measures(path) == {"positions": (), "accuracy": (), "state_bytes": None, "peak_memory_bytes": None}
+    assert _measures(path) == {
+        "positions": (),
+        "lengths": (),
+        "accuracy": (),
+        "state_bytes": None,
+        "peak_memory_bytes": None,
+    }
     accuracy = {"length": 64, "pairs": 4, "distance": None, "depth": None, "accuracy": 0.5, "answers": 8}
     positions = {"start": 0, "end": 1, "loss": 5.5, "tokens": 12}
     path.write_text(json.dumps({"accuracy": [accuracy], "positions": [positions], "state_bytes": 12}))

@@ -10,14 +10,16 @@ from zoo.report.numbers import short_length, size
 from zoo.report.plots import Theme, label_ends
 from zoo.study.colors import color_of, line_of
 from zoo.study.fills import short
-from zoo.study.results import RunSummary, VariantSummary
+from zoo.study.results import Accuracy, VariantSummary
 from zoo.study.summary import StudySummary
 
 __all__ = [
     "accuracies_by",
     "fill_accuracy_by",
     "fill_accuracy_by_state",
+    "fill_lengths",
     "fill_positions",
+    "losses_by_length",
     "losses_by_position",
     "state_of",
 ]
@@ -32,12 +34,22 @@ def losses_by_position(variant: VariantSummary) -> dict[tuple[int, int], list[fl
     return dict(sorted(found.items()))
 
 
+def losses_by_length(variant: VariantSummary) -> dict[int, list[float]]:
+    """Return, by context length, the losses of the chosen runs in the study's unit."""
+    found: dict[int, list[float]] = {}
+    for run in variant.chosen:
+        for each in run.lengths:
+            found.setdefault(each.length, []).append(each.bits_per_byte)
+    return dict(sorted(found.items()))
+
+
 def accuracies_by(variant: VariantSummary, quantity: str) -> dict[float, list[float]]:
     """Return, by a quantity such as `pairs`, the share of right answers in each of the chosen runs."""
     found: dict[float, list[float]] = {}
     for run in variant.chosen:
-        for value in sorted({getattr(each, quantity) for each in run.accuracy} - {None}):
-            found.setdefault(value, []).append(_share(run, quantity, value))
+        entries = run.accuracy if quantity == "distance" else run.answers
+        for value in sorted({getattr(each, quantity) for each in entries} - {None}):
+            found.setdefault(value, []).append(_share(entries, quantity, value))
     return dict(sorted(found.items()))
 
 
@@ -54,6 +66,15 @@ def fill_positions(axes: Axes, summary: StudySummary, theme: Theme) -> None:
     _draw_lines(axes, drawn, summary, theme)
     _tick(axes, sorted({end for each in drawn.values() for end in each}))
     axes.set(xlabel="position in the document (tokens)", ylabel="loss (nats per token)")
+
+
+def fill_lengths(axes: Axes, summary: StudySummary, theme: Theme) -> None:
+    """Plot the loss over the context length, with a band over seeds."""
+    axes.set_xscale("log", base=2)
+    lines = {variant.name: losses_by_length(variant) for variant in summary.variants}
+    _draw_lines(axes, {name: each for name, each in lines.items() if each}, summary, theme)
+    _tick(axes, sorted({length for each in lines.values() for length in each}))
+    axes.set(xlabel="context (tokens)", ylabel=f"validation loss ({summary.unit})")
 
 
 def fill_accuracy_by(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str, label: str) -> None:
@@ -108,7 +129,7 @@ def _tick(axes: Axes, places: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _share(run: RunSummary, quantity: str, value: float) -> float:
-    chosen = [each for each in run.accuracy if getattr(each, quantity) == value]
+def _share(entries: Sequence[Accuracy], quantity: str, value: float) -> float:
+    chosen = [each for each in entries if getattr(each, quantity) == value]
     answers = sum(each.answers for each in chosen)
     return sum(each.accuracy * each.answers for each in chosen) / answers if answers else 0.0

@@ -15,7 +15,7 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.reading import read_regular
 from zoo.report.thinning import evenly
 from zoo.study.machine import read_machine
-from zoo.study.results import Accuracy, Curve, PositionLoss, RunSummary, VariantSummary
+from zoo.study.results import Accuracy, Curve, LengthLoss, PositionLoss, RunSummary, VariantSummary
 from zoo.study.summary import CorpusSummary, StudySummary
 from zoo.study.variants import Run, Variant
 from zoo.training import TrainingResult, load_result, read_metrics
@@ -135,6 +135,7 @@ def _measures(path: Path) -> dict[str, Any]:
     try:
         return {
             "positions": tuple(PositionLoss.from_mapping(each) for each in found.get("positions", ())),
+            "lengths": tuple(LengthLoss.from_mapping(each) for each in found.get("lengths", ())),
             "accuracy": tuple(Accuracy.from_mapping(each) for each in found.get("accuracy", ())),
             "state_bytes": found.get("state_bytes"),
             "peak_memory_bytes": found.get("peak_memory_bytes"),

@@ -4,21 +4,20 @@ The number then stands: every seed and rate has the same schedule, and a run tha
 Following the clock instead would give each run its own length, and a resumed one another than an undisturbed one.
 """
 
-import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
-
-from zoo.compiling.report import compiling_seconds, naming_compile_errors
+from zoo.compiling.report import compiling_seconds
 from zoo.config import Config, load_yaml
 from zoo.data import Corpus
 from zoo.report.files import locked, replace_file
+from zoo.study.paused import Paused
 from zoo.study.variants import Variant
-from zoo.training.distributed import join_processes
-from zoo.training.engine import Engine
-from zoo.training.memory import advice, naming_memory_errors
-from zoo.training.optimizer import deterministic_on_cpu
+from zoo.training import SilentProgress, train
 from zoo.training.workshop import Workshop
 
 __all__ = ["Pace", "find_pace", "read_pace"]
@@ -46,13 +45,13 @@ def read_pace(folder: Path) -> Pace | None:
     return Pace.from_mapping(load_yaml(path), str(path)) if path.exists() else None
 
 
-def find_pace(variant: Variant, folder: Path, corpus: Corpus, device: str | None, workshop: Workshop) -> Pace:
+def find_pace(variant: Variant, folder: Path, corpus: Corpus | None, device: str | None, workshop: Workshop) -> Pace:
     """Return a variant's pace, measured now where it was not before.
 
     Args:
         variant: on a budget of seconds.
         folder: of its study.
-        corpus: what it trains on.
+        corpus: what it trains on; None for what training makes by itself.
         device: by default a GPU if there is one, else the CPU.
         workshop: keeps the model that is compiled here for the runs.
 
@@ -69,30 +68,47 @@ def find_pace(variant: Variant, folder: Path, corpus: Corpus, device: str | None
         return pace
 
 
-def _measure(variant: Variant, corpus: Corpus, device: str | None, workshop: Workshop) -> Pace:
+def _measure(variant: Variant, corpus: Corpus | None, device: str | None, workshop: Workshop) -> Pace:
+    """Train some steps in a folder that is thrown away."""
     recipe = variant.runs[0].recipe
-    with join_processes(device) as processes, torch.random.fork_rng(devices=processes.gpus):
-        torch.manual_seed(recipe.training.seed)
-        with naming_memory_errors(advice(recipe.training)), naming_compile_errors():
-            objective = workshop.objective(recipe, processes)
-            before = compiling_seconds()
-            with deterministic_on_cpu(processes.device):
-                engine = Engine(objective, recipe.training, corpus, processes)
-                _timed(engine, 1)  # which compiles
-                compiled = compiling_seconds() - before
-                times = _times(engine, _SHARE * (variant.seconds or 0))
-    return Pace(seconds_per_step=median(times), timed_steps=len(times), compile_seconds=max(0.0, compiled))
+    # Every step has a line of metrics, which waits for it; nothing is evaluated or saved between two of them.
+    steps = _MOST + 2
+    training = recipe.training.replace(
+        warmup_steps=0, steps=steps, log_every=1, evaluate_every=steps, checkpoint_every=steps, tensorboard=False
+    )
+    timer = _Timer(_SHARE * (variant.seconds or 0))
+    with TemporaryDirectory() as folder, suppress(Paused):
+        train(
+            recipe.replace(training=training), Path(folder) / "pace", corpus=corpus, device=device, progress=timer,
+            workshop=workshop,
+        )  # fmt: skip
+    compiled = compiling_seconds() if training.compile else 0.0
+    return Pace(seconds_per_step=median(timer.times), timed_steps=len(timer.times), compile_seconds=compiled)
 
 
-def _times(engine: Engine, seconds: float) -> list[float]:
-    _timed(engine, 2)  # the first that is only a step
-    times: list[float] = []
-    while len(times) < _FEWEST or (len(times) < _MOST and sum(times) < seconds):
-        times.append(_timed(engine, 3 + len(times)))
-    return times
+class _Timer(SilentProgress):
+    """Takes the time of steps after the first, which compiles and warms up, and ends training after enough of them.
 
+    Args:
+        seconds: that the timed steps take at most, once there are a few.
+    """
 
-def _timed(engine: Engine, step: int) -> float:
-    started = time.perf_counter()
-    engine.step(step).tolist()  # which waits for the device
-    return time.perf_counter() - started
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._before = seconds, 0.0
+        self.times: list[float] = []
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """See `ProgressReporter`."""
+        if record["kind"] == "train":
+            if record["step"] > 1:
+                self.times.append(record["seconds"] - self._before)
+            self._before = record["seconds"]
+
+    def advance(self, step: int) -> None:
+        """See `ProgressReporter`.
+
+        Raises:
+            Paused: enough steps are timed.
+        """
+        if len(self.times) >= _FEWEST and (len(self.times) >= _MOST or sum(self.times) >= self._seconds):
+            raise Paused

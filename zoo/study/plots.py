@@ -15,7 +15,9 @@ from zoo.study.fills_of_measures import (
     accuracies_by,
     fill_accuracy_by,
     fill_accuracy_by_state,
+    fill_lengths,
     fill_positions,
+    losses_by_length,
     losses_by_position,
     state_of,
 )
@@ -63,6 +65,8 @@ def plots_of(summary: StudySummary) -> tuple[Plot, ...]:
     chosen = [*PLOTS]
     if any(run.positions for run in runs):
         chosen.append(_POSITIONS)
+    if any(run.lengths for run in runs):
+        chosen.append(_LENGTHS)
     if any(run.accuracy for run in runs):
         chosen = [
             _ACCURACY_BY_STATE,
@@ -117,6 +121,12 @@ def _position_rows(variant: VariantSummary, _summary: StudySummary) -> _Rows:
     for (start, end), losses in losses_by_position(variant).items():
         yield {"start": start, "end": end, "nats_per_token": fmean(losses), "lowest": min(losses),
                "highest": max(losses)}  # fmt: skip
+
+
+def _length_rows(variant: VariantSummary, summary: StudySummary) -> _Rows:
+    for length, losses in losses_by_length(variant).items():
+        unit = summary.unit.replace(" ", "_")
+        yield {"length": length, unit: fmean(losses), "lowest": min(losses), "highest": max(losses)}
 
 
 def _accuracy_rows(variant: VariantSummary, _summary: StudySummary, *, quantity: str) -> _Rows:
@@ -174,6 +184,14 @@ _POSITIONS = Plot(
     "What each mixer makes of what came before in the document: the further down a line goes, the more.",
     fill_positions,
     _position_rows,
+)
+
+_LENGTHS = Plot(
+    "loss-by-length",
+    "Loss by context length",
+    "What each mixer makes of shorter and longer contexts than it was trained at.",
+    fill_lengths,
+    _length_rows,
 )
 
 _ACCURACY_BY_STATE = Plot(

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from zoo.report.numbers import clock, counted
 from zoo.report.terminal import printable
+from zoo.study.paused import Paused
 from zoo.study.status import RunProgress, StudyStatus
 
-__all__ = ["Paused", "StudyProgress", "Watched", "overall"]
+__all__ = ["StudyProgress", "Watched", "overall"]
 
 _INTERVAL = 30.0  # seconds between two lines where there is no terminal
 
@@ -112,10 +113,6 @@ class Watched:
         self._status = _moved(self._status, self._name, step, seconds)
         latest = [self._numbers[key] for key in ("loss", "bits", "speed") if key in self._numbers]
         self._shown.show(self._status, "  ".join(latest))
-
-
-class Paused(Exception):  # noqa: N818 (no error: a run waits for others)
-    """Raised to end a run's training where it has to wait."""
 
 
 def _line(run: RunProgress) -> str:

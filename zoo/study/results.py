@@ -9,7 +9,17 @@ from pydantic import Field, model_validator
 from zoo.config import Config
 from zoo.study.statistics import half_interval
 
-__all__ = ["Accuracy", "Curve", "Divergence", "EarlyStop", "Machine", "PositionLoss", "RunSummary", "VariantSummary"]
+__all__ = [
+    "Accuracy",
+    "Curve",
+    "Divergence",
+    "EarlyStop",
+    "LengthLoss",
+    "Machine",
+    "PositionLoss",
+    "RunSummary",
+    "VariantSummary",
+]
 
 
 class Curve(Config):
@@ -77,6 +87,16 @@ class PositionLoss(Config):
     tokens: int
 
 
+class LengthLoss(Config):
+    """The loss of text at another context length than that of training."""
+
+    length: int
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    tokens: int
+
+
 class Accuracy(Config):
     """The share of right answers in a task, of some difficulty; None where the task does not have it."""
 
@@ -112,6 +132,7 @@ class RunSummary(Config):
     training: Curve
     machine: Machine
     positions: tuple[PositionLoss, ...] = ()
+    lengths: tuple[LengthLoss, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     state_bytes: int | None = None
     """Of the tensors of one sequence's state, as measured."""
@@ -121,8 +142,13 @@ class RunSummary(Config):
     @property
     def overall_accuracy(self) -> float | None:
         """The share of all answers that are right; None where nothing was asked."""
-        answers = sum(each.answers for each in self.accuracy)
-        return sum(each.accuracy * each.answers for each in self.accuracy) / answers if answers else None
+        answers = sum(each.answers for each in self.answers)
+        return sum(each.accuracy * each.answers for each in self.answers) / answers if answers else None
+
+    @property
+    def answers(self) -> tuple[Accuracy, ...]:
+        """The accuracies in which every answer counts once: those by distance tell of the same answers again."""
+        return tuple(each for each in self.accuracy if each.distance is None) or self.accuracy
 
 
 class Divergence(Config):

@@ -47,7 +47,7 @@ def describe(study: Study, part: Part, corpus: Corpus | None) -> StudySummary:
         study_yaml=study.to_yaml(),
         command=study_command(study),
         date=now(),
-        unit=loss_unit(recipe.data) if part.is_text else "bits per token",
+        unit=loss_unit(recipe.data) if part.is_text else "bits per answer",
         task=part.task,
         match=study.match,
         budget="" if budget is None else str(budget),

@@ -11,7 +11,8 @@ from zoo.study.divergence import keep_divergence, read_divergence
 from zoo.study.halving import allowed_steps, read_stop
 from zoo.study.machine import describe_machine, write_machine
 from zoo.study.pace import find_pace
-from zoo.study.progress import Paused, StudyProgress, Watched
+from zoo.study.paused import Paused
+from zoo.study.progress import StudyProgress, Watched
 from zoo.study.status import look
 from zoo.study.variants import Part, Run, Variant
 from zoo.training import train
@@ -81,7 +82,7 @@ class Worker:
         """Train what there is of a variant, and yield for each of its runs that had not ended whether it was taken."""
         if variant.seconds is not None and not (variant.is_paced and self._have_all_ended(variant)):
             try:
-                pace = find_pace(variant, self._folder, self._corpus(part), self._device, self._workshop)
+                pace = find_pace(variant, self._folder, self._corpora(part), self._device, self._workshop)
             except InUseError:
                 yield False
                 return
@@ -123,12 +124,6 @@ class Worker:
         except ZooError as error:
             raise TrainingError(f"variant {run.name!r}: {error}") from error
         return True
-
-    def _corpus(self, part: Part) -> Corpus:
-        corpus = self._corpora(part)
-        if corpus is None:
-            raise TrainingError(f"task {part.task!r}: a budget of seconds needs a text to measure the pace on")
-        return corpus
 
     def _have_all_ended(self, variant: Variant) -> bool:
         return all(has_ended(run, self._folder) for run in variant.runs)

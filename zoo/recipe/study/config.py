@@ -174,7 +174,7 @@ class Study(Config):
     def task_overrides(self, task: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the overrides of a recipe that make it one of a task, with what is measured there."""
         chosen = [] if task == TEXT else [f"task={json.dumps(task)}"]
-        if self.evaluate.positions:
+        if self.evaluate.positions and task == TEXT:  # what has no documents has no positions in them
             chosen.append("evaluation.positions=true")
         if self.evaluate.lengths:
             chosen.append(f"evaluation.lengths={json.dumps(self.evaluate.lengths)}")
@@ -187,5 +187,10 @@ class Study(Config):
 
 def task_name(task: Mapping[str, Any]) -> str:
     """Return what a task is called, on pages and as a folder: its kind and its options."""
-    options = [f"{key}={json.dumps(value)}" for key, value in task.items() if key != "kind"]
+    options = [f"{key}={_written(value)}" for key, value in task.items() if key != "kind"]
     return re.sub(r"[^A-Za-z0-9 ._+=-]+", "-", " ".join([task["kind"], *options])).strip("-. ")[:120]
+
+
+def _written(value: Any) -> str:
+    """Write an option such that most of it can stand in a folder's name."""
+    return "+".join(map(_written, value)) if isinstance(value, list | tuple) else str(value)
