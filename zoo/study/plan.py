@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from zoo.accounting import account
 from zoo.recipe.study import Study
-from zoo.report.numbers import count, counted, duration, size
+from zoo.report.numbers import count, counted, duration, hours, size
 from zoo.report.tables import plain_table
 from zoo.study.collect import is_finished
 from zoo.study.memory import training_bytes
@@ -97,6 +97,7 @@ def print_plan(study: Study, planned: Sequence[PlannedVariant], console: Console
         table = plain_table(
             "variant", "para-\nmeters", "state", "FLOPs/\ntoken", "tokens", "steps", "runs", "memory", "time"
         )
+        table.columns[0].overflow = "fold"  # of a long name, all is shown
         for each in planned:
             if each.task == task:
                 table.add_row(escape(each.name), *_cells(each))
@@ -122,5 +123,5 @@ def _cells(each: PlannedVariant) -> list[str]:
         "-" if each.steps is None else f"{each.steps:,}",
         str(each.runs),
         size(each.memory),
-        "-" if each.seconds is None else duration(each.seconds),
+        "-" if each.seconds is None else hours(each.seconds),
     ]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from zoo.report.numbers import clock, counted
+from zoo.report.numbers import counted, hours
 from zoo.report.terminal import printable
 from zoo.study.paused import Paused
 from zoo.study.status import RunProgress, StudyStatus
@@ -27,7 +27,7 @@ def overall(status: StudyStatus) -> str:
         parts.append(f"{running} in training")
     left = status.seconds_left
     if status.ended < len(status.runs) and left is not None:
-        parts.append(f"{clock(left)} left")
+        parts.append(f"{hours(left)} left")
     return ", ".join(parts)
 
 
