@@ -13,7 +13,7 @@ from zoo.study import StudySummary
 from zoo.study.progress import Watched
 from zoo.training import LineProgress, read_metrics, run_status
 
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
 class Sending(LineProgress):

@@ -173,3 +173,17 @@ def test_labels_are_apart_and_in_order(anchors: list[float]) -> None:
 def test_pyplot_is_left_alone() -> None:
     code = "import sys, zoo.study.plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_label_stands_at_the_height_of_its_lines_end(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    summary = make_summary(make_variant("softmax", runs=(measured(make_run(2.0), 0.4),)))
+    for plot in plots_of(summary):
+        if plot.name.startswith("accuracy-by-") and plot.name != "accuracy-by-state":
+            axes = Figure().add_subplot()
+            plot.fill(axes, summary, LIGHT)
+            line = axes.get_lines()[0]
+            (label,) = axes.texts
+            height = axes.transAxes.inverted().transform(axes.transData.transform((1, line.get_ydata()[-1])))[1]
+            assert label.get_position()[1] == pytest.approx(height, abs=0.02)

@@ -63,18 +63,20 @@ def fill_positions(axes: Axes, summary: StudySummary, theme: Theme) -> None:
     axes.set_xscale("log", base=2)
     lines = {variant.name: losses_by_position(variant) for variant in summary.variants}
     drawn = {name: {end: losses for (_, end), losses in each.items()} for name, each in lines.items() if each}
-    _draw_lines(axes, drawn, summary, theme)
+    ends = _draw_lines(axes, drawn, summary, theme)
     _tick(axes, sorted({end for each in drawn.values() for end in each}))
     axes.set(xlabel="position in the document (tokens)", ylabel="loss (nats per token)")
+    label_ends(axes, ends)
 
 
 def fill_lengths(axes: Axes, summary: StudySummary, theme: Theme) -> None:
     """Plot the loss over the context length, with a band over seeds."""
     axes.set_xscale("log", base=2)
     lines = {variant.name: losses_by_length(variant) for variant in summary.variants}
-    _draw_lines(axes, {name: each for name, each in lines.items() if each}, summary, theme)
+    ends = _draw_lines(axes, {name: each for name, each in lines.items() if each}, summary, theme)
     _tick(axes, sorted({length for each in lines.values() for length in each}))
     axes.set(xlabel="context (tokens)", ylabel=f"validation loss ({summary.unit})")
+    label_ends(axes, ends)
 
 
 def fill_accuracy_by(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str, label: str) -> None:
@@ -82,10 +84,11 @@ def fill_accuracy_by(axes: Axes, summary: StudySummary, theme: Theme, *, quantit
     values = {variant.name: accuracies_by(variant, quantity) for variant in summary.variants}
     if quantity != "depth":
         axes.set_xscale("log", base=2)
-    _draw_lines(axes, {name: each for name, each in values.items() if each}, summary, theme)
+    ends = _draw_lines(axes, {name: each for name, each in values.items() if each}, summary, theme)
     if quantity != "depth":
         _tick(axes, sorted({place for each in values.values() for place in each}))
     axes.set(xlabel=label, ylabel="accuracy", ylim=(-0.02, 1.02))
+    label_ends(axes, ends)
 
 
 def fill_accuracy_by_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:
@@ -109,7 +112,8 @@ def fill_accuracy_by_state(axes: Axes, summary: StudySummary, theme: Theme) -> N
 def _draw_lines(
     axes: Axes, lines: dict[str, dict[int, list[float]]] | dict[str, dict[float, list[float]]], summary: StudySummary,
     theme: Theme,
-) -> None:  # fmt: skip
+) -> list[tuple[str, float, str]]:  # fmt: skip
+    """Draw a line for each variant, and return what is to stand at its end."""
     ends = []
     for name, values in lines.items():
         color = color_of(name, summary, theme)
@@ -119,7 +123,7 @@ def _draw_lines(
             low, high = ([chosen(each) for each in values.values()] for chosen in (min, max))
             axes.fill_between(list(values), low, high, color=color, alpha=0.18, linewidth=0)
         ends.append((f"{short(name)} {means[-1]:.3f}", means[-1], color))
-    label_ends(axes, ends)
+    return ends
 
 
 def _tick(axes: Axes, places: Sequence[float]) -> None:
