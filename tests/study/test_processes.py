@@ -1,5 +1,8 @@
 """Several processes of one study: all is trained once, and what stops one stops all of them."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,24 @@ def test_after_some_seconds_it_stops_and_goes_on_later(quick: Study, tmp_path: P
     with pytest.raises(Interruption, match=r"^stopped by SIGUSR1 after step \d+, which is saved$"):
         run_study(longer, tmp_path, progress=False, seconds=2.0)
     assert run_status(tmp_path / "a") == "unfinished"
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_gone(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(study.overridden(["training.steps=1000000"]).to_yaml())
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    member = [
+        sys.executable,
+        "-m",
+        "zoo.study.member",
+        str(tmp_path),
+        "0",
+        "1",
+        "0",
+        "cpu",
+        gone.stdout.decode().strip(),
+    ]
+    ended = subprocess.run(member, capture_output=True, timeout=300)
+    assert ended.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("device", ["cpu", None])

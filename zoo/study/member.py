@@ -19,9 +19,9 @@ __all__ = ["main"]
 _GLANCE = 1.0  # seconds between two looks at whether the process that started this one is there
 
 
-def main(folder: str, number: str, count: str, early_stop: str, device: str) -> int:
-    """Train runs of the study in a folder until none is left, and return the exit code."""
-    _end_with(os.getppid())
+def main(folder: str, number: str, count: str, early_stop: str, device: str, parent: str) -> int:
+    """Train runs of the study in a folder until none is left or the parent is gone, and return the exit code."""
+    _end_with(int(parent))
     torch.set_num_threads(1)
     place = Path(folder)
     try:

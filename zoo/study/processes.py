@@ -71,7 +71,7 @@ class Crew:
                 log.close()
 
     def _start(self, number: int, count: int) -> None:
-        options = [str(self._folder), str(number), str(count), str(int(self._early_stop)), self._device_of(number)]
+        options = map(str, (self._folder, number, count, int(self._early_stop), self._device_of(number), os.getpid()))
         log = tempfile.TemporaryFile()  # noqa: SIM115 (closed when all have ended)
         process = subprocess.Popen(
             [sys.executable, "-m", "zoo.study.member", *options],
