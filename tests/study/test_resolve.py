@@ -7,8 +7,9 @@ import pytest
 from zoo.accounting import account, count_parameters
 from zoo.errors import ConfigError, FaultsError
 from zoo.recipe import Recipe
-from zoo.recipe.study import Budget, Study
+from zoo.recipe.study import Budget, Measures, Study, load_study
 from zoo.study.budget import flops_per_step
+from zoo.study.options import differing_options
 from zoo.study.pace import Pace
 from zoo.study.resolve import resolve_study
 from zoo.study.variants import Variant
@@ -140,8 +141,29 @@ def test_tasks_have_folders_of_their_own(study: Study) -> None:
     assert study.task_overrides(TEXT) == ()
 
 
-@pytest.mark.skipif("task" not in Recipe.model_fields, reason="recipes have no tasks yet")
+with_tasks = pytest.mark.skipif("task" not in Recipe.model_fields, reason="recipes have no tasks yet")
+
+
+@with_tasks
 def test_a_study_of_several_tasks_is_resolved(study: Study) -> None:
-    text, recall = resolve_study(study.replace(tasks=("text", "mqar"), variants={"a": ("mixer=linear",)}))
-    assert (text.folder, recall.folder) == ("text", "mqar")
-    assert recall.variants[0].runs[0].name == "mqar/a"
+    recall = {"kind": "mqar", "train_lengths": [64], "test_lengths": [64]}
+    both = study.replace(tasks=("text", recall), variants={"a": ("mixer=linear",)})
+    first, second = resolve_study(both.replace(evaluate=Measures(positions=True)))
+    assert (first.folder, second.folder) == ("text", "mqar train_lengths=64 test_lengths=64")
+    assert second.variants[0].runs[0].name == "mqar train_lengths=64 test_lengths=64/a"
+    with pytest.raises(ConfigError, match=r"^task 'mqar', variant 'a': .*training.context_length: must be at least "):
+        resolve_study(both.replace(tasks=("text", "mqar")))
+
+
+@with_tasks
+def test_the_study_of_recall_is_whole() -> None:
+    (part,) = resolve_study(load_study("recall"))
+    assert len(part.variants) == 10
+    assert not part.is_text
+
+
+@pytest.mark.parametrize("name", ["four-mixers", "four-mixers-rates"])
+def test_variants_of_a_packaged_study_differ_in_nothing_but_the_mixer(name: str) -> None:
+    (part,) = resolve_study(load_study(name))
+    differing = {option.key for option in differing_options(part.variants)}
+    assert differing <= {"model.feed_forward_width", "training.learning_rate"}
