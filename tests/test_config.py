@@ -312,3 +312,29 @@ def test_any_text_as_an_override_is_taken_or_refused_in_one_line(text: str) -> N
 @given(st.sampled_from(sorted(Drawing.dotted_keys())), plain)
 def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> None:
     taken_or_refused_in_one_line(f"{key}={dump_yaml({'v': value})[3:]}")
+
+
+def test_all_faults_of_a_mapping_are_told_at_once() -> None:
+    from zoo.recipe import Recipe
+
+    values = {
+        "name": "a",
+        "modle": {},
+        "model": {"width": 0, "heds": 2, "vocab_size": 257},
+        "training": {"steps": -1, "setps": 3},
+        "mixer": {"name": "power", "q": 3},
+    }
+    lines = Recipe.faults_of(values, "a.yaml")
+    keys = [line.partition(": ")[2].partition(":")[0] for line in lines]
+    assert sorted(keys[:4]) == ["mixer.q", "model.heds", "modle", "training.setps"]
+    assert sorted(keys[4:]) == ["model.heads", "model.layers", "model.width", "training.steps"]
+    assert all(line.startswith("a.yaml: ") for line in lines)
+    assert "modle" in values
+    assert (
+        Recipe.faults_of(
+            Recipe.from_mapping(
+                {"name": "a", "model": {"vocab_size": 257, "width": 8, "layers": 1, "heads": 1}}
+            ).model_dump(mode="json")
+        )
+        == []
+    )

@@ -55,6 +55,26 @@ class Config(pydantic.BaseModel):
             raise ConfigError(f"{source}: {_one_line(error, values)}" if source else _one_line(error, values)) from None
 
     @classmethod
+    def faults_of(cls, values: object, source: str = "") -> list[str]:
+        """Return everything that is wrong with a mapping, each in a line as `from_mapping` says the first of them.
+
+        What stands beside or below an unknown key is looked at too.
+        """
+        rest, lines = copy.deepcopy(values), list[str]()
+        start = f"{source}: " if source else ""
+        while True:
+            try:
+                cls.model_validate(rest)
+                return lines
+            except pydantic.ValidationError as error:
+                details = error.errors(include_url=False)
+                unknown = [detail for detail in details if detail["type"] == "unknown_key"]
+                lines += [f"{start}{line}" for detail in unknown or details for line in _describe_all(detail, rest)]
+                places = [[*_dotted_key(detail["loc"], rest), detail["ctx"]["key"]] for detail in unknown]
+                if not places or not all(_drop(rest, place) for place in places):
+                    return lines
+
+    @classmethod
     def from_yaml(cls, text: str, source: str = "YAML text") -> Self:
         """Parse and validate what `to_yaml` wrote, or a person."""
         return cls.from_mapping(parse_yaml(text, source), source)
@@ -122,9 +142,25 @@ def _name_first(values: Any) -> Any:
 
 
 def _one_line(error: pydantic.ValidationError, values: object) -> str:
-    details = error.errors(include_url=False)
-    more = len(details) - 1
-    return _describe(details[0], values) + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
+    lines = [line for detail in error.errors(include_url=False) for line in _describe_all(detail, values)]
+    more = len(lines) - 1
+    return lines[0] + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
+
+
+def _describe_all(detail: ErrorDetails, values: object) -> list[str]:
+    """Render one pydantic error, which a validator of a whole config may have made of several, as lines."""
+    return _describe(detail, values).splitlines()
+
+
+def _drop(values: Any, place: list[str]) -> bool:
+    """Take a key out of nested mappings, and return whether it was there."""
+    *above, last = place
+    for part in above:
+        values = values.get(part) if isinstance(values, Mapping) else None
+    found = [key for key in values if _printable(key) == last] if isinstance(values, dict) else []
+    for key in found:
+        del values[key]
+    return bool(found)
 
 
 def _describe(detail: ErrorDetails, values: object) -> str:

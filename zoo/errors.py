@@ -10,16 +10,26 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "CorpusError",
+    "FaultsError",
     "InputError",
     "Interruption",
     "TrainingError",
     "ZooError",
     "nearest",
+    "refuse_all",
 ]
 
 
 class ConfigError(ZooError, ValueError):
     """A recipe, study or override that does not describe a valid configuration."""
+
+
+class FaultsError(ConfigError):
+    """Several things that are wrong with a configuration, found at once; each is one line of the text."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("\n".join(self.lines))
 
 
 class CorpusError(ZooError):
@@ -61,3 +71,12 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the candidate closest to `word`, or an empty string when none is close."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def refuse_all(faults: Iterable[str]) -> None:
+    """Raise what was found to be wrong: a `ConfigError` of one line, `FaultsError` of several, nothing for none."""
+    lines = list(dict.fromkeys(faults))
+    if len(lines) == 1:
+        raise ConfigError(lines[0])
+    if lines:
+        raise FaultsError(lines)

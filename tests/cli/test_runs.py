@@ -52,7 +52,10 @@ def test_runs_go_where_they_are_named_by_default(
 
 def test_ablate_compares_mixers(zoo: Callable[..., Result], recipe_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    result = zoo("ablate", recipe_file, "--mixers", "softmax, linear", "--folder", folder, "training.steps=2")
+    result = zoo(
+        *("ablate", recipe_file, "--mixers", "softmax, linear", "--folder", folder, "training.steps=2"),
+        *("--processes", "1"),
+    )
     assert result.exit_code == 0, result.output
     assert "softmax" in result.stdout
     assert str(folder / "index.html") in result.stdout.replace("\n", "")

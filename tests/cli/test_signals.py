@@ -10,22 +10,22 @@ from click.testing import Result
 from rich.console import Console
 
 from zoo.study import StudySummary
+from zoo.study.progress import Watched
 from zoo.training import LineProgress, read_metrics, run_status
 
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
 class Sending(LineProgress):
-    """Sends a signal to this process at the end of step 1 of the model called so, or of any."""
+    """Sends a signal to this process at the end of step 1."""
 
-    number, name = signal.SIGTERM, ""
+    number = signal.SIGTERM
 
     def __init__(self, description: str, console: Console | None = None) -> None:
         super().__init__(description, console or Console(stderr=True))
-        self._is_meant = description.startswith(self.name)
 
     def advance(self, step: int) -> None:
-        if step == 1 and self._is_meant:
+        if step == 1:
             os.kill(os.getpid(), self.number)
 
 
@@ -55,10 +55,15 @@ def test_ablate_leaves_its_page(
     zoo: Callable[..., Result], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "study"
-    command = ("ablate", recipe_file, "--mixers", "softmax,linear", "--folder", folder)
+    command = ("ablate", recipe_file, "--mixers", "softmax,linear", "--folder", folder, "--processes", "1")
+
+    class SendingWatched(Watched):
+        def advance(self, step: int) -> None:
+            if step == 1 and self._name == "linear":
+                os.kill(os.getpid(), signal.SIGTERM)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Sending, "name", "linear")
-        patch.setattr("zoo.study.run.make_progress", Sending)
+        patch.setattr("zoo.study.work.Watched", SendingWatched)
         stopped = zoo(*command)
     assert stopped.exit_code == 143
     assert stopped.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM after step 1, which is saved; the")

@@ -10,17 +10,16 @@ import tempfile
 from pathlib import Path
 
 from .kinds import KINDS
-from .runs import Bench
 
 
 def run(seed: int, share: float) -> int:
     """Try all kinds, print a line for each and one for whatever went wrong, and return how much that was."""
     failures: list[str] = []
     print(f"{'':26}{'tried':>6}{'right':>6}", flush=True)
-    for name, (attempt, cases) in KINDS.items():
+    for name, (attempt, cases, kind) in KINDS.items():
         tried, wrong = max(1, round(cases * share)), []
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(Path(folder), seed)
+            bench = kind(Path(folder), seed)
             for case in range(tried):
                 fault = attempt(bench)
                 wrong += [f"{name}, seed {seed}, case {case}: {fault}"] if fault else []

@@ -6,10 +6,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from .runs import Bench
+from .runs import Bench, StudyBench
 
-__all__ = ["KINDS"]
+__all__ = ["KINDS", "Kind", "kill"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IN_USE = "another process is training here"
@@ -143,11 +144,21 @@ def _change(bench: Bench, path: Path) -> str:
     return kind
 
 
-KINDS: Mapping[str, tuple[Callable[[Bench], str], int]] = {
-    "SIGKILL at any moment": (kill, 80),
-    "SIGINT, SIGTERM, SIGHUP": (stop, 80),
-    "damaged files": (damage, 600),
-    "lost checkpoints": (lose, 40),
-    "starts at once": (race, 20),
+class Kind(NamedTuple):
+    """One kind of fault."""
+
+    attempt: Callable[[Bench], str]
+    cases: int
+    """That are tried."""
+    bench: type[Bench] = Bench
+
+
+KINDS: Mapping[str, Kind] = {
+    "SIGKILL at any moment": Kind(kill, 80),
+    "SIGINT, SIGTERM, SIGHUP": Kind(stop, 80),
+    "damaged files": Kind(damage, 600),
+    "lost checkpoints": Kind(lose, 40),
+    "starts at once": Kind(race, 20),
+    "SIGKILL of a study": Kind(kill, 50, StudyBench),
+    "signals to a study": Kind(stop, 20, StudyBench),
 }
-"""Kinds by name, with how many cases of each are tried."""

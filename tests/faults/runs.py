@@ -14,9 +14,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import zoo.study.page
+import zoo.study.report
 from zoo.builder import shrink
 from zoo.cli import main
 from zoo.recipe import load_recipe
+from zoo.study import StudySummary
 from zoo.training import read_metrics
 
 STEPS = 12
@@ -115,6 +118,32 @@ class Bench:
     def is_straight(self, run: Path) -> bool:
         """Whether a run came to what an undisturbed one comes to, bit by bit."""
         return _outcome(run) == _outcome(self.straight)
+
+
+class StudyBench(Bench):
+    """A study of three runs in place of a run: `zoo study run` by one process, without drawing plots."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        for module in (zoo.study.page, zoo.study.report):
+            vars(module)["render"] = lambda *_arguments: b"<svg/>"
+        super().__init__(folder, seed)
+
+    def arguments(self, run: Path) -> Sequence[str]:
+        options = ["--seeds", "1", "--mixers", "softmax,linear,gated-power", "--processes", "1"]
+        return ["study", "run", str(self.recipe), *options, "--folder", str(run)]
+
+    def is_straight(self, run: Path) -> bool:
+        """Whether every run and the table came to what they come to undisturbed, and each metric stands once."""
+        names = ("softmax", "linear", "gated-power")
+        return all(_outcome(run / name) == _outcome(self.straight / name) for name in names) and (
+            (run / "index.html").is_file() and _losses(run) == _losses(self.straight)
+        )
+
+
+def _losses(study: Path) -> list[float]:
+    summary = StudySummary.from_json((study / "summary.json").read_text())
+    assert summary.unfinished == ()
+    return [variant.final_bits for variant in summary.variants]
 
 
 def _outcome(run: Path) -> object:

@@ -8,20 +8,50 @@ from hypothesis import strategies as st
 from zoo.config import apply_overrides
 from zoo.errors import ConfigError
 from zoo.recipe import load_recipe
-from zoo.recipe.study import DEFAULT_MIXERS, Study, available_studies, load_study, study_command
+from zoo.recipe.study import (
+    DEFAULT_MIXERS,
+    Budget,
+    Study,
+    available_studies,
+    load_study,
+    study_command,
+    task_name,
+)
 
+NORMED = "mixer.query_key_norm=true"
 FOUR = {
-    "softmax": ("mixer=softmax",),
-    "linear": ("mixer=linear",),
-    "power": ("mixer=power", "mixer.p=2"),
-    "gated-power": ("mixer=gated-power", "mixer.p=2"),
+    "softmax": ("mixer=softmax", NORMED),
+    "linear": ("mixer=linear", NORMED),
+    "power": ("mixer=power", "mixer.p=2", NORMED),
+    "gated-power": ("mixer=gated-power", "mixer.p=2", NORMED),
 }
 
 
-def test_the_study_of_the_package() -> None:
-    study = load_study("four-mixers")
-    assert available_studies() == ["four-mixers"]
+def test_the_studies_of_the_package() -> None:
+    assert available_studies() == ["four-mixers", "four-mixers-rates", "recall"]
+    study, rates = load_study("four-mixers"), load_study("four-mixers-rates")
     assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)
+    assert study.seeds == 3
+    assert study.learning_rates.keys() == FOUR.keys()
+    assert (rates.overrides, rates.variants) == (study.overrides, study.variants)
+
+
+def test_a_study_may_say_budget_tasks_measures_and_rates_by_variant() -> None:
+    study = Study.from_yaml(
+        "{name: s, recipe: tiny, variants: {a: {mixer: power}, b: []}, budget: {tokens: 1e6}, match: flops,\n"
+        "tasks: [text, {kind: mqar, pairs: 8, train_lengths: [64, 128]}], learning_rates: {a: 1e-3, b: [1e-3, 2e-3]},\n"
+        "evaluate: {positions: true, lengths: [512, 1024]}}"
+    )
+    assert study.budget == Budget(tokens=1_000_000)
+    assert [task_name(task) for task in study.tasks] == ["text", "mqar pairs=8 train_lengths=64+128"]
+    assert (study.rates_of("a"), study.rates_of("b")) == ((1e-3,), (1e-3, 2e-3))
+    text, recall = study.tasks
+    assert study.task_overrides(text) == ("evaluation.positions=true", "evaluation.lengths=[512, 1024]")
+    assert study.task_overrides(recall) == (
+        'task={"kind": "mqar", "pairs": 8, "train_lengths": [64, 128]}', "evaluation.lengths=[512, 1024]",
+    )  # fmt: skip
+    assert Study.from_yaml(study.to_yaml()) == study
+    assert study_command(study) == "zoo ablate study.yaml"
 
 
 def test_a_recipe_stands_for_the_study_of_its_mixers() -> None:
@@ -78,7 +108,11 @@ def test_a_mapping_is_the_overrides_that_set_it(values: dict[str, object]) -> No
     [
         ("for-mixers", None, r"^unknown study or recipe 'for-mixers' \(did you mean 'four-mixers'\?\)$"),
         ("gpt2-124", None, r"^unknown study or recipe 'gpt2-124' \(did you mean 'gpt2-124m'\?\)$"),
-        ("zzz", None, r"^unknown study or recipe 'zzz'; there are four-mixers, delta-340m.*$"),
+        (
+            "zzz",
+            None,
+            r"^unknown study or recipe 'zzz'; there are four-mixers, four-mixers-rates, recall, delta-340m.*$",
+        ),
         ("no/such.yaml", None, r"^no/such.yaml: no such file$"),
         ("tiny", ["pwoer"], r"^mixers: unknown mixer 'pwoer' \(did you mean 'power'\?\)$"),
         ("tiny", ["power", "power"], r"^mixers: 'power' stands twice$"),
@@ -103,8 +137,22 @@ def test_what_is_unknown_is_named(name: str, mixers: list[str] | None, message: 
         ({"variants": {"Power": [], "power": []}}, r"variant 'Power' differs from another one only in upper and lower"),
         ({"variants": {"a": "mixer=power"}}, r"^s.yaml: variants.a: .*got 'mixer=power'"),
         ({"seeds": 0}, r"^s.yaml: seeds: must be greater than or equal to 1, got 0"),
-        ({"learning_rates": [0]}, r"^s.yaml: learning_rates.0: must be greater than 0, got 0"),
+        ({"learning_rates": [0]}, r"^s.yaml: learning_rates: must be numbers above 0, or such by variant, got 0"),
         ({"learning_rates": [1e-3, 1e-3]}, r"learning_rates: 0.001 stands twice"),
+        (
+            {"learning_rates": {"a": [1e-3, -1]}},
+            r"^s.yaml: learning_rates: of variant 'a' must be numbers above 0, .* -1",
+        ),
+        ({"learning_rates": {"b": 1e-3}}, r"learning_rates: there is no variant 'b'"),
+        ({"budget": {}}, r"^s.yaml: budget: must be exactly one of tokens, flops and seconds"),
+        ({"budget": {"tokens": 5, "flops": 5.0}}, r"^s.yaml: budget: must be exactly one of tokens, flops and seconds"),
+        ({"budget": {"tokens": 0}}, r"^s.yaml: budget.tokens: must be greater than or equal to 1, got 0"),
+        (
+            {"tasks": [{"pairs": 8}]},
+            r"^s.yaml: tasks.0: must be a task's kind, such as mqar, or a mapping with its kind",
+        ),
+        ({"tasks": ["mqar", "mqar"]}, r"tasks: 'mqar' stands twice"),
+        ({"match": "width"}, r"^s.yaml: match: must be 'parameters', 'state', 'flops' or 'none', got 'width'"),
         ({"name": ""}, r"name '' must be 1 to 64 letters"),
         ({"recipe": None}, r"^s.yaml: recipe: must be a valid string, got None"),
     ],
@@ -132,7 +180,7 @@ def test_a_bad_study_is_one_line(changes: dict[str, object], message: str) -> No
             load_study("four-mixers", overrides=["training.steps=9"], learning_rates=[1e-3, 0.02]),
             "zoo ablate four-mixers --learning-rates 0.001,0.02 training.steps=9",
         ),
-        (load_study("four-mixers").replace(variants={"x": ()}), "zoo ablate study.yaml"),
+        (load_study("four-mixers-rates").replace(variants={"x": ()}), "zoo ablate study.yaml"),
         (load_study("tiny").replace(description="mine"), "zoo ablate study.yaml"),
     ],
 )

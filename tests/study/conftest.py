@@ -1,13 +1,19 @@
-"""Made-up summaries with curves of a plausible shape."""
+"""Made-up summaries with curves of a plausible shape, and a small study whose training is made up too."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from zoo.builder import shrink
+from zoo.recipe import load_recipe
+from zoo.recipe.study import Study, load_study
 from zoo.study.page import render_page
 from zoo.study.results import Curve, Machine, RunSummary, VariantSummary
 from zoo.study.summary import CorpusSummary, StudySummary
+
+from .fakes import FakeTraining
 
 MACHINE = Machine(zoo="0.1.0", torch="2.13.0", python="3.11.2", device="A Processor @ 2.1 GHz", threads=2)
 CONTEXTS = (256, 1024, 4096, 16384, 65536)
@@ -135,3 +141,35 @@ def summary() -> StudySummary:
 @pytest.fixture(scope="session")
 def page(summary: StudySummary) -> str:
     return render_page(summary)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """Return the path of a recipe that trains in a moment, on a text of its own."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {number} of {number**3}\n" for number in range(2000)))
+    small = shrink(load_recipe("tiny"))
+    training = small.training.replace(steps=3, evaluate_every=2, checkpoint_every=2, log_every=1, warmup_steps=1)
+    small = small.replace(data=small.data.replace(source=str(text)), training=training)
+    path = tmp_path / "small.yaml"
+    path.write_text(small.to_yaml())
+    return str(path)
+
+
+@pytest.fixture
+def study(recipe: str) -> Study:
+    return load_study(recipe)
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
+    fake = FakeTraining()
+    monkeypatch.setattr("zoo.study.work.train", fake)
+    return fake
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves the time of drawing."""
+    for module in ("page", "report"):
+        monkeypatch.setattr(f"zoo.study.{module}.render", lambda *arguments: b"<svg/>")

@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders, in light and dark, and asks for nothing from outside."""
+"""The page in a real browser: it renders in light and dark, sorts, shows columns, and asks for nothing from outside."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from matplotlib.image import imread
@@ -36,12 +37,39 @@ def path(tmp_path: Path, page: str) -> Path:
     return path
 
 
-def run(browser: str, path: Path, *flags: str) -> str:
+def run(browser: str, path: Path, *flags: str, place: str = "") -> str:
     profile = path.parent / "profile"
-    command = [browser, *_FLAGS, f"--user-data-dir={profile}", *flags, path.as_uri()]
+    command = [browser, *_FLAGS, f"--user-data-dir={profile}", "--enable-logging=stderr", *flags, path.as_uri() + place]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=path.parent, env=os.environ)
     assert finished.returncode == 0, finished.stderr[-2000:]
+    said = [line for line in finished.stderr.splitlines() if ":CONSOLE" in line]
+    assert said == [] or "outside.invalid" in path.read_text(encoding="utf-8")
     return finished.stdout
+
+
+def rows_of(document: str) -> list[str]:
+    """Return the variants of the first table, from the top."""
+    table = document.partition("<tbody>")[2].partition("</tbody>")[0]
+    return re.findall(r'<th scope="row"><span class="swatch[^"]*"></span>([^<]*)</th>', table)
+
+
+def test_a_heading_sorts_the_table_and_the_console_is_silent(browser: str, path: Path, summary: StudySummary) -> None:
+    assert rows_of(run(browser, path, "--dump-dom")) == [*summary.planned, "bigram model"]
+    for heading, number in (("parameters", "parameters"), ("tokens/s", "tokens_per_second")):
+        document = run(browser, path, "--dump-dom", place=f"#sort={quote(heading, safe='')}")
+        expected = sorted(summary.variants, key=lambda variant: getattr(variant, number))
+        assert rows_of(document) == [*(variant.name for variant in expected), "bigram model"]
+        assert document.count('aria-sort="ascending"') >= 1
+
+
+def test_a_switch_shows_all_columns(browser: str, path: Path) -> None:
+    shots = []
+    for state in ("", " checked"):
+        page = path.read_text(encoding="utf-8").replace('id="all"', f'id="all"{state}')
+        path.write_text(page, encoding="utf-8")
+        run(browser, path, f"--screenshot={path.parent / 'shot.png'}", "--window-size=1200,3000")
+        shots.append(imread(path.parent / "shot.png"))
+    assert (shots[0] != shots[1]).any()
 
 
 def test_it_renders_and_keeps_every_variant(browser: str, path: Path, summary: StudySummary) -> None:

@@ -13,8 +13,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from zoo.mixers import mixers
 from zoo.report.plots import DARK, LIGHT, Theme, _spread
-from zoo.study.plots import PLOTS, Plot, color_of, plots_of, render
+from zoo.study.colors import color_of
+from zoo.study.plots import PLOTS, Plot, numbers_of, plots_of, render
+from zoo.study.results import Accuracy, LengthLoss, PositionLoss, RunSummary
 from zoo.study.summary import StudySummary
 
 
@@ -29,7 +32,7 @@ def test_every_variant_is_seen_in_its_colour(plot: Plot, theme: Theme, summary: 
     assert image.shape == (780, 1120, 4)
     assert count_pixels(image, theme.background) > image.shape[0] * image.shape[1] / 2
     for variant in summary.variants:
-        assert count_pixels(image, color_of(variant, summary, theme)) > 300
+        assert count_pixels(image, color_of(variant.name, summary, theme)) > 300
 
 
 def test_a_plot_is_the_same_bytes_each_time(summary: StudySummary) -> None:
@@ -57,7 +60,69 @@ def test_a_variant_keeps_its_colour_while_others_are_missing(
     make_summary: Callable[..., StudySummary], make_variant: Callable
 ) -> None:
     a, b = make_variant("a"), make_variant("b")
-    assert color_of(b, make_summary(a, b), LIGHT) == color_of(b, make_summary(b, planned=("a", "b")), LIGHT)
+    assert color_of("b", make_summary(a, b), LIGHT) == color_of("b", make_summary(b, planned=("a", "b")), LIGHT)
+
+
+def test_a_mixer_has_its_colour_in_every_study_and_twelve_variants_have_twelve(
+    make_summary: Callable[..., StudySummary], make_variant: Callable
+) -> None:
+    def colours(*names: str) -> dict[str, str]:
+        summary = make_summary(*map(make_variant, names))
+        return {name: color_of(name, summary, LIGHT) for name in names}
+
+    few = colours("power", "softmax")
+    many = colours("x", "power p=3", *mixers, "power")
+    assert {name: many[name] for name in few} == few
+    several = colours(*(f"gated-power p={number}" for number in range(6)), *(f"variant {n}" for n in range(6)))
+    assert len(set(several.values())) == 12
+    assert len(set(LIGHT.variants)) == len(set(DARK.variants)) == len(LIGHT.variants) == len(DARK.variants) == 14
+
+
+def measured(run: RunSummary, share: float) -> RunSummary:
+    """Return a run that was asked, and whose loss was taken by position."""
+    positions = [
+        PositionLoss(start=start, end=end, loss=3 - share, tokens=8) for start, end in ((0, 1), (1, 2), (2, 4))
+    ]
+    accuracy = [
+        Accuracy(length=length, pairs=pairs, accuracy=share / pairs, answers=10 * pairs)
+        for length in (64, 128)
+        for pairs in (4, 8)
+    ]
+    # The same answers again, by distance, are no further ones.
+    accuracy += [Accuracy(length=64, pairs=4, distance=distance, accuracy=0.0, answers=40) for distance in (2, 4)]
+    lengths = [LengthLoss(length=length, loss=3.0, bits_per_byte=2.5, tokens=8) for length in (64, 128)]
+    return run.replace(positions=tuple(positions), lengths=tuple(lengths), accuracy=tuple(accuracy), state_bytes=4096)
+
+
+def test_what_was_measured_is_drawn_and_written(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    runs = tuple(measured(make_run(2.0, seed=seed), 0.5 + seed / 4) for seed in range(2))
+    summary = make_summary(make_variant("softmax", runs=runs), make_variant("linear", runs=runs[:1]))
+    plots = {plot.name: plot for plot in plots_of(summary)}
+    assert set(plots) == {
+        *(plot.name for plot in PLOTS),
+        *("accuracy-by-state", "accuracy-by-length", "accuracy-by-pairs", "accuracy-by-distance"),
+        *("loss-by-position", "loss-by-length"),
+    }
+    for plot in plots.values():
+        assert render(plot, summary, LIGHT, "pdf").startswith(b"%PDF")
+    rows = numbers_of(plots["loss-by-position"], summary).splitlines()
+    assert rows[:2] == ["variant,start,end,nats_per_token,lowest,highest", "softmax,0,1,2.375,2.25,2.5"]
+    rows = numbers_of(plots["accuracy-by-pairs"], summary).splitlines()
+    assert rows[0] == "variant,pairs,accuracy,lowest,highest"
+    assert float(rows[1].split(",")[2]) == pytest.approx((0.5 + 0.75) / 8)
+    rows = numbers_of(plots["loss-by-length"], summary).splitlines()
+    assert rows[1] == "softmax,64,2.5,2.5,2.5"
+    assert numbers_of(plots["accuracy-by-state"], summary).splitlines()[1].startswith("softmax,4096,0,")
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
+def test_the_numbers_of_a_plot_are_those_of_every_variant(plot: Plot, summary: StudySummary) -> None:
+    head, *rows = numbers_of(plot, summary).splitlines()
+    assert head.startswith("variant,")
+    assert {row.split(",")[0] for row in rows} == set(summary.planned)
+    assert all(row.count(",") == head.count(",") and ",," not in row for row in rows)
 
 
 def test_the_runs_of_every_rate_and_seed_are_drawn(
@@ -69,7 +134,7 @@ def test_the_runs_of_every_rate_and_seed_are_drawn(
     assert [plot.name for plot in plots] == [*(plot.name for plot in PLOTS), "loss-by-rate"]
     for plot in plots:
         image = imread(BytesIO(render(plot, summary, LIGHT, "png")), format="png")
-        assert count_pixels(image, color_of(summary.variants[1], summary, LIGHT)) > 200
+        assert count_pixels(image, color_of(summary.variants[1].name, summary, LIGHT)) > 200
 
 
 def test_the_rate_that_was_chosen_is_marked_at_its_own_loss(
@@ -108,3 +173,17 @@ def test_labels_are_apart_and_in_order(anchors: list[float]) -> None:
 def test_pyplot_is_left_alone() -> None:
     code = "import sys, zoo.study.plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_label_stands_at_the_height_of_its_lines_end(
+    make_summary: Callable[..., StudySummary], make_variant: Callable, make_run: Callable
+) -> None:
+    summary = make_summary(make_variant("softmax", runs=(measured(make_run(2.0), 0.4),)))
+    for plot in plots_of(summary):
+        if plot.name.startswith("accuracy-by-") and plot.name != "accuracy-by-state":
+            axes = Figure().add_subplot()
+            plot.fill(axes, summary, LIGHT)
+            line = axes.get_lines()[0]
+            (label,) = axes.texts
+            height = axes.transAxes.inverted().transform(axes.transData.transform((1, line.get_ydata()[-1])))[1]
+            assert label.get_position()[1] == pytest.approx(height, abs=0.02)

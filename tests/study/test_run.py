@@ -1,6 +1,5 @@
 """The study's own logic around a faked training; the last test trains for real."""
 
-import json
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -8,92 +7,42 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from zoo.builder import shrink
 from zoo.data import load_corpus
 from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
-from zoo.recipe import Recipe, load_recipe
+from zoo.recipe import Recipe
 from zoo.recipe.study import DEFAULT_MIXERS
-from zoo.study import Study, StudySummary, load_study, run_study
+from zoo.study import Study, StudySummary, load_study
+from zoo.study import run_study as run_tasks
 from zoo.study.machine import describe_machine, read_machine
-from zoo.study.variants import resolve_variants
+from zoo.study.resolve import resolve_study
+from zoo.study.variants import Variant
 from zoo.training import TrainingResult, run_status
 from zoo.training.run import RunFolder
 
-REPORT = [
-    *("index.html", "loss-by-flops.png", "loss-by-seconds.png", "loss-by-tokens.png", "runs.csv"),
-    *("state-by-context.png", "study.yaml", "summary.csv", "summary.json", "summary.md", "summary.tex"),
-]
+from .fakes import FakeTraining
+
+PLOTS = ("loss-by-flops", "loss-by-seconds", "loss-by-tokens", "state-by-context")
+REPORT = sorted(
+    [
+        *("index.html", "recipe.yaml", "runs.csv", "setting.json", "study.yaml"),
+        *("summary.csv", "summary.json", "summary.md", "summary.tex"),
+        *(f"{plot}.{ending}" for plot in PLOTS for ending in ("png", "pdf", "csv")),
+    ]
+)
+
+
+def run_study(study: Study, folder: Path, **options) -> StudySummary:
+    """Run a study of one task."""
+    (summary,) = run_tasks(study, folder, **options)
+    return summary
+
+
+def resolve_variants(study: Study) -> tuple[Variant, ...]:
+    (part,) = resolve_study(study)
+    return part.variants
 
 
 WITHOUT = ("device", "progress", "workshop")
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> str:
-    """Return the path of a recipe that trains in a moment, on a text of its own."""
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"line {number} of {number**3}\n" for number in range(2000)))
-    small = shrink(load_recipe("tiny"))
-    training = small.training.replace(steps=3, evaluate_every=2, checkpoint_every=2, log_every=1, warmup_steps=1)
-    small = small.replace(data=small.data.replace(source=str(text)), training=training)
-    path = tmp_path / "small.yaml"
-    path.write_text(small.to_yaml())
-    return str(path)
-
-
-@pytest.fixture
-def study(recipe: str) -> Study:
-    return load_study(recipe)
-
-
-class FakeTraining:
-    """Leaves what training leaves, but for the checkpoints, in no time."""
-
-    def __init__(self) -> None:
-        self.trained: list[str] = []
-        self.corpora: set[int] = set()
-        self.fails: dict[str, BaseException] = {}
-
-    def __call__(self, recipe: Recipe, folder: Path, *, corpus, device, progress, workshop) -> TrainingResult:
-        self.trained.append(folder.name)
-        self.corpora.add(id(corpus))
-        run = RunFolder(folder)
-        run.claim(recipe)
-        if folder.name in self.fails:
-            raise self.fails[folder.name]
-        lines = []
-        for step in range(4):
-            position = {
-                "step": step,
-                "tokens": step * 256,
-                "flops": step * 10**6,
-                "seconds": step / 10,
-                "loss": 5.0 - step,
-            }
-            lines.append({"kind": "validation", **position, "bits_per_byte": 8.0 - step})
-            lines += [{"kind": "train", **position, "tokens_per_second": 2560.0}] if step else []
-        run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        result = TrainingResult(
-            folder=folder, parameters=1000, steps=3, tokens=768, flops=3 * 10**6, seconds=0.3, tokens_per_second=2560.0,
-            compile_seconds=1.5, graph_breaks=0, recompiles=0, final_loss=2.0, final_validation_loss=2.0,
-            final_bits_per_byte=5.0, best_bits_per_byte=4.9, corpus_hash=corpus.hash,
-        )  # fmt: skip
-        run.finish(result)
-        return result
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
-    fake = FakeTraining()
-    monkeypatch.setattr("zoo.study.run.train", fake)
-    return fake
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves the time of drawing."""
-    for module in ("page", "report"):
-        monkeypatch.setattr(f"zoo.study.{module}.render", lambda *arguments: b"<svg/>")
 
 
 def files_in(folder: Path) -> list[str]:
@@ -218,7 +167,7 @@ def test_what_another_process_trains_is_left_to_it(
         if len(waits) == 3:
             held.close()  # as if it had been killed
 
-    monkeypatch.setattr("zoo.study.run.time.sleep", other_process)
+    monkeypatch.setattr("zoo.study.work.time.sleep", other_process)
     summary = run_study(study, tmp_path, progress=False)
     assert training.trained == ["softmax", "power", "gated-power", "linear"]
     assert [variant.name for variant in summary.variants] == list(study.variants)
@@ -241,7 +190,7 @@ def test_what_another_process_finished_meanwhile_is_not_trained_again(
 
     with pytest.MonkeyPatch.context() as patch:
         other = Other()
-        patch.setattr("zoo.study.run.train", other)
+        patch.setattr("zoo.study.work.train", other)
         run_study(study, tmp_path, progress=False)
     assert other.trained == ["power", "softmax", "linear", "gated-power"]
 
@@ -370,9 +319,7 @@ def test_progress_goes_to_standard_error(
         run_study(study, tmp_path / "s", progress=progress)
         out, err = capsys.readouterr()
         assert out == ""
-        assert err.splitlines() == [
-            f"{name} ({number} of 4): finished before" for number, name in enumerate(study.variants, 1) if progress
-        ]
+        assert err.splitlines() == [f"{name}: finished before" for name in study.variants if progress]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zoo.study.columns import columns
 from zoo.study.results import VariantSummary
 from zoo.study.summary import StudySummary
-from zoo.study.table import columns, print_summary, text_rows
+from zoo.study.table import print_summary, text_rows
 
 
 def printed(summary: StudySummary, width: int = 100) -> str:

@@ -17,6 +17,7 @@ __all__ = ["main"]
         "plan": ("zoo.cli.plan:plan", "Find models whose weights and state are in balance."),
         "train": ("zoo.cli.train:train", "Train a recipe, or go on with its run."),
         "ablate": ("zoo.cli.ablate:ablate", "Train one recipe with several mixers and compare them."),
+        "study": ("zoo.cli.study:study", "Plan, run, watch and report a study."),
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
         "export": ("zoo.cli.export:export", "Write a trained model for Hugging Face transformers."),
         "data": ("zoo.cli.data:data", "Turn text into token shards."),

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from zoo.errors import Interruption, ZooError, nearest
+from zoo.errors import FaultsError, Interruption, ZooError, nearest
 from zoo.report.terminal import PrintableFormatter, printable
 
 __all__ = ["LazyGroup"]
@@ -100,6 +100,9 @@ class LazyGroup(click.Group):
     def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except FaultsError as error:
+            lines = [" ".join(line.split()) for line in error.lines]
+            raise _Refused("\n  ".join([f"{len(lines)} faults:", *lines])) from error
         except ZooError as error:
             _let_the_first_speak(str(error))
             raise _Refused(" ".join(str(error).split())) from error
@@ -107,7 +110,7 @@ class LazyGroup(click.Group):
             place = "the last checkpoint, if there is one" if error.saved is None else "there"
             raise _Interrupted(f"{error}; the same command goes on from {place}", error.signal) from error
         except KeyboardInterrupt as error:
-            resumable = ctx.invoked_subcommand in ("train", "ablate")
+            resumable = ctx.invoked_subcommand in ("train", "ablate", "study")
             hint = "; the same command goes on from the last checkpoint, if there is one" if resumable else ""
             raise _Interrupted(f"interrupted{hint}", signal.SIGINT) from error
         except OSError as error:

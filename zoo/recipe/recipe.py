@@ -120,6 +120,16 @@ class Recipe(Config):
         Raises:
             ConfigError: an override is malformed, names an unknown key or gives an invalid value.
         """
+        return Recipe.from_mapping(self._overridden(overrides), "overrides")
+
+    def faults_in(self, overrides: Iterable[str]) -> list[str]:
+        """Return everything for which `override` would refuse `overrides`, a line each; nothing where it would not."""
+        try:
+            return Recipe.faults_of(self._overridden(overrides), "overrides")
+        except ConfigError as error:
+            return [str(error)]
+
+    def _overridden(self, overrides: Iterable[str]) -> dict[str, Any]:
         # A mixer's options mean nothing to another one, so its name stands for the whole section; a task's kind too.
         normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
         normal = [re.sub(r"^task(?:\.kind)?=([a-z]\w*)$", _as_kind, override) for override in normal]
@@ -128,7 +138,7 @@ class Recipe(Config):
             vocabulary = task_vocabulary(values["task"], "overrides")
             if vocabulary is not None and vocabulary != (self.task and self.task.vocabulary):
                 del values["model"]["vocab_size"]
-        return Recipe.from_mapping(values, "overrides")
+        return values
 
 
 def _as_kind(override: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """Numbers as people read them: three digits and a unit."""
 
 __all__ = [
-    "clock", "count", "counted", "difference", "duration", "known", "milliseconds", "ratio_text", "short_length",
-    "size", "with_interval",
+    "clock", "count", "counted", "difference", "duration", "hours", "known", "milliseconds", "ratio_text",
+    "short_length", "size", "with_interval",
 ]  # fmt: skip
 
 
@@ -43,6 +43,13 @@ def milliseconds(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """Write a time that is left, as a clock does: 6:30."""
     return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+def hours(seconds: float) -> str:
+    """Write a time in little room: 0:05, 12:30, 2:34:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    whole, minutes = divmod(minutes, 60)
+    return f"{whole}:{minutes:02d}:{rest:02d}" if whole else f"{minutes}:{rest:02d}"
 
 
 def short_length(tokens: int) -> str:

@@ -24,7 +24,7 @@ __all__ = [
     "label_ends", "prepare_axes", "write_plot",
 ]  # fmt: skip
 
-Format = Literal["png", "svg"]
+Format = Literal["pdf", "png", "svg"]
 Lines = Mapping[str, Mapping[int, float]]
 """For each line its name and its values by length."""
 
@@ -40,20 +40,26 @@ class Theme:
     variants: tuple[str, ...]
 
 
-# The palette of Okabe and Ito; on dark, its blue and green are lightened.
+# The palette of Okabe and Ito, and as many more where there is more to tell apart; on dark, they are lightened.
 LIGHT = Theme(
     background="#ffffff",
     text="#1f2328",
     faint="#59636e",
     grid="#e4e8ec",
-    variants=("#0072b2", "#d55e00", "#009e73", "#cc5fa0", "#b57f00", "#3d9fd6", "#6b6b6b"),
+    variants=(
+        *("#0072b2", "#d55e00", "#009e73", "#cc5fa0", "#b57f00", "#3d9fd6", "#6b6b6b"),
+        *("#7a3e9d", "#8c2d04", "#5a7d00", "#c2185b", "#00767f", "#3f51b5", "#9a7b4f"),
+    ),
 )
 DARK = Theme(
     background="#161b22",
     text="#e6edf3",
     faint="#9aa4af",
     grid="#2b323b",
-    variants=("#58a6e8", "#f0813a", "#2cc79b", "#e58fc0", "#e6b422", "#8fd0f5", "#b0b0b0"),
+    variants=(
+        *("#58a6e8", "#f0813a", "#2cc79b", "#e58fc0", "#e6b422", "#8fd0f5", "#b0b0b0"),
+        *("#b98ae0", "#c98a5e", "#a9cf4a", "#ff6f9c", "#4fd3de", "#98a6ff", "#d6bf9a"),
+    ),
 )
 _MARKERS = "osD^vPX"
 _LETTERS = 12  # of a title in an inch
@@ -75,7 +81,11 @@ def encode(draw: Callable[[], Figure], format: Format) -> bytes:
 
     It is drawn within, where no style file of the user's own fights with the theme.
     """
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[format]
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    }[format]
     buffer = io.BytesIO()
     with style.context(["default", {"svg.hashsalt": "zoo", "svg.fonttype": "path"}]):
         draw().savefig(buffer, format=format, metadata=metadata)

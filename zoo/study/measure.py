@@ -1,5 +1,6 @@
 """From a finished run and a corpus to the numbers of a summary."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 
 from zoo.accounting import account
 from zoo.data import Corpus, DataConfig, TokenStream
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ConfigError
+from zoo.reading import read_regular
 from zoo.report.thinning import evenly
 from zoo.study.machine import read_machine
-from zoo.study.results import Curve, RunSummary, VariantSummary
+from zoo.study.results import Accuracy, Curve, LengthLoss, PositionLoss, RunSummary, VariantSummary
 from zoo.study.summary import CorpusSummary, StudySummary
 from zoo.study.variants import Run, Variant
 from zoo.training import TrainingResult, load_result, read_metrics
@@ -59,12 +61,12 @@ def loss_unit(config: DataConfig) -> str:
     return "bits per token" if config.tokenizer == "none" else "bits per byte"
 
 
-def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> VariantSummary:
+def summarise_variant(variant: Variant, finished: Mapping[str, Path], summary: StudySummary) -> VariantSummary:
     """Return the numbers of a variant.
 
     Args:
         variant: what was trained; of its runs only those that count.
-        folder: of the study.
+        finished: the folder of each of them, by name.
         summary: of the study, for the corpus and the contexts that the state is stated for.
 
     Raises:
@@ -72,7 +74,7 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
     """
     context = summary.context_length
     costs = account(variant.recipe, (*summary.state_contexts, context))
-    results = [load_result(folder / run.name) for run in variant.runs]
+    results = [load_result(finished[run.name]) for run in variant.runs]
     return VariantSummary(
         name=variant.name,
         mixer=variant.mixer,
@@ -84,14 +86,14 @@ def summarise_variant(variant: Variant, folder: Path, summary: StudySummary) -> 
         state_bytes=tuple(costs.state_bytes[each] for each in summary.state_contexts),
         tokens=results[0].tokens,
         runs=tuple(
-            _summarise_run(run, result, folder / run.name, summary.corpus)
+            _summarise_run(run, result, finished[run.name], summary.corpus)
             for run, result in zip(variant.runs, results, strict=True)
         ),
     )
 
 
-def _summarise_run(run: Run, result: TrainingResult, folder: Path, corpus: CorpusSummary) -> RunSummary:
-    if result.corpus_hash != corpus.hash:
+def _summarise_run(run: Run, result: TrainingResult, folder: Path, corpus: CorpusSummary | None) -> RunSummary:
+    if corpus is not None and result.corpus_hash != corpus.hash:
         raise CheckpointError(
             f"{folder}: was trained on another corpus (sha256 {result.corpus_hash[:12]}, now "
             f"{corpus.hash[:12]}); choose another folder or delete this one"
@@ -115,11 +117,31 @@ def _summarise_run(run: Run, result: TrainingResult, folder: Path, corpus: Corpu
             validation=validation_curve(records),
             training=training_curve(records, corpus),
             machine=read_machine(folder),
+            **_measures(folder / "result.json"),
         )
     except (KeyError, TypeError, IndexError):  # of a run whose result, an earlier version's, does not tell its metrics
         raise CheckpointError(
             f"{folder / 'metrics.jsonl'}: is damaged; put it back from a copy, or delete {folder} to train anew"
         ) from None
+
+
+def _measures(path: Path) -> dict[str, Any]:
+    """Return what a result says besides the loss; a run that did not measure it does not have it.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    found = json.loads(read_regular(path))  # which was read before, and is whole
+    try:
+        return {
+            "positions": tuple(PositionLoss.from_mapping(each) for each in found.get("positions", ())),
+            "lengths": tuple(LengthLoss.from_mapping(each) for each in found.get("lengths", ())),
+            "accuracy": tuple(Accuracy.from_mapping(each) for each in found.get("accuracy", ())),
+            "state_bytes": found.get("state_bytes"),
+            "peak_memory_bytes": found.get("peak_memory_bytes"),
+        }
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: not the result of a run: {error}") from None
 
 
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
@@ -128,15 +150,16 @@ def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
     return _curve([[record] for record in evaluations], [record["bits_per_byte"] for record in evaluations])
 
 
-def training_curve(records: Sequence[Mapping[str, Any]], corpus: CorpusSummary) -> Curve:
+def training_curve(records: Sequence[Mapping[str, Any]], corpus: CorpusSummary | None) -> Curve:
     """Return the training losses among a run's metrics, neighbours averaged where there are more than a plot can show.
 
-    Metrics count them in nats per token; a token is taken for the training text's average number of bytes.
+    Metrics count them in nats per token; a token is taken for the training text's average number of bytes, or for one
+    where there is no text.
     """
     lines = [record for record in records if record["kind"] == "train"]
     group = math.ceil(len(lines) / _CURVE_POINTS) or 1
     groups = [lines[start : start + group] for start in range(0, len(lines), group)]
-    bits_per_nat = corpus.train_tokens / corpus.train_bytes / math.log(2)
+    bits_per_nat = (1.0 if corpus is None else corpus.train_tokens / corpus.train_bytes) / math.log(2)
     return _curve(groups, [bits_per_nat * fmean(record["loss"] for record in group) for group in groups])
 
 

@@ -1,29 +1,31 @@
-"""The page of a study: one HTML file with its plots and tables, which loads nothing and runs no script, by policy."""
+"""The page of a study: one HTML file with its plots and tables, which loads nothing and runs one script, by policy."""
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
+from statistics import fmean
 from string import Template
 
 from zoo.report.numbers import size, with_interval
 from zoo.report.plots import DARK, LIGHT
-from zoo.study.page_tables import differences_table, results_table, variants_table
-from zoo.study.plots import Plot, color_of, plots_of, render
+from zoo.study.colors import color_of
+from zoo.study.page_notes import notes
+from zoo.study.page_tables import differences_table, options_table, results_table, runs_table, variants_table
+from zoo.study.plots import Plot, plots_of, render
+from zoo.study.results import VariantSummary
 from zoo.study.summary import StudySummary
 
-__all__ = ["render_page"]
+__all__ = ["fill_page", "render_page"]
 
 
 def render_page(summary: StudySummary) -> str:
-    """Return the page of a study with at least one finished variant."""
-    template = Template(files("zoo.study").joinpath("page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        policy="$policy",
-        swatches=_swatches(summary),
-        title=escape(summary.name),
+    """Return the page of a study on one task, with at least one finished run."""
+    title = summary.name if summary.task == "text" else f"{summary.name}: {summary.task}"
+    body = Template(_file("body.html")).substitute(
+        title=escape(title),
         description=f'<p class="description">{escape(summary.description)}</p>' if summary.description else "",
         finding=f'<p class="finding">{_finding(summary)}</p>',
         warning=_warning(summary),
@@ -31,24 +33,44 @@ def render_page(summary: StudySummary) -> str:
         plots="\n".join(_plot(plot, summary) for plot in plots_of(summary)),
         results=results_table(summary),
         differences=differences_table(summary),
-        notes=_notes(summary),
+        options=options_table(summary),
+        notes=notes(summary),
         variants=variants_table(summary),
         corpus=_corpus(summary),
+        runs=runs_table(summary),
         command=escape(summary.command),
         study=escape(summary.study_yaml),
         footer=_footer(summary),
     )
+    return fill_page(title, _swatches(summary), body)
+
+
+def fill_page(title: str, style: str, body: str) -> str:
+    """Return a whole page with this body, further lines of style, and the one script that sorts tables."""
+    page = Template(_file("page.html")).substitute(
+        policy="$policy", title=escape(title), swatches=style, body=body, script=_file("sort.js")
+    )
     return page.replace("$policy", _policy(page), 1)
 
 
+def _file(name: str) -> str:
+    return files("zoo.study").joinpath(name).read_text(encoding="utf-8")
+
+
 def _policy(page: str) -> str:
-    """Return a Content-Security-Policy under which a page has its own style and pictures inside, and nothing else.
+    """Return a Content-Security-Policy under which a page has its own style, script and pictures, and nothing else.
 
     Whatever found its way into the text would neither run nor load anything.
     """
-    style = page.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    style, script = (page.partition(f"<{tag}>")[2].rpartition(f"</{tag}>")[0] for tag in ("style", "script"))
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def _finding(summary: StudySummary) -> str:
@@ -57,13 +79,28 @@ def _finding(summary: StudySummary) -> str:
     best = ranked[0].final_bits
     places = [f"<b>{escape(ranked[0].name)}</b>, {with_interval(best, ranked[0].interval)} {escape(summary.unit)}"]
     places += [f"{escape(each.name)} {each.final_bits - best:+.3f}" for each in ranked[1:]]
-    above = [escape(variant.name) for variant in ranked if variant.final_bits >= summary.bigram_bits]
-    baseline = f"a bigram model of the same text ({summary.bigram_bits:.3f})"
     return (
         f"Lowest validation loss at the end{_how_sure(summary)}: {', '.join(places)}. "
         + _not_clear(summary, ranked[0].name)
-        + (f"Not below {baseline}: {', '.join(above)}." if above else f"All are below {baseline}.")
+        + _recalled(summary)
+        + _below_bigram(summary, ranked)
     )
+
+
+def _recalled(summary: StudySummary) -> str:
+    """Rank the variants by the share of answers that they have right."""
+    shares = {each.name: fmean(each.accuracies.values()) for each in summary.variants if each.accuracies}
+    ranked = sorted(shares, key=lambda name: -shares[name])
+    return f"Right answers: {', '.join(f'{escape(name)} {shares[name]:.1%}' for name in ranked)}. " if ranked else ""
+
+
+def _below_bigram(summary: StudySummary, ranked: Sequence[VariantSummary]) -> str:
+    bigram = summary.bigram_bits
+    if bigram is None:
+        return ""
+    above = [escape(variant.name) for variant in ranked if variant.final_bits >= bigram]
+    baseline = f"a bigram model of the same text ({bigram:.3f})"
+    return f"Not below {baseline}: {', '.join(above)}." if above else f"All are below {baseline}."
 
 
 def _how_sure(summary: StudySummary) -> str:
@@ -82,15 +119,23 @@ def _not_clear(summary: StudySummary, lowest: str) -> str:
 def _warning(summary: StudySummary) -> str:
     lines = [f"<b>Diverged</b>: {escape(str(each))}: {escape(each.message)}." for each in summary.divergences]
     if summary.unfinished:
-        names = escape(", ".join(summary.unfinished))
+        names = escape(", ".join(map(summary.with_waiting, summary.unfinished)))
         lines.append(f"Not finished yet: {names}. The same command continues the study.")
+    if summary.stopped:
+        rates: dict[str, dict[str, None]] = {}
+        for each in summary.stopped:
+            rates.setdefault(each.variant, {})[f"{each.learning_rate:g}"] = None
+        named = "; ".join(f"{escape(name)} at {', '.join(of)}" for name, of in rates.items())
+        lines.append(f"Stopped early, by successive halving of the learning rates: {named}.")
     return "".join(f'<p class="warning">{line}</p>' for line in lines)
 
 
 def _facts(summary: StudySummary) -> str:
     facts = [
         ("recipe", summary.recipe),
-        ("steps", f"{summary.steps:,}"),
+        *([("task", summary.task)] if summary.task != "text" else []),
+        ("budget", summary.budget) if summary.budget else ("steps", f"{summary.steps:,}"),
+        ("equal", "nothing" if summary.match == "none" else summary.match),
         ("tokens a step", f"{summary.batch_tokens:,}"),
         ("context", f"{summary.context_length:,}"),
         ("seed" if len(summary.seeds) == 1 else "seeds", ", ".join(map(str, summary.seeds))),
@@ -116,50 +161,17 @@ def _data_address(svg: bytes) -> str:
 
 def _swatches(summary: StudySummary) -> str:
     """The variants' colours, in the page's one style: the policy knows no styles of elements."""
-    return "".join(
-        f".of-{index} {{ --light: {color_of(variant, summary, LIGHT)}; --dark: {color_of(variant, summary, DARK)}; }}\n"
-        for index, variant in enumerate(summary.variants)
-    )
-
-
-def _notes(summary: StudySummary) -> str:
-    loss = "is what the model needs to write down one token of unseen text: lower is better."
-    if summary.unit == "bits per byte":
-        loss = (
-            "is what the model needs to write down one byte of unseen text, 8 bits being what it needs without knowing "
-            "anything: lower is better. It does not depend on the tokenizer."
-        )
-    notes = {
-        f"Loss in {summary.unit}": loss,
-        "The bigram model": "predicts each token from the one before, by counts of the training text plus one.",
-        "Parameters": (
-            "are matched within 1% by the width of the feed-forward layers: a mixer with more weights of its own gets "
-            "narrower ones."
-        ),
-        **_seed_note(summary),
-        "Seconds": "depend on the machine; tokens, operations and losses do not, up to rounding.",
-    }
-    return "".join(f"<li><b>{escape(head)}</b> {escape(text)}</li>" for head, text in notes.items())
-
-
-def _seed_note(summary: StudySummary) -> dict[str, str]:
-    if len(summary.seeds) == 1:
-        note = (
-            f"({summary.seeds[0]}), and the same batches in the same order for all. Another seed moves every loss a "
-            "little, so read small differences with care."
-        )
-        return {"One seed": note}
-    return {
-        f"{len(summary.seeds)} seeds": (
-            "of weights and of the order of batches, the same ones for all. Bands reach from the lowest to the highest "
-            "loss. Two variants are not distinguishable where a paired t-test over the seeds, corrected for the number "
-            "of pairs, gives a probability of 5% or more."
-        )
-    }
+    lines = ""
+    for index, variant in enumerate(summary.variants):
+        light, dark = (color_of(variant.name, summary, theme) for theme in (LIGHT, DARK))
+        lines += f".of-{index} {{ --light: {light}; --dark: {dark}; }}\n"
+    return lines
 
 
 def _corpus(summary: StudySummary) -> str:
     corpus = summary.corpus
+    if corpus is None:
+        return _definitions({"task": summary.task, "text": "none: sequences are drawn from the seed"})
     source = "the Python standard library's own source" if corpus.source == "stdlib" else corpus.source
     byte_count = corpus.train_bytes + corpus.validation_bytes
     values = {

@@ -1,31 +1,32 @@
-"""The plots of a study: loss by tokens, by FLOPs and by seconds, and the size of the state by context.
+"""The plots of a study, each with the numbers that it shows. Needs matplotlib."""
 
-Needs matplotlib.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from zoo.report.numbers import size
-from zoo.report.plots import Format, Theme, color_labels, encode, label_ends, prepare_axes
-from zoo.report.thinning import evenly
+from zoo.report.plots import Format, Theme, color_labels, encode, prepare_axes
+from zoo.report.tables import csv_text
+from zoo.study.fills import fill_loss, fill_rates, fill_state
+from zoo.study.fills_of_measures import (
+    accuracies_by,
+    fill_accuracy_by,
+    fill_accuracy_by_state,
+    fill_lengths,
+    fill_positions,
+    losses_by_length,
+    losses_by_position,
+    state_of,
+)
 from zoo.study.results import VariantSummary
 from zoo.study.summary import StudySummary
 
-__all__ = ["PLOTS", "Plot", "color_of", "plots_of", "render"]
+__all__ = ["PLOTS", "Plot", "numbers_of", "plots_of", "render"]
 
-
-_POINTS_OF_A_CURVE = 300
-_POINTS_OF_A_PLOT = 3_000  # of all curves together, which bounds the size of the page
-_MARKED_POINTS = 40
-_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+_Rows = Iterator[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,8 @@ class Plot:
     note: str
     """What a reader should know who sees it for the first time."""
     fill: Callable[[Axes, StudySummary, Theme], None]
-
-
-def color_of(variant: VariantSummary, summary: StudySummary, theme: Theme) -> str:
-    """Return the colour of a variant, the same in every plot; after seven they come again, with other dashes."""
-    return theme.variants[summary.planned.index(variant.name) % len(theme.variants)]
+    rows: Callable[[VariantSummary, StudySummary], _Rows]
+    """The numbers of a variant that are drawn, by column; each row has all columns."""
 
 
 def render(plot: Plot, summary: StudySummary, theme: Theme, format: Format) -> bytes:
@@ -51,6 +49,35 @@ def render(plot: Plot, summary: StudySummary, theme: Theme, format: Format) -> b
     A PNG is about 1,120 by 780 pixels; the text of an SVG is drawn, so that it looks the same everywhere.
     """
     return encode(partial(_draw, plot, summary, theme), format)
+
+
+def numbers_of(plot: Plot, summary: StudySummary) -> str:
+    """Write what a plot shows as CSV: a row a point."""
+    rows = [{"variant": variant.name, **row} for variant in summary.variants for row in plot.rows(variant, summary)]
+    columns = list(dict.fromkeys(column for row in rows for column in row)) or ["variant"]
+    return csv_text(columns, rows)
+
+
+def plots_of(summary: StudySummary) -> tuple[Plot, ...]:
+    """Return the plots that a study has."""
+    runs = [run for variant in summary.variants for run in variant.chosen]
+    tried = max((len(variant.learning_rates) for variant in summary.variants), default=1)
+    chosen = [*PLOTS]
+    if any(run.positions for run in runs):
+        chosen.append(_POSITIONS)
+    if any(run.lengths for run in runs):
+        chosen.append(_LENGTHS)
+    if any(run.accuracy for run in runs):
+        chosen = [
+            _ACCURACY_BY_STATE,
+            *(_accuracy(*each) for each in _DIFFICULTIES if _varies(summary, each[0])),
+            *chosen,
+        ]
+    return (*chosen, _RATES) if tried > 1 else tuple(chosen)
+
+
+def _varies(summary: StudySummary, quantity: str) -> bool:
+    return any(len(accuracies_by(variant, quantity)) > 1 for variant in summary.variants)
 
 
 def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:
@@ -62,95 +89,54 @@ def _draw(plot: Plot, summary: StudySummary, theme: Theme) -> Figure:
     return figure
 
 
-def _fill_loss(axes: Axes, summary: StudySummary, theme: Theme, *, quantity: str, label: str) -> None:
-    """Plot the validation losses, and the training losses faintly behind, over one of a curve's quantities."""
-    low, high = _loss_range(summary)
-    longest = max(getattr(variant.validation, quantity)[-1] for variant in summary.variants) or 1
-    ends = [("bigram", summary.bigram_bits, theme.faint)]
-    axes.axhline(summary.bigram_bits, color=theme.faint, linewidth=1.1, dashes=(5, 3))
-    points = max(2, min(_POINTS_OF_A_CURVE, _POINTS_OF_A_PLOT // len(summary.variants)))
-    for variant in summary.variants:
-        color = color_of(variant, summary, theme)
-        validation, training = variant.validation, variant.training
-        places, bits = (evenly(each, points) for each in (getattr(validation, quantity), validation.bits))
-        behind = (evenly(each, points) for each in (getattr(training, quantity), training.bits))
-        axes.plot(*behind, color=color, linewidth=0.6, alpha=0.4)
-        marker = "o" if len(places) <= _MARKED_POINTS else ""
-        axes.plot(places, bits, marker=marker, markersize=2.6, **_line(variant, summary, theme))
-        if len(variant.chosen) > 1:
-            below, above = (evenly(each.bits, points) for each in variant.validation_range)
-            axes.fill_between(places, below, above, color=color, alpha=0.18, linewidth=0)
-        axes.plot([places[-1], longest], 2 * [variant.final_bits], color=color, linewidth=0.6, linestyle=":")
-        ends.append((variant.name, variant.final_bits, color))
-    axes.set(xlim=(0, longest), ylim=(low, high), xlabel=label, ylabel=f"validation loss ({summary.unit})")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    label_ends(axes, [(f"{_short(name)} {bits:.3f}", bits, color) for name, bits, color in ends])
+def _curve_rows(variant: VariantSummary, summary: StudySummary) -> _Rows:
+    curve, (low, high) = variant.validation, variant.validation_range
+    for place, tokens in enumerate(curve.tokens):
+        yield {
+            "tokens": tokens,
+            "flops": curve.flops[place],
+            "seconds": curve.seconds[place],
+            summary.unit.replace(" ", "_"): curve.bits[place],
+            "lowest": low.bits[place],
+            "highest": high.bits[place],
+        }
 
 
-def _loss_range(summary: StudySummary) -> tuple[float, float]:
-    """Return limits that show the differences at the end, rather than the fall from the first step's loss."""
-    highest = max(summary.bigram_bits, *(variant.final_bits for variant in summary.variants))
-    lowest = min(summary.bigram_bits, *(variant.best_bits for variant in summary.variants))
-    span = highest - lowest or 1.0
-    return lowest - 0.06 * span, highest + 0.3 * span
+def _state_rows(variant: VariantSummary, summary: StudySummary) -> _Rows:
+    for context, byte_count in zip(summary.state_contexts, variant.state_bytes, strict=True):
+        yield {"context": context, "state_bytes": byte_count}
 
 
-def _fill_rates(axes: Axes, summary: StudySummary, theme: Theme) -> None:
-    """Plot the final loss of every run over its learning rate, and a line through the means."""
-    axes.set_xscale("log")
-    ends = []
-    for variant in summary.variants:
-        means = {rate: fmean(run.final_bits for run in variant.at(rate)) for rate in variant.learning_rates}
-        axes.plot(*zip(*means.items(), strict=True), **_line(variant, summary, theme))
-        color = color_of(variant, summary, theme)
-        points = [(run.learning_rate, run.final_bits) for run in variant.runs]
-        axes.plot(*zip(*points, strict=True), color=color, linestyle="", marker="o", markersize=3, alpha=0.5)
-        axes.plot(variant.learning_rate, means[variant.learning_rate], color=color, marker="D", markersize=5)
-        ends.append((f"{_short(variant.name)} {variant.learning_rate:g}", means[variant.learning_rates[-1]], color))
-    axes.set(xlabel="peak learning rate", ylabel=f"final validation loss ({summary.unit})")
-    rates = sorted({rate for variant in summary.variants for rate in variant.learning_rates})
-    axes.xaxis.set_major_locator(FixedLocator(rates))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    label_ends(axes, ends)
+def _rate_rows(variant: VariantSummary, summary: StudySummary) -> _Rows:
+    for run in variant.runs:
+        yield {
+            "learning_rate": run.learning_rate,
+            "seed": run.seed,
+            summary.unit.replace(" ", "_"): run.final_bits,
+            "chosen": run.learning_rate == variant.learning_rate,
+        }
 
 
-def _fill_state(axes: Axes, summary: StudySummary, theme: Theme) -> None:
-    """Plot the bytes of a decoding state over the context; of equal lines, the later are dashes on the earlier."""
-    contexts = summary.state_contexts
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    seen: list[tuple[int, ...]] = []
-    for variant in summary.variants:
-        line = _line(variant, summary, theme)
-        if shared := seen.count(variant.state_bytes):
-            line |= {"dashes": (4, 4 * shared), "dash_capstyle": "butt"}
-        axes.plot(contexts, variant.state_bytes, **line)
-        seen.append(variant.state_bytes)
-    sizes = [byte_count for variant in summary.variants for byte_count in variant.state_bytes]
-    axes.set(xlim=(contexts[0], contexts[-1] * 1.0001), ylim=(max(1, min(sizes)) / 1.5, max(1, max(sizes)) * 1.5))
-    axes.set(xlabel="context (tokens)", ylabel="state of one sequence")
-    axes.xaxis.set_major_locator(FixedLocator(contexts))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-    label_ends(
-        axes,
-        [
-            (f"{_short(each.name)} {size(each.state_bytes[-1])}", each.state_bytes[-1], color_of(each, summary, theme))
-            for each in summary.variants
-        ],
-    )
+def _position_rows(variant: VariantSummary, _summary: StudySummary) -> _Rows:
+    for (start, end), losses in losses_by_position(variant).items():
+        yield {"start": start, "end": end, "nats_per_token": fmean(losses), "lowest": min(losses),
+               "highest": max(losses)}  # fmt: skip
 
 
-def _line(variant: VariantSummary, summary: StudySummary, theme: Theme) -> dict[str, Any]:
-    dashes = _DASHES[summary.planned.index(variant.name) // len(theme.variants) % len(_DASHES)]
-    return {"color": color_of(variant, summary, theme), "linewidth": 1.6} | ({"dashes": dashes} if dashes else {})
+def _length_rows(variant: VariantSummary, summary: StudySummary) -> _Rows:
+    for length, losses in losses_by_length(variant).items():
+        unit = summary.unit.replace(" ", "_")
+        yield {"length": length, unit: fmean(losses), "lowest": min(losses), "highest": max(losses)}
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else f"{name[:19]}…"
+def _accuracy_rows(variant: VariantSummary, _summary: StudySummary, *, quantity: str) -> _Rows:
+    for value, shares in accuracies_by(variant, quantity).items():
+        yield {quantity: value, "accuracy": fmean(shares), "lowest": min(shares), "highest": max(shares)}
+
+
+def _accuracy_by_state_rows(variant: VariantSummary, _summary: StudySummary) -> _Rows:
+    for seed, accuracy in variant.accuracies.items():
+        yield {"state_bytes": state_of(variant), "seed": seed, "accuracy": accuracy}
 
 
 PLOTS = (
@@ -158,25 +144,29 @@ PLOTS = (
         "loss-by-tokens",
         "Loss by tokens",
         "What each mixer learns from the same text. Faint: training loss.",
-        partial(_fill_loss, quantity="tokens", label="training tokens"),
+        partial(fill_loss, quantity="tokens", label="training tokens"),
+        _curve_rows,
     ),
     Plot(
         "loss-by-flops",
         "Loss by computation",
         "What each mixer learns from the same number of operations.",
-        partial(_fill_loss, quantity="flops", label="training FLOPs (forward and backward)"),
+        partial(fill_loss, quantity="flops", label="training FLOPs (forward and backward)"),
+        _curve_rows,
     ),
     Plot(
         "loss-by-seconds",
         "Loss by time",
         "What each mixer learns in the same time on this machine, compilation and evaluation left out.",
-        partial(_fill_loss, quantity="seconds", label="training time (s)"),
+        partial(fill_loss, quantity="seconds", label="training time (s)"),
+        _curve_rows,
     ),
     Plot(
         "state-by-context",
         "State by context",
         "Memory that one sequence needs while decoding. Equal states lie on one line, dashed in turn.",
-        _fill_state,
+        fill_state,
+        _state_rows,
     ),
 )
 
@@ -184,11 +174,47 @@ _RATES = Plot(
     "loss-by-rate",
     "Loss by learning rate",
     "What each mixer comes to at each rate; the best one is marked. A best rate at the edge may not be the best.",
-    _fill_rates,
+    fill_rates,
+    _rate_rows,
+)
+
+_POSITIONS = Plot(
+    "loss-by-position",
+    "Loss by position",
+    "What each mixer makes of what came before in the document: the further down a line goes, the more.",
+    fill_positions,
+    _position_rows,
+)
+
+_LENGTHS = Plot(
+    "loss-by-length",
+    "Loss by context length",
+    "What each mixer makes of shorter and longer contexts than it was trained at.",
+    fill_lengths,
+    _length_rows,
+)
+
+_ACCURACY_BY_STATE = Plot(
+    "accuracy-by-state",
+    "Accuracy by state",
+    "The share of right answers, over the memory that one sequence needs. Small: each seed.",
+    fill_accuracy_by_state,
+    _accuracy_by_state_rows,
+)
+
+_DIFFICULTIES = (
+    ("length", "sequence length (tokens)"),
+    ("pairs", "pairs to remember"),
+    ("distance", "tokens from what was to be remembered"),
+    ("depth", "depth in the sequence"),
 )
 
 
-def plots_of(summary: StudySummary) -> tuple[Plot, ...]:
-    """Return the plots that a study has."""
-    tried = max((len(variant.learning_rates) for variant in summary.variants), default=1)
-    return (*PLOTS, _RATES) if tried > 1 else PLOTS
+def _accuracy(quantity: str, label: str) -> Plot:
+    return Plot(
+        f"accuracy-by-{quantity}",
+        f"Accuracy by {quantity}",
+        "The share of right answers, the harder the further to the right.",
+        partial(fill_accuracy_by, quantity=quantity, label=label),
+        partial(_accuracy_rows, quantity=quantity),
+    )

@@ -9,7 +9,17 @@ from pydantic import Field, model_validator
 from zoo.config import Config
 from zoo.study.statistics import half_interval
 
-__all__ = ["Curve", "Divergence", "Machine", "RunSummary", "VariantSummary"]
+__all__ = [
+    "Accuracy",
+    "Curve",
+    "Divergence",
+    "EarlyStop",
+    "LengthLoss",
+    "Machine",
+    "PositionLoss",
+    "RunSummary",
+    "VariantSummary",
+]
 
 
 class Curve(Config):
@@ -67,6 +77,38 @@ class Machine(Config):
         return f"mixer-zoo {self.zoo}, torch {self.torch}, Python {self.python}, {self.device}, {threads}"
 
 
+class PositionLoss(Config):
+    """The loss of tokens that stand from `start` to before `end` in their document."""
+
+    start: int
+    end: int
+    loss: float
+    """Nats per token."""
+    tokens: int
+
+
+class LengthLoss(Config):
+    """The loss of text at another context length than that of training."""
+
+    length: int
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    tokens: int
+
+
+class Accuracy(Config):
+    """The share of right answers in a task, of some difficulty; None where the task does not have it."""
+
+    length: int
+    pairs: int | None = None
+    distance: int | None = None
+    """Tokens from what was to be remembered to the answer."""
+    depth: float | None = None
+    accuracy: float
+    answers: int
+
+
 class RunSummary(Config):
     """One finished training of a variant."""
 
@@ -89,6 +131,24 @@ class RunSummary(Config):
     validation: Curve
     training: Curve
     machine: Machine
+    positions: tuple[PositionLoss, ...] = ()
+    lengths: tuple[LengthLoss, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+    state_bytes: int | None = None
+    """Of the tensors of one sequence's state, as measured."""
+    peak_memory_bytes: int | None = None
+    """Of training, as measured."""
+
+    @property
+    def overall_accuracy(self) -> float | None:
+        """The share of all answers that are right; None where nothing was asked."""
+        answers = sum(each.answers for each in self.answers)
+        return sum(each.accuracy * each.answers for each in self.answers) / answers if answers else None
+
+    @property
+    def answers(self) -> tuple[Accuracy, ...]:
+        """The accuracies in which every answer counts once: those by distance tell of the same answers again."""
+        return tuple(each for each in self.accuracy if each.distance is None) or self.accuracy
 
 
 class Divergence(Config):
@@ -104,10 +164,15 @@ class Divergence(Config):
         return f"{self.variant} at learning rate {self.learning_rate:g}, seed {self.seed}"
 
 
-class VariantSummary(Config):
-    """A variant of a study, all of whose runs have ended. What it came to is that of its best learning rate.
+class EarlyStop(Divergence):
+    """A run that was stopped early: `message` says after which step, and what was better."""
 
-    A rate at which a run diverged is none: `runs` are those at rates that every seed came through.
+
+class VariantSummary(Config):
+    """A variant of a study with finished runs. What it came to is that of its best learning rate.
+
+    A rate at which a run diverged or was stopped early is none: `runs` are those at rates that every seed came through;
+    while there is none yet, all that are finished.
     """
 
     name: str
@@ -123,6 +188,8 @@ class VariantSummary(Config):
     """Bytes of one sequence's state while decoding, one entry for each of `StudySummary.state_contexts`."""
     tokens: int
     """Tokens that each run trained on."""
+    pace_compile_seconds: float = 0.0
+    """Of the compiler, before the first run, where the time of a step was measured."""
     runs: tuple[RunSummary, ...] = Field(min_length=1)
 
     @property
@@ -161,6 +228,22 @@ class VariantSummary(Config):
         return half_interval(list(self.losses.values()))
 
     @property
+    def accuracies(self) -> dict[int, float]:
+        """By seed, the share of all answers that are right; empty where nothing was asked."""
+        found = {run.seed: run.overall_accuracy for run in self.chosen}
+        return {seed: accuracy for seed, accuracy in found.items() if accuracy is not None}
+
+    @property
+    def measured_state(self) -> int | None:
+        """Bytes of one sequence's state, as measured; None where no run says."""
+        return max((run.state_bytes for run in self.chosen if run.state_bytes is not None), default=None)
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes of memory that training took at most; None where no run says."""
+        return max((run.peak_memory_bytes for run in self.chosen if run.peak_memory_bytes is not None), default=None)
+
+    @property
     def best_bits(self) -> float:
         """The lowest validation loss of all evaluations, on average over seeds."""
         return fmean(run.best_bits for run in self.chosen)
@@ -177,7 +260,7 @@ class VariantSummary(Config):
     @property
     def compile_seconds(self) -> float:
         """Of all runs: the same model at another rate or from another seed need not compile again."""
-        return sum(run.compile_seconds for run in self.runs)
+        return self.pace_compile_seconds + sum(run.compile_seconds for run in self.runs)
 
     @property
     def graph_breaks(self) -> int:

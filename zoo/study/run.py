@@ -1,203 +1,164 @@
-"""Running a study: every variant is trained, those that are finished already are not trained again."""
+"""Running a study: every run is trained that is not finished, by one process or several, and the page is written."""
 
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from itertools import chain
-from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
-from zoo.data import Corpus, bigram_bits_per_byte, load_corpus, validation_batches
-from zoo.errors import ConfigError, DivergenceError, Interruption, InUseError, TrainingError, ZooError
-from zoo.recipe.study import Study, study_command
+from zoo.data import Corpus, load_corpus
+from zoo.errors import ConfigError, Interruption, TrainingError
+from zoo.recipe import load_recipe
+from zoo.recipe.study import Study
 from zoo.report.files import replace_file, writing
 from zoo.report.tables import GuardedConsole
-from zoo.study.divergence import counted, divergences, keep_divergence, read_divergence
-from zoo.study.machine import describe_machine, write_machine
-from zoo.study.measure import describe_corpus, loss_unit, summarise_variant
-from zoo.study.results import Machine
+from zoo.study.collect import collect, has_ended
+from zoo.study.machine import describe_machine
+from zoo.study.processes import Crew
+from zoo.study.progress import StudyProgress
+from zoo.study.resolve import resolve_study
+from zoo.study.setting import describe, write_setting
 from zoo.study.summary import StudySummary
-from zoo.study.variants import Run, Variant, resolve_variants
-from zoo.training import ProgressReporter, make_progress, run_status, train
+from zoo.study.variants import Part
+from zoo.study.work import Worker
 from zoo.training.memory import READING, naming_memory_errors
-from zoo.training.run import RunFolder
 from zoo.training.run.metrics import check_tensorboard
-from zoo.training.signals import watching_signals
-from zoo.training.workshop import Workshop
+from zoo.training.signals import stopping_after, watching_signals
 
-__all__ = ["run_study"]
-
-_PATIENCE = 1.0  # seconds between two looks at what another process trains
-_STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
+__all__ = ["check_libraries", "run_study", "work_on", "write_reports"]
 
 
-class _Planned(NamedTuple):
-    """A run of a variant, where it goes and what it is called."""
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    processes: int = 1,
+    seconds: float | None = None,
+    early_stop: bool = False,
+) -> tuple[StudySummary, ...]:
+    """Train the runs of a study that are not finished yet and write what all of them came to.
 
-    variant: Variant
-    run: Run
-    folder: Path
-    title: str
-
-
-def run_study(study: Study, folder: Path, *, device: str | None = None, progress: bool = True) -> StudySummary:
-    """Train the variants of a study that are not finished yet and write what all of them came to.
-
-    The folder gets `study.yaml`, the runs of each variant under its name, `summary.json`, the table as `summary.csv`,
-    `.md` and `.tex`, all runs as `runs.csv`, the plots as PNG files and `index.html`. Everything is checked before
-    anything is trained. A run that diverges is a result, and the others go on. If one fails otherwise, or at a signal
-    (see `zoo.training.train`), the study ends with a report of the variants that are finished; the same call goes on
-    from there. Processes that are given the same study and folder share its runs, and each waits for what the others
-    train.
+    The folder gets `study.yaml`, the runs of each variant under its name and the report (`zoo.study.report`), a study
+    of several tasks a folder with all that for each. Everything is checked before anything is trained. A run that
+    diverges is a result, and the others go on. If one fails otherwise, or at a signal (see `zoo.training.train`), the
+    study ends with a report of what is finished; the same call goes on from there. Processes that are given the same
+    study and folder share its runs, and each waits for what the others train.
 
     Args:
         study: what to compare.
         folder: made if missing.
         device: by default a GPU if there is one, else the CPU.
-        progress: show a bar for each variant on standard error.
+        progress: show on standard error how far it is.
+        processes: that train at the same time, each with one thread and, without `device`, a GPU of its own.
+        seconds: after which it ends as at a signal: the step is finished and saved.
+        early_stop: give up learning rates that are hopeless early (`zoo.study.halving`).
+
+    Returns:
+        What each task came to, in the study's order.
 
     Raises:
-        ConfigError: a variant is not valid or not comparable, or matplotlib or SciPy is not installed, or
-            tensorboard where it is asked for.
+        ConfigError: a variant is not valid or not comparable (`FaultsError`: a line for each), or matplotlib or SciPy
+            is not installed, or tensorboard where it is asked for.
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
         TrainingError: training of a variant cannot go on, or a file cannot be written.
-        Interruption: a signal ended the study.
+        Interruption: a signal ended the study, or the time is up, which is SIGUSR1.
+    """
+    check_libraries()
+    with watching_signals(), nullcontext() if seconds is None else stopping_after(seconds):
+        parts = _checked_parts(study, folder, device)
+        corpora = _Corpora()
+        settings = [describe(study, part, corpora(part)) for part in parts]
+        collected = [collect(setting, part, [folder]) for setting, part in zip(settings, parts, strict=True)]
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "study.yaml", study.to_yaml().encode())
+        replace_file(folder / "recipe.yaml", load_recipe(study.recipe).to_yaml().encode())
+        for setting, part in zip(settings, parts, strict=True):
+            write_setting(setting, folder / part.folder)
+        left = sum(sum(each.waiting.values()) for each in collected)
+        console = GuardedConsole(stderr=True, quiet=not progress)
+        with _reported(study, settings, parts, folder), StudyProgress(study.name, console) as shown:
+            if min(processes, left) > 1:
+                Crew(parts, folder, shown, device=device, early_stop=early_stop).work(min(processes, left))
+            else:
+                Worker(parts, folder, corpora, shown, device=device, early_stop=early_stop).work()
+    return write_reports(study, settings, parts, folder)
+
+
+def work_on(study: Study, folder: Path, *, device: str | None, early_stop: bool, place: tuple[int, int]) -> None:
+    """Train the runs of a study as one of several processes, without a word and without a report.
+
+    Raises:
+        ZooError: see `run_study`.
     """
     with watching_signals():
-        return _run_study(study, folder, device, progress=progress)
+        parts = _checked_parts(study, folder, device)
+        silent = StudyProgress(study.name, GuardedConsole(stderr=True, quiet=True))
+        Worker(parts, folder, _Corpora(), silent, device=device, early_stop=early_stop, place=place).work()
 
 
-def _run_study(study: Study, folder: Path, device: str | None, *, progress: bool) -> StudySummary:
+def check_libraries() -> None:
+    """Check that a report can be written, before anything is trained.
+
+    Raises:
+        ConfigError: a library is not installed.
+    """
     for needed in ("matplotlib", "scipy"):
         if find_spec(needed) is None:
             raise ConfigError(f"a study needs {needed}, which is not installed: pip install 'mixer-zoo[plots]'")
-    machine = describe_machine(device)
-    variants = resolve_variants(study)
-    runs = [(variant, run) for variant in variants for run in variant.runs]
-    unfinished = [run for _, run in runs if not _has_ended(run, folder)]
-    if any(each.recipe.training.tensorboard for each in unfinished):
+
+
+def write_reports(
+    study: Study, settings: list[StudySummary], parts: tuple[Part, ...], folder: Path
+) -> tuple[StudySummary, ...]:
+    """Write and return what is finished by now of every task; of none of which anything is, nothing is written."""
+    from zoo.study.report import write_overview, write_report  # needs matplotlib, which is optional
+
+    found = tuple(collect(setting, part, [folder]) for setting, part in zip(settings, parts, strict=True))
+    for summary, part in zip(found, parts, strict=True):
+        if summary.variants:
+            write_report(summary, folder / part.folder)
+    if len(parts) > 1:
+        write_overview(study, found, parts, folder)
+    return found
+
+
+def _checked_parts(study: Study, folder: Path, device: str | None) -> tuple[Part, ...]:
+    """Return the parts of a study, refused where its device or an option of an unfinished run is not there."""
+    describe_machine(device)
+    parts = resolve_study(study, folder)
+    runs = [run for part in parts for variant in part.variants if variant.is_paced for run in variant.runs]
+    if any(run.recipe.training.tensorboard for run in runs if not has_ended(run, folder)):
         check_tensorboard()
-    with naming_memory_errors(READING):
-        corpus = load_corpus(variants[0].recipe.data)
-        summary = _describe(study, variants, corpus)
-    summary = _collect(summary, variants, folder)
-    console = GuardedConsole(stderr=True, quiet=not progress)
-    workshop = Workshop()  # runs of one variant follow one another
+    return parts
 
-    def take(planned: _Planned) -> bool:
-        """Train a run; False where another process does."""
-        try:
-            _write_machine(planned.folder, machine)
-            _train(planned, corpus, device, make_progress(planned.title, console), workshop)
-        except InUseError:
-            return False
-        except DivergenceError as error:  # a result like any other
-            keep_divergence(planned.variant, planned.run, planned.folder, error)
-            console.print(f"{planned.title}: diverged: {error}", markup=False, highlight=False)
-        return True
 
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "study.yaml", summary.study_yaml.encode())
-    elsewhere: list[_Planned] = []  # in training by another process
+class _Corpora:
+    """The texts of a study's tasks, each loaded once and only when it is needed."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Corpus] = {}
+
+    def __call__(self, part: Part) -> Corpus | None:
+        if not part.is_text:
+            return None
+        data = part.variants[0].recipe.data
+        if part.task not in self._loaded:
+            with naming_memory_errors(READING):
+                self._loaded[part.task] = load_corpus(data)
+        return self._loaded[part.task]
+
+
+@contextmanager
+def _reported(study: Study, settings: list[StudySummary], parts: tuple[Part, ...], folder: Path) -> Iterator[None]:
+    """Write the report of what is finished also where the body fails, unless a second signal ends it at once."""
     try:
-        for number, (variant, run) in enumerate(runs, 1):
-            planned = _Planned(variant, run, folder / run.name, f"{run.name} ({number} of {len(runs)})")
-            if _has_ended(run, folder):
-                ended = "diverged" if read_divergence(planned.folder) else "finished"
-                console.print(f"{planned.title}: {ended} before", markup=False, highlight=False)
-            elif not take(planned):
-                console.print(f"{planned.title}: another process trains it", markup=False, highlight=False)
-                elsewhere.append(planned)
-        while elsewhere:  # which may end without having finished them
-            elsewhere = [each for each in elsewhere if not (_has_ended(each.run, folder) or take(each))]
-            time.sleep(_PATIENCE if elsewhere else 0)
+        yield
     except BaseException as error:
         if not (isinstance(error, Interruption) and error.at_once):
             with suppress(TrainingError):  # a disk may be too full for the report too; what stopped it is told
-                _report(summary, variants, folder)
+                write_reports(study, settings, parts, folder)
         raise
-    return _report(summary, variants, folder)
-
-
-def _report(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
-    """Write and return the summary of what is finished by now; nothing is written if that is nothing."""
-    from zoo.study.report import write_report  # needs matplotlib, which is optional
-
-    summary = _collect(summary, variants, folder)
-    if summary.variants:
-        write_report(summary, folder)
-    return summary
-
-
-def _describe(study: Study, variants: Sequence[Variant], corpus: Corpus) -> StudySummary:
-    """Return the summary of a study of which nothing is finished."""
-    recipe = variants[0].recipe
-    training = recipe.training
-    batches = validation_batches(
-        corpus.validation, training.batch_size, training.context_length, training.evaluation_tokens
-    )
-    limit = min(
-        each.recipe.model.max_positions if each.recipe.model.positions == "learned" else inf for each in variants
-    )
-    return StudySummary(
-        name=study.name,
-        description=study.description,
-        recipe=study.recipe,
-        study_yaml=study.to_yaml(),
-        command=study_command(study),
-        date=_now(),
-        unit=loss_unit(recipe.data),
-        steps=training.steps,
-        context_length=training.context_length,
-        batch_tokens=training.tokens_per_step,
-        seeds=tuple(range(training.seed, training.seed + study.seeds)),
-        corpus=describe_corpus(corpus, recipe.data),
-        bigram_bits=bigram_bits_per_byte(corpus.train, batches, corpus.tokenizer),
-        state_contexts=tuple(context for context in _STATE_CONTEXTS if context <= limit) or (int(limit),),
-        planned=tuple(variant.name for variant in variants),
-        variants=(),
-    )
-
-
-def _collect(summary: StudySummary, variants: Sequence[Variant], folder: Path) -> StudySummary:
-    """Return the summary with every variant all of whose runs have ended by now."""
-    ended = [variant for variant in variants if all(_has_ended(run, folder) for run in variant.runs)]
-    lost = {variant.name: divergences(variant, folder) for variant in ended}
-    kept = (counted(variant, lost[variant.name]) for variant in ended)
-    return summary.replace(
-        variants=tuple(summarise_variant(each, folder, summary) for each in kept if each is not None),
-        divergences=tuple(chain.from_iterable(lost.values())),
-        date=_now(),
-    )
-
-
-def _has_ended(run: Run, folder: Path) -> bool:
-    finished = run_status(folder / run.name, run.recipe) == "finished"
-    return finished or read_divergence(folder / run.name) is not None
-
-
-def _write_machine(folder: Path, machine: Machine) -> None:
-    with RunFolder(folder).locked():
-        write_machine(folder, machine)
-
-
-def _train(
-    planned: _Planned, corpus: Corpus, device: str | None, progress: ProgressReporter, workshop: Workshop
-) -> None:
-    recipe, folder = planned.run.recipe, planned.folder
-    try:
-        train(recipe, folder, corpus=corpus, device=device, progress=progress, workshop=workshop)
-    except (DivergenceError, InUseError):
-        raise
-    except ZooError as error:
-        raise TrainingError(f"variant {planned.run.name!r}: {error}") from error
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from zoo.config import Config
 from zoo.errors import ConfigError
+from zoo.report.numbers import counted
 from zoo.report.tables import csv_text
-from zoo.study.results import Divergence, VariantSummary
+from zoo.study.results import Divergence, EarlyStop, VariantSummary
 from zoo.study.statistics import Difference, compare
 
 __all__ = ["CorpusSummary", "StudySummary"]
@@ -30,8 +31,17 @@ class CorpusSummary(Config):
     """sha256, as hexadecimal."""
 
 
+class Option(Config):
+    """A setting, besides the mixer's name, that is not the same in all variants that have it."""
+
+    key: str
+    """With dots, such as `mixer.query_key_norm`."""
+    values: dict[str, str]
+    """By variant, as JSON; of those alone that have it."""
+
+
 class StudySummary(Config):
-    """A study so far: its setting, its baseline and the variants that are finished, in the study's order."""
+    """A study on one task so far: its setting, its baseline and variants with finished runs, in the study's order."""
 
     name: str
     description: str
@@ -44,35 +54,55 @@ class StudySummary(Config):
     """When this was written, as an ISO 8601 time in UTC."""
     unit: str
     """Of every loss: "bits per byte", or "bits per token" where the bytes behind a token are not known."""
+    task: str = "text"
+    match: str = "parameters"
+    """What all variants have as much of as the first."""
+    budget: str = ""
+    """What each run may spend, in words; empty: its steps."""
+    budget_kind: str = "tokens"
+    """`tokens`, `flops` or `seconds`, of which every run has the same."""
     steps: int
+    """Of the first variant."""
     context_length: int
     batch_tokens: int
     """Tokens in one optimiser step."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Of the runs of each variant at each learning rate."""
-    corpus: CorpusSummary
-    bigram_bits: float
-    """Loss of a bigram model on the same validation tokens."""
+    corpus: CorpusSummary | None
+    """None of a task without a text."""
+    bigram_bits: float | None
+    """Loss of a bigram model on the same validation tokens; None without a text."""
     state_contexts: tuple[int, ...] = Field(min_length=1)
     """Context lengths, in tokens, at which the size of the state is given."""
     planned: tuple[str, ...]
     """The names of all variants, finished or not."""
+    options: tuple[Option, ...] = ()
+    """What differs between them besides the mixer."""
     variants: tuple[VariantSummary, ...]
-    """Those that are finished, but for those that diverged at every rate."""
+    """Those with a finished run that counts."""
     divergences: tuple[Divergence, ...] = ()
-    """The runs that diverged, of variants all of whose runs have ended."""
+    """The runs that diverged."""
+    stopped: tuple[EarlyStop, ...] = ()
+    """The runs that were stopped early, because their learning rate was hopeless."""
+    waiting: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
+    """By variant, the runs that have not ended."""
 
     @property
     def unfinished(self) -> tuple[str, ...]:
         """The names of the variants that are planned and not finished."""
         ended = {variant.name for variant in self.variants} | {each.variant for each in self.divergences}
-        return tuple(name for name in self.planned if name not in ended)
+        return tuple(name for name in self.planned if name not in ended or self.waiting.get(name))
+
+    def with_waiting(self, name: str) -> str:
+        """Return an unfinished variant's name, with how many of its runs have not ended where others have."""
+        left = self.waiting.get(name)
+        return f"{name} ({counted(left, 'run')} left)" if left and name in {v.name for v in self.variants} else name
 
     @property
     def diverged(self) -> tuple[str, ...]:
         """The names of the variants that diverged at every rate."""
-        finished = {variant.name for variant in self.variants}
-        return tuple(dict.fromkeys(each.variant for each in self.divergences if each.variant not in finished))
+        others = {variant.name for variant in self.variants} | set(self.unfinished)
+        return tuple(dict.fromkeys(each.variant for each in self.divergences if each.variant not in others))
 
     @property
     def differences(self) -> list[Difference]:
@@ -110,25 +140,32 @@ class StudySummary(Config):
             }
             for variant in self.variants
         ]
-        rows.append({"variant": "bigram", "final_bits": self.bigram_bits, "best_bits": self.bigram_bits})
+        if self.bigram_bits is not None:
+            rows.append({"variant": "bigram", "final_bits": self.bigram_bits, "best_bits": self.bigram_bits})
         return csv_text(["variant", *_CSV_FIELDS, "overrides", "seeds", state], rows)
 
     def runs_to_csv(self) -> str:
         """Write one row of plain numbers for each run."""
         rows = [
-            {"variant": variant.name, **{name: getattr(run, name) for name in _RUN_FIELDS}}
+            {
+                "variant": variant.name,
+                **{name: getattr(run, name) for name in _RUN_FIELDS},
+                **{name: getattr(run.machine, name) for name in _MACHINE_FIELDS},
+            }
             for variant in self.variants
             for run in variant.runs
         ]
-        return csv_text(["variant", *_RUN_FIELDS], rows)
+        return csv_text(["variant", *_RUN_FIELDS, *_MACHINE_FIELDS], rows)
 
 
 _CSV_FIELDS = (
     "mixer", "parameters", "feed_forward_width", "forward_flops_per_token", "training_flops_per_token", "final_bits",
     "interval", "best_bits", "learning_rate", "tokens", "seconds", "tokens_per_second", "compile_seconds",
-    "graph_breaks", "recompiles",
+    "graph_breaks", "recompiles", "measured_state", "peak_memory",
 )  # fmt: skip
 _RUN_FIELDS = (
     "learning_rate", "seed", "final_bits", "choosing_bits", "reported_bits", "best_bits", "seconds",
-    "tokens_per_second", "compile_seconds", "graph_breaks", "recompiles",
+    "tokens_per_second", "compile_seconds", "graph_breaks", "recompiles", "overall_accuracy", "state_bytes",
+    "peak_memory_bytes",
 )  # fmt: skip
+_MACHINE_FIELDS = ("device", "threads", "torch", "python", "zoo")

@@ -1,36 +1,10 @@
-"""From a study to the recipes of its runs: resolved, checked to be comparable, and of equal size."""
+"""What a study trains, resolved: its tasks, the variants of each and their runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from zoo.accounting import count_parameters, match_parameters
-from zoo.errors import ConfigError
-from zoo.recipe import Recipe, load_recipe
-from zoo.recipe.study import Study
+from zoo.recipe import Recipe
 
-__all__ = ["Run", "Variant", "resolve_variants"]
-
-_RATE = "training.learning_rate"
-_BUDGET = ("context_length", "batch_size", "accumulate", "steps", "evaluation_tokens", "seed")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One model to train."""
-
-    name: str
-    overrides: tuple[str, ...]
-    recipe: Recipe
-    """With the feed-forward width that gives it as many parameters as the first variant has, within 1%."""
-    runs: "tuple[Run, ...]"
-    """One for each learning rate and seed, rate by rate."""
-
-    @property
-    def mixer(self) -> str:
-        """What mixes over time, in words."""
-        hybrid = self.recipe.hybrid
-        if hybrid is None:
-            return self.recipe.mixer.name
-        return f"{self.recipe.mixer.name}, {hybrid.mixer.name} in 1 of {hybrid.every} layers"
+__all__ = ["Part", "Run", "Variant", "lasting"]
 
 
 @dataclass(frozen=True)
@@ -50,52 +24,60 @@ class Run:
         return self.recipe.training.seed
 
 
-def resolve_variants(study: Study) -> list[Variant]:
-    """Return the variants of a study, in its order, every one of them checked.
+@dataclass(frozen=True)
+class Variant:
+    """One model to train."""
 
-    Raises:
-        ConfigError: a variant is not a valid recipe, cannot be given the first one's number of parameters, or differs
-            from it in data, seed or budget, or names a learning rate where the study does. The line names the variant.
-    """
-    variants: list[Variant] = []
-    target = 0
-    for name, overrides in study.variants.items():
-        try:
-            recipe = load_recipe(study.recipe, (*study.overrides, *overrides))
-            if variants:
-                recipe = match_parameters(recipe, target)
-                _check_comparable(recipe, variants[0].recipe)
-            else:
-                target = count_parameters(recipe).total
-            if study.learning_rates and any(override.startswith(f"{_RATE}=") for override in overrides):
-                raise ConfigError(f"{_RATE}: must be left to the study's learning_rates, which all variants share")
-            variants.append(Variant(name, overrides, recipe, _runs(study, name, recipe)))
-        except ConfigError as error:
-            raise ConfigError(f"variant {name!r}: {error}") from error
-    return variants
+    name: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    """With the sizes that make it equal to the first variant in what the study matches, and with its own steps."""
+    runs: tuple[Run, ...]
+    """One for each learning rate and seed, rate by rate."""
+    folder: str
+    """From the study's on: where its runs are."""
+    seconds: float | None = None
+    """The budget of a run, where that is counted in seconds."""
+    is_paced: bool = True
+    """False where the number of steps is not known yet, for a step's time was not measured."""
 
+    @property
+    def mixer(self) -> str:
+        """What mixes over time, in words."""
+        hybrid = self.recipe.hybrid
+        if hybrid is None:
+            return self.recipe.mixer.name
+        return f"{self.recipe.mixer.name}, {hybrid.mixer.name} in 1 of {hybrid.every} layers"
 
-def _runs(study: Study, variant: str, recipe: Recipe) -> tuple[Run, ...]:
-    rates = study.learning_rates or (recipe.training.learning_rate,)
-    seeds = range(recipe.training.seed, recipe.training.seed + study.seeds)
-    recipes = [
-        recipe.replace(training=recipe.training.replace(learning_rate=rate, seed=seed))
-        for rate in rates
-        for seed in seeds
-    ]
-    if len(recipes) == 1:
-        return (Run(variant, recipes[0]),)
-    return tuple(
-        Run(f"{variant}/rate-{each.training.learning_rate:g}-seed-{each.training.seed}", each) for each in recipes
-    )
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of each run; of a variant that is not paced, a guess."""
+        return self.recipe.training.steps
+
+    def at_pace(self, seconds_per_step: float) -> "Variant":
+        """Return the variant with as many steps as its budget of seconds has room for, at least one."""
+        steps = max(1, round((self.seconds or 0) / seconds_per_step))
+        runs = tuple(replace(run, recipe=lasting(run.recipe, steps)) for run in self.runs)
+        return replace(self, recipe=lasting(self.recipe, steps), runs=runs, is_paced=True)
 
 
-def _check_comparable(recipe: Recipe, first: Recipe) -> None:
-    for section, keys in (("data", list(type(recipe.data).model_fields)), ("training", _BUDGET)):
-        for key in keys:
-            own, others = getattr(getattr(recipe, section), key), getattr(getattr(first, section), key)
-            if own != others:
-                raise ConfigError(
-                    f"{section}.{key} is {own!r}, and {others!r} in the first variant; data, seed and budget are the "
-                    "same in all variants of a study"
-                )
+@dataclass(frozen=True)
+class Part:
+    """A study on one of its tasks: what is compared with each other."""
+
+    task: str
+    folder: str
+    """From the study's on, empty where it has one task."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def is_text(self) -> bool:
+        return self.task == "text"
+
+
+def lasting(recipe: Recipe, steps: int) -> Recipe:
+    """Return a recipe of another length: the schedule ends with its last step, and has the same share of warm-up."""
+    training = recipe.training
+    warmup = training.warmup_steps * steps // training.steps
+    # The warm-up first: it may not be longer than the run at any moment.
+    return recipe.replace(training=training.replace(warmup_steps=warmup, steps=steps))

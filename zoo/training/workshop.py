@@ -13,9 +13,9 @@ __all__ = ["Workshop"]
 
 
 class Workshop:
-    """Makes models for runs one after the other. A run that differs from the one before in its seed and learning rate
-    alone gets that one's model with weights of its own: weights and rates are inputs of what is compiled, so that
-    nothing is compiled again.
+    """Makes models for runs one after the other. A run that differs from the one before in its seed, learning rate,
+    length and bookkeeping alone gets that one's model with weights of its own: weights and rates are inputs of what is
+    compiled, so that nothing is compiled again.
 
     Only one run at a time may use it; after the next one has begun, what the last one trained is gone.
     """
@@ -49,4 +49,6 @@ class Workshop:
 
 def _as_compiled(recipe: Recipe) -> Recipe:
     """A recipe but for what is no part of the compiled model."""
-    return recipe.replace(training=recipe.training.replace(seed=0, learning_rate=1.0, min_learning_rate=None))
+    anything = {"seed": 0, "learning_rate": 1.0, "min_learning_rate": None, "warmup_steps": 0, "steps": 1}
+    anything |= {"log_every": 1, "evaluate_every": 1, "checkpoint_every": 1, "tensorboard": False}
+    return recipe.replace(training=recipe.training.replace(**anything))
