@@ -43,7 +43,8 @@ def test_pieces_and_sides_change_nothing(texts, piece_size, chunk_size, random):
 @pytest.fixture(params=["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def _start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes start as they do, or quickly, without what they import."""
-    monkeypatch.setattr(encoding, "get_context", lambda _: multiprocessing.get_context(request.param))
+    if request.param == "fork":
+        monkeypatch.setattr(encoding, "_context", lambda: multiprocessing.get_context("fork"))
 
 
 @pytest.mark.usefixtures("_start")

@@ -5,7 +5,8 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.context import BaseContext
 from threading import Thread
 from typing import NamedTuple, TypeVar
 
@@ -66,9 +67,7 @@ def encode_documents(
         for batch in batches:
             yield from _encode(tokenizer, batch)
         return
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # what takes seconds to import is imported once for all
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(tokenizer,))
+    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_start_worker, initargs=(tokenizer,))
     try:
         waiting: deque[Future[list[Encoded]]] = deque()
         for batch in batches:
@@ -79,6 +78,20 @@ def encode_documents(
             yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """Return how processes start: forked from one that has imported what takes seconds to import, and nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # A Ctrl-C is for this process, which ends the others: they start without. The tracker, which unblocks it, is first.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
 
 
 def _batches(documents: Iterable[SidedDocument]) -> Iterator[list[_Piece]]:
@@ -136,7 +149,7 @@ def _start_worker(tokenizer: TextTokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as there is work for
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
