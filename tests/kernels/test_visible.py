@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from zoo.kernels import cross_entropy_rows
 from zoo.kernels.delta.triton import passes as delta_passes
+from zoo.kernels.delta.triton import scan as delta_scan
 from zoo.kernels.power.triton import (
     columns,
     gate_gradient,
@@ -25,10 +26,11 @@ from zoo.kernels.power.triton import (
     sums,
     value_gradient,
 )
+from zoo.kernels.rwkv7.triton import passes as rwkv7_passes
 
 MODULES = (
-    columns, cross_entropy_rows, delta_passes, gate_gradient, gate_sums, key_gradient, output, output_gradient,
-    query_gradient, scan, sums, value_gradient,
+    columns, cross_entropy_rows, delta_passes, delta_scan, gate_gradient, gate_sums, key_gradient, output,
+    output_gradient, query_gradient, rwkv7_passes, scan, sums, value_gradient,
 )  # fmt: skip
 KERNELS = {
     f"{module.__name__}.{name}": value

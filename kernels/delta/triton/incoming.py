@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.delta.triton.gates import decay_between, head_sums
+from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_scores, chunk_sums, load_shared
 from zoo.kernels.delta.triton.prepare import solve_transposed
-from zoo.kernels.delta.triton.scores import channel_scores
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -34,42 +33,21 @@ def incoming_kernel(
     dtype: tl.constexpr = additions.dtype.element_ty
     at, channels = tl.arange(0, C), tl.arange(0, K)
     here = at < tokens
-    q += start * Q_HEADS * K + head * Q_HEADS // HEADS * K
-    k += start * K_HEADS * K + head * K_HEADS // HEADS * K
-    queries = tl.load(q + at[:, None] * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-    keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-
-    if CHANNELS:
-        sums += (start * HEADS + head) * K
-    elif GATED:
-        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
-    if CHANNELS:
-        scores = channel_scores(queries, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
-    else:
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        if GATED:
-            scores *= decay_between(total)
-        scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
+    chunk, gates = (start, tokens, head), (sums + (start * HEADS + head) * K, HEADS * K, tokens)
+    queries = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(dtype)
+    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(dtype)
+    total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
+    scores = chunk_scores(queries, keys, total, gates, LEVELS, GATED, CHANNELS, PRECISION)
     scores = tl.trans(as_operand(scores, dtype, PRECISION))
-
     read_queries = queries
     read = keys
     left = keys
-    if CHANNELS:
-        total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
-        end = tl.load(sums + tl.maximum(tokens - 1, 0) * HEADS * K + channels, channels < K * tokens, 0)
-        tl.store(wholes + place * K + channels, tl.exp2(end.to(tl.float32)))
-        decayed = tl.exp2(total.to(tl.float32))
-        read_queries = queries * decayed
-        read = keys * decayed
-        left = keys * tl.exp2((end[None, :] - total).to(tl.float32))
-    elif GATED:
-        end = tl.sum(tl.where(at == C - 1, total, 0), 0)
-        tl.store(wholes + place, tl.exp2(end.to(tl.float32)))
-        decayed = tl.exp2(total.to(tl.float32))[:, None]
-        read_queries = queries * decayed
-        read = keys * decayed
-        left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
+    if GATED:
+        from_start, to_end, whole = boundary_decays(at, total, gates, channels, CHANNELS)
+        tl.store(wholes + (place * K + channels if CHANNELS else place), whole)
+        read_queries = queries * from_start
+        read = keys * from_start
+        left = keys * to_end
 
     of_keys = place * C * K + at[:, None] * K + channels[None, :]
     if CORRECTS:

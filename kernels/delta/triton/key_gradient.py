@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.delta.triton.gates import decay_between, head_sums
+from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_sums, load_shared
+from zoo.kernels.delta.triton.gates import decay_between
 from zoo.kernels.delta.triton.scores import add_gradients
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
@@ -77,10 +78,9 @@ def key_gradient_kernel(
             dmet = tl.dot(dread, tl.trans(error), dmet, input_precision=PRECISION)
             dreaders = tl.dot(dread, S, dreaders, input_precision=PRECISION)
 
-    q += start * Q_HEADS * K + head * Q_HEADS // HEADS * K
-    k += start * K_HEADS * K + head * K_HEADS // HEADS * K
-    queries = tl.load(q + row * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-    keys = tl.load(k + row * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
+    chunk = (start, tokens, head)
+    queries = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(dtype)
+    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(dtype)
     of_key = (start * HEADS + head) * K + row * HEADS * K + channels[None, :]
     writers = keys
     if CORRECTS:
@@ -88,16 +88,10 @@ def key_gradient_kernel(
         writers = as_operand(rates * keys, dtype, PRECISION)
     from_start = 1.0
     to_end = 1.0
-    if CHANNELS:
-        sums += (start * HEADS + head) * K + block * BLOCK
-        gates = (sums, HEADS * K, tokens)
-        total = tl.load(sums + row * HEADS * K + tl.arange(0, BLOCK)[None, :], here[:, None], 0)
-        end = tl.load(sums + (tokens - 1) * HEADS * K + tl.arange(0, BLOCK))
-        from_start, to_end = tl.exp2(total.to(tl.float32)), tl.exp2((end[None, :] - total).to(tl.float32))
-    elif GATED:
-        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
-        end = tl.sum(tl.where(at == C - 1, total, 0), 0)
-        from_start, to_end = tl.exp2(total.to(tl.float32))[:, None], tl.exp2((end - total).to(tl.float32))[:, None]
+    total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
+    gates = (sums + (start * HEADS + head) * K + block * BLOCK, HEADS * K, tokens)
+    if GATED:
+        from_start, to_end, whole = boundary_decays(at, total, gates, tl.arange(0, BLOCK), CHANNELS)
 
     dscores = tl.where(row >= column, scale * dscores, 0.0)
     dqueries *= scale * from_start
@@ -141,7 +135,6 @@ def key_gradient_kernel(
     tl.store(dk + of_key, dkeys.to(dk.dtype.element_ty), here[:, None])
 
     if GATED:
-        whole = tl.exp2(end.to(tl.float32))
         parts = place * PARTS + tl.arange(0, PARTS)
         if CHANNELS:
             along = tl.sum(tl.load(alongs + parts[:, None] * K + channels[None, :]), 0)

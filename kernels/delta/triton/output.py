@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.delta.triton.gates import decay_between, head_sums
+from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_scores, chunk_sums, load_shared
 from zoo.kernels.delta.triton.prepare import solve
-from zoo.kernels.delta.triton.scores import channel_scores
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -32,29 +31,21 @@ def output_kernel(
     dtype: tl.constexpr = states.dtype.element_ty
     at, channels, values = tl.arange(0, C), tl.arange(0, K), block * BLOCK + tl.arange(0, BLOCK)
     here = at < tokens
-    q += start * Q_HEADS * K + head * Q_HEADS // HEADS * K
-    k += start * K_HEADS * K + head * K_HEADS // HEADS * K
-    queries = tl.load(q + at[:, None] * Q_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-    keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
+    chunk, gates = (start, tokens, head), (sums + (start * HEADS + head) * K, HEADS * K, tokens)
+    queries = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(dtype)
+    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(dtype)
     of_token = (start * HEADS + head) * V + at[:, None] * HEADS * V + values[None, :]
-
-    from_start = 1.0
-    if CHANNELS:
-        sums += (start * HEADS + head) * K
-        gates = (sums, HEADS * K, tokens)
-        scores = channel_scores(queries, keys, gates, LEVELS, PRECISION)
-        total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
-        decayed = tl.exp2(total.to(tl.float32))
-        queries = as_operand(queries * decayed, dtype, PRECISION)
-        keys = as_operand(keys * decayed, dtype, PRECISION)
-    else:
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        if GATED:
-            total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
-            scores *= decay_between(total)
-            from_start = tl.exp2(total.to(tl.float32))[:, None]
-        scores = tl.where(at[:, None] >= at[None, :], scores, 0.0)
+    total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
+    scores = chunk_scores(queries, keys, total, gates, LEVELS, GATED, CHANNELS, PRECISION)
     scores = as_operand(scores, dtype, PRECISION)
+    from_start = 1.0
+    if GATED:
+        decayed, _, _ = boundary_decays(at, total, gates, channels, CHANNELS)
+        if CHANNELS:
+            queries = as_operand(queries * decayed, dtype, PRECISION)
+            keys = as_operand(keys * decayed, dtype, PRECISION)
+        else:
+            from_start = decayed
 
     S = tl.load(states + place * K * V + channels[:, None] * V + values[None, :])
     value = tl.load(v + of_token, here[:, None], 0)

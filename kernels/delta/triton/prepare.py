@@ -9,8 +9,7 @@ keys that are written again and again has to stay as it is.
 import triton
 import triton.language as tl
 
-from zoo.kernels.delta.triton.gates import decay_between, head_sums
-from zoo.kernels.delta.triton.scores import channel_scores
+from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_scores, chunk_sums, load_shared
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -71,39 +70,29 @@ def prepare_kernel(
     dtype: tl.constexpr = kept.dtype.element_ty
     at, channels = tl.arange(0, C), tl.arange(0, K)
     here = at < tokens
-    k += start * K_HEADS * K + head * K_HEADS // HEADS * K
-    keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
-    if CHANNELS:
-        sums += (start * HEADS + head) * K
-    elif GATED:
-        total = head_sums(log_g + start * HEADS + head, at, here, HEADS, LOWEST)
+    chunk, heads, gates = (
+        (start, tokens, head),
+        (K_HEADS, HEADS),
+        (sums + (start * HEADS + head) * K, HEADS * K, tokens),
+    )
+    total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
     if CORRECTS:
+        keys = load_shared(k, at, chunk, heads, channels, K).to(dtype)
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
-        if CHANNELS:
-            system = channel_scores(keys, keys, (sums, HEADS * K, tokens), LEVELS, PRECISION)
-        else:
-            system = tl.dot(keys, tl.trans(keys), input_precision=PRECISION)
-            if GATED:
-                system *= decay_between(total)
+        system = chunk_scores(keys, keys, total, gates, LEVELS, GATED, CHANNELS, PRECISION)
         inverse = as_operand(inverse_below(system * rates[None, :], LEVELS, PRECISION), tl.float32, PRECISION)
         square = at[:, None] * C + at[None, :]
         tl.store(inverses + place * C * C + square, inverse.to(inverses.dtype.element_ty))
 
     # Once more, which spares their registers until now.
-    keys = tl.load(k + at[:, None] * K_HEADS * K + channels[None, :], here[:, None], 0).to(dtype)
+    keys = load_shared(k, at, chunk, heads, channels, K).to(dtype)
     read = keys
     left = keys
-    if CHANNELS:
-        total = tl.load(sums + at[:, None] * HEADS * K + channels[None, :], here[:, None], 0)
-        end = tl.load(sums + tl.maximum(tokens - 1, 0) * HEADS * K + channels, channels < K * tokens, 0)
-        tl.store(wholes + place * K + channels, tl.exp2(end.to(tl.float32)))
-        read = keys * tl.exp2(total.to(tl.float32))
-        left = keys * tl.exp2((end[None, :] - total).to(tl.float32))
-    elif GATED:
-        end = tl.sum(tl.where(at == C - 1, total, 0), 0)
-        tl.store(wholes + place, tl.exp2(end.to(tl.float32)))
-        read = keys * tl.exp2(total.to(tl.float32))[:, None]
-        left = keys * tl.exp2((end - total).to(tl.float32))[:, None]
+    if GATED:
+        from_start, to_end, whole = boundary_decays(at, total, gates, channels, CHANNELS)
+        tl.store(wholes + (place * K + channels if CHANNELS else place), whole)
+        read = keys * from_start
+        left = keys * to_end
     of_key = place * C * K + at[:, None] * K + channels[None, :]
     if CORRECTS:
         tl.store(reads + of_key, as_operand(-read.to(tl.float32), dtype, PRECISION))

@@ -20,11 +20,11 @@ def forgotten(log_w, at, tokens, stride, LOWEST: tl.constexpr, BOUNDED: tl.const
 
     If decays are BOUNDED, those of a token that forgets are left out of sums, and all its channels have them.
     """
+    counts = tl.zeros(at.shape, tl.int32)
     if BOUNDED:
         marks = tl.load(log_w + at * stride, at < tokens, 0) <= LOWEST
         counts = tl.cumsum(marks.to(tl.int32), 0)
-        return counts, tl.max(counts, 0)
-    return tl.zeros(at.shape, tl.int32), 0
+    return counts, tl.max(counts, 0)
 
 
 @triton.jit
