@@ -7,10 +7,14 @@
 Importing this makes the Auto* classes know converted models. It needs `pip install 'mixer-zoo[hf]'`.
 """
 
-import importlib.util
+from importlib.metadata import PackageNotFoundError, version
 
-if importlib.util.find_spec("transformers") is None:
-    raise ImportError("zoo.hf needs transformers: pip install 'mixer-zoo[hf]'")
+try:
+    _found = version("transformers")
+except PackageNotFoundError:
+    _found = "none"
+if _found == "none" or tuple(map(int, _found.split(".")[:2])) < (5, 24):
+    raise ImportError(f"zoo.hf: expected transformers 5.24 or newer, found {_found}: pip install 'mixer-zoo[hf]'")
 
 from zoo.hf.classes import register_converted
 from zoo.hf.convert import convert, restore
