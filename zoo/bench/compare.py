@@ -36,7 +36,8 @@ def print_comparison(rows: Sequence[Row], console: Console) -> None:
     """Print, for each head width, power and pass, a table, who is absent from it, and from where on ours is faster."""
     said: set[tuple[int, int, str]] = set()
     for (head_width, p, passes), group in groups(rows):
-        console.print(f"\nK = V = {head_width}, p = {p}, {passes}", style="bold", highlight=False)
+        powers = f", p = {p}" if p else ""
+        console.print(f"\nK = V = {head_width}{powers}, {passes}", style="bold", highlight=False)
         console.print(_table(group))
         absences = {(head_width, p, line) for line in _absences(group)}
         for line in [*sorted(line for *_, line in absences - said), *crossovers(group)]:
@@ -77,8 +78,9 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _ours(rows: Sequence[Row]) -> str:
-    """The contestant whose work is counted; an empty string where there is none."""
-    return next((row.name for row in rows if row["flops_per_second"] is not None), "")
+    """The contestant whose work is counted, or else the one called ours; an empty string where there is none."""
+    counted = next((row.name for row in rows if row["flops_per_second"] is not None), "")
+    return counted or ("ours" if "ours" in _names(rows) else "")
 
 
 def _absences(rows: Sequence[Row]) -> list[str]:
@@ -95,7 +97,8 @@ def _absences(rows: Sequence[Row]) -> list[str]:
 def crossovers(rows: Sequence[Row]) -> list[str]:
     """Say of each other contestant of one table from which length on ours is faster."""
     ours, lines = _ours(rows), []
-    others = [name for name in _names(rows) if name not in {row.name for row in rows if row["flops_per_second"]}]
+    counted = {row.name for row in rows if row["flops_per_second"]}
+    others = [name for name in _names(rows) if name not in {ours, *counted}]
     found = times(rows)
     own = found.get(ours, {})
     for name in others:

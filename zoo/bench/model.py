@@ -9,15 +9,7 @@ import torch
 from rich.console import Console
 
 from zoo.bench.cold_start import measure_cold_start
-from zoo.bench.engine import (
-    OUT_OF_MEMORY,
-    Benchmark,
-    Row,
-    attempt,
-    describe_place,
-    print_lines,
-    release_memory,
-)
+from zoo.bench.engine import OUT_OF_MEMORY, Benchmark, Row, attempt, describe_place, print_lines, release_memory
 from zoo.bench.models import QUADRATIC, TrainingStep, load_documents, make_batches, recipe_with, softmax_backend
 from zoo.bench.profile import print_profile, profile_step
 from zoo.bench.timing import Ceilings, Timer, Timing, wall_seconds

@@ -1,4 +1,4 @@
-"""`zoo bench op`: power attention beside its peers, over lengths, widths and powers, in one run."""
+"""`zoo bench op`: an op beside its peers, over lengths, widths and powers, in one run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from zoo.bench.compare import groups, print_comparison, times
 from zoo.bench.engine import Benchmark, Row, describe_place
-from zoo.bench.subjects import BOTH, CONTESTANTS, FORWARD, Case, Subject, select
+from zoo.bench.family import OPS
+from zoo.bench.subjects import BOTH, FORWARD, Case, Subject, select
 from zoo.bench.timing import Ceilings, Timer
 from zoo.kernels.power import Heads, forward_flops
 from zoo.kernels.power.flops import backward_flops
@@ -37,27 +38,34 @@ class OpBenchmark(Benchmark):
     quadratic_limit: int = 262144  # the longest sequence for softmax attention
     graph: bool = False  # whether the timer replays CUDA graphs
     memory: bool = True  # whether peak memory is measured on a CPU too, of our op
+    op: str = "power"  # of `OPS`; the others have no powers
 
     name_column = "contestant"
     columns = (
-        "contestant", "head_width", "p", "tokens", "passes", "seconds", "fast_seconds", "slow_seconds", "peak_bytes",
-        "flops_per_second", "matmul_share", "copy_share", "absent", "batch_size", "heads", "gated", "dtype",
+        "op", "contestant", "head_width", "p", "tokens", "passes", "seconds", "fast_seconds", "slow_seconds",
+        "peak_bytes", "flops_per_second", "matmul_share", "copy_share", "absent", "batch_size", "heads", "gated",
+        "dtype",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse contestants that there are not."""
-        select("contestants", self.contestants, CONTESTANTS)
+        select("op", [self.op], OPS)
+        select("contestants", self.contestants, OPS[self.op])
 
     def constants(self) -> Mapping[str, Any]:
-        B, H, _, _, gated, _, dtype = self.case
-        return {"batch_size": B, "heads": H, "gated": gated, "dtype": str(dtype).removeprefix("torch.")}
+        B, H, _, _, gated, _, dtype, _ = self.case
+        return {"op": self.op, "batch_size": B, "heads": H, "gated": gated, "dtype": str(dtype).removeprefix("torch.")}
 
     def title(self) -> str:
-        B, H, gated, dtype = self.constants().values()
+        op, B, H, gated, dtype = self.constants().values()
+        of = {
+            "power": f", {'gated' if gated else 'ungated'}",
+            "packed-softmax": f", {self.case.documents} documents a row",
+        }
         how = "CUDA-graph replays" if self.graph else "launches included"
         return (
             f"{describe_place(self.case.device)}\n"
-            f"B = {B}, H = {H}, {'gated' if gated else 'ungated'}, {dtype}, {how}, medians in ms\n"
+            f"{op}{of.get(op, '')}: B = {B}, H = {H}, {dtype}, {how}, medians in ms\n"
             f"ceilings in this run: {self.ceilings.dtype} product {self.ceilings.matmul / 1e12:.3g} TFLOP/s, copy "
             f"{self.ceilings.copy / 1e12:.3g} TB/s"
         )
@@ -73,13 +81,11 @@ class OpBenchmark(Benchmark):
                 yield from self._rows(head_width, say)
 
     def _rows(self, head_width: int, say: Callable[[str], None]) -> Iterator[Row]:
+        known = OPS[self.op]
         subjects = [
-            (
-                Subject(CONTESTANTS[name], self.case._replace(head_width=head_width, p=powers[0]), memory=self.memory),
-                powers,
-            )
+            (Subject(known[name], self.case._replace(head_width=head_width, p=powers[0]), memory=self.memory), powers)
             for name in dict.fromkeys(self.contestants)
-            for powers in ([self.powers] if CONTESTANTS[name].softmax else [(p,) for p in self.powers])
+            for powers in ([self.powers] if known[name].softmax else [(p,) for p in self.powers])
         ]
         long = max((length for length in self.lengths if length <= _TUNING_LENGTH), default=min(self.lengths))
         for subject, _ in subjects:
@@ -97,7 +103,7 @@ class OpBenchmark(Benchmark):
         """Of our op: FLOP/s at the packed size of the state, and shares of the ceilings, all tensors moved once."""
         if not subject.contestant.ours or row.seconds is None:
             return {}
-        B, H, K, p, gated, _, dtype = subject.case
+        B, H, K, p, gated, _, dtype, _ = subject.case
         sizes = (B, row.tokens, Heads(H, H, H), K, K, p)
         flops = forward_flops(*sizes)
         moved = 4 * B * row.tokens * H * K * dtype.itemsize + (4 * B * row.tokens * H if gated else 0)

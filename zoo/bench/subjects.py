@@ -40,6 +40,7 @@ class Case(NamedTuple):
     gated: bool = False
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    documents: int = 1  # in a row, of `packed-softmax`
 
 
 Mix = Callable[..., Tensor]
@@ -110,10 +111,9 @@ def select(kind: str, names: Iterable[str], known: Mapping[str, Any]) -> list[st
 
 
 class Subject:
-    """A contestant on one case; what it is known to refuse, other than for lack of memory, is not tried again.
+    """A contestant on one case; what it refuses, but for lack of memory, it is not asked again.
 
-    With `memory`, that of our op is measured on a CPU too.
-    """
+    `memory`: measure that of our op on a CPU too."""
 
     def __init__(self, contestant: Contestant, case: Case, *, memory: bool = False) -> None:
         self.contestant, self.case = contestant, case

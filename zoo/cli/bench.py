@@ -10,7 +10,6 @@ from zoo.cli.options import Names, Numbers, csv_option, names, plot_option, whol
 
 if TYPE_CHECKING:
     from zoo.bench.engine import Benchmark
-    from zoo.bench.subjects import Contestant
 
 __all__ = ["bench"]
 
@@ -27,22 +26,9 @@ _OP_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Of `zoo bench op`, by where it runs."""
+_OTHER_OPS: dict[str, Any] = {"lengths": (4096, 16384, 65536), "head_widths": (64,), "powers": (0,), "gated": False}
+"""What differs for ops without a power."""
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
-
-
-def _side_by_side_options(command: Any) -> Any:
-    """What `zoo bench delta` and `zoo bench packed` have in common."""
-    for option in (
-        csv_option,
-        click.option("--graph/--no-graph", default=False, show_default=True, help="Time CUDA-graph replays."),
-        click.option("--repeats", default=30, show_default=True, type=click.IntRange(1), help="About so many runs."),
-        click.option("--device", default="cuda", show_default=True, help="Or cpu, where fewer entrants can run."),
-        click.option("--dtype", default="bfloat16", show_default=True, type=_DTYPES),
-        click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1)),
-        click.option("--heads", default=8, show_default=True, type=click.IntRange(1)),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -53,7 +39,8 @@ def bench() -> None:
     """
 
 
-@bench.command()
+@bench.command("op")
+@click.option("--op", default="power", help="Or gla, delta, gated-delta, kda, rwkv7, packed-softmax.  [default: power]")
 @click.option("--lengths", callback=whole_numbers, help="[default: 1024 to 1048576 by 4; on a CPU to 65536 by 2]")
 @click.option("--head-width", "head_widths", callback=whole_numbers, help="K = V.  [default: 64,128; on a CPU 32]")
 @click.option("--power", "powers", callback=whole_numbers, help="[default: 1,2; on a CPU 2]")
@@ -65,6 +52,7 @@ def bench() -> None:
     "--contestants", callback=names,
     help="With commas.  [default: all but power-static, softmax and softmax-math; on a CPU power,softmax]",
 )  # fmt: skip
+@click.option("--documents", default=3, show_default=True, type=click.IntRange(1), help="In a row of packed-softmax.")
 @click.option("--quadratic-limit", type=int, help="Longest for softmax.  [default: 262144; on a CPU 16384]")
 @click.option("--repeats", type=click.IntRange(1), help="About so many timed runs.  [default: 30; on a CPU 5]")
 @click.option("--graph/--no-graph", default=False, show_default=True, help="Time CUDA-graph replays, not launches.")
@@ -72,39 +60,47 @@ def bench() -> None:
 @click.option("--device", default="cuda", show_default=True, help="Or cpu, where fewer contestants can run.")
 @csv_option
 @plot_option
-def op(graph: bool, device: str, csv_path: Path | None, plot_path: Path | None, **options: Any) -> None:
-    """Power attention beside its peers: forward, and forward and backward, by sequence length.
+def op_command(graph: bool, device: str, csv_path: Path | None, plot_path: Path | None, **options: Any) -> None:
+    """An op beside its peers: forward, and forward and backward, by sequence length.
 
-    Contestants: power (compiled once for all lengths), power-static (compiled for each length), softmax
+    Contestants of power attention: power (compiled once for all lengths), power-static (compiled for each), softmax
     (scaled_dot_product_attention), softmax-cudnn, softmax-flash and softmax-math (the same with one backend each),
     retention (the package of that name, p = 2) and fla (simple gated linear attention of flash-linear-attention,
-    p = 1). What is not installed or refuses to run is left out, and why is said.
+    p = 1). Of the delta family: ours, fla (flash-linear-attention), and for rwkv7 chunked (ours in PyTorch). Of softmax
+    over documents packed into rows: ours with the making of its block mask, varlen (torch.nn.attention), and a mask of
+    all pairs. What is not installed or refuses to run is left out, and why is said.
 
     \b
     Examples:
       zoo bench op --head-width 64 --power 2 --lengths 1024,8192,65536 --plot times.png
       zoo bench op --device cpu --lengths 1024,4096,16384
+      zoo bench op --op gated-delta --graph --lengths 32768 --head-width 128
+      zoo bench op --op packed-softmax --heads 12 --documents 3
     """
     import torch
 
+    from zoo.bench.family import OPS
     from zoo.bench.op import OpBenchmark
-    from zoo.bench.subjects import CONTESTANTS, Case, select
+    from zoo.bench.subjects import Case, select
     from zoo.bench.timing import ceilings_on, op_timer
     from zoo.errors import InputError
     from zoo.report.files import check_outputs
     from zoo.training.distributed import choose_device
 
     on_gpu = device.startswith("cuda")
+    select("op", [options["op"]], OPS)
     defaults = _OP_DEFAULTS["gpu" if on_gpu else "cpu"]
+    if options["op"] != "power":
+        defaults = {**defaults, **_OTHER_OPS, "contestants": tuple(OPS[options["op"]])}
     chosen = {**options, **{key: value for key, value in defaults.items() if options[key] is None}}
-    select("contestants", chosen["contestants"], CONTESTANTS)
+    select("contestants", chosen["contestants"], OPS[options["op"]])
     check_outputs(csv=csv_path, plot=plot_path)
     if on_gpu and (not torch.cuda.is_available() or find_spec("triton") is None):
         raise InputError("zoo bench op needs a GPU that torch finds, and Triton; --device cpu runs without")
     if graph and not on_gpu:
         raise InputError(f"graph: expected a GPU, which has CUDA graphs, was --device {device}")
     place = choose_device(device)
-    sizes = {key: chosen.pop(key) for key in ("batch_size", "heads", "gated")}
+    sizes = {key: chosen.pop(key) for key in ("batch_size", "heads", "gated", "documents")}
     case = Case(device=str(place), dtype=getattr(torch, chosen.pop("dtype")), **sizes)
     timer = op_timer(chosen.pop("repeats"), place, graph=graph)
     benchmark = OpBenchmark(case, **chosen, timer=timer, ceilings=ceilings_on(place), graph=graph)
@@ -262,103 +258,6 @@ def state(
     case = Case(dtype=getattr(torch, dtype), **sizes)
     positions = tuple(sorted({*(position for position in at if position < steps), steps}))
     _run(StateBenchmark(case, select_recurrences(case, ops), positions, seed), csv_path)
-
-
-@bench.command()
-@click.option("--lengths", default="4096,16384,65536", show_default=True, callback=whole_numbers)
-@click.option("--heads", default=12, show_default=True, type=click.IntRange(1))
-@click.option("--head-width", default=64, show_default=True, type=click.IntRange(1))
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--dtype", default="bfloat16", show_default=True, type=_DTYPES)
-@click.option("--device", default="cuda", show_default=True, help="Or cpu, where chunked alone runs.")
-@click.option("--entrants", callback=names, help="Who takes part, with commas.  [default: all]")
-@click.option("--repeats", default=30, show_default=True, type=click.IntRange(1), help="About so many timed runs.")
-@csv_option
-def rwkv7(
-    lengths: Numbers, dtype: str, device: str, entrants: Names | None, repeats: int, csv_path: Path | None,
-    **sizes: Any,
-) -> None:  # fmt: skip
-    """RWKV-7's op: by Triton's kernels and in PyTorch, beside fla-core's.
-
-    Entrants: ours (compiled, by Triton's kernels), direct (fla-core's function under its own autograd, given what ours
-    is given), arguments-ready (the same, without making its arguments from those), and chunked (ours in PyTorch).
-    The first call of fla-core's kernels searches for block sizes, which takes minutes.
-
-    Example: zoo bench rwkv7 --lengths 4096,65536 --csv rwkv7.csv
-    """
-    import torch
-
-    from zoo.bench.rwkv7 import Rwkv7Benchmark
-    from zoo.bench.subjects import Case
-    from zoo.bench.timing import op_timer
-    from zoo.errors import InputError
-    from zoo.training.distributed import choose_device
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device: there is no GPU that torch finds; --device cpu runs without")
-    place = choose_device(device)
-    case = Case(dtype=getattr(torch, dtype), device=str(place), **sizes)
-    _run(Rwkv7Benchmark(case, lengths, op_timer(repeats, place), entrants or ()), csv_path)
-
-
-@bench.command()
-@click.option("--ops", callback=names, help="Of gla, delta, gated-delta and kda, with commas.  [default: all]")
-@click.option("--lengths", default="4096,16384,65536", show_default=True, callback=whole_numbers)
-@click.option("--head-width", "head_widths", default="64", show_default=True, callback=whole_numbers, help="K = V.")
-@_side_by_side_options
-def delta(ops: Names | None, **options: Any) -> None:
-    """The delta rule's family: our op beside flash-linear-attention's, where that is installed.
-
-    The first call of flash-linear-attention's kernels searches for block sizes, which can take minutes.
-
-    \b
-    Examples:
-      zoo bench delta --graph
-      zoo bench delta --ops gated-delta --lengths 32768 --head-width 128
-    """
-    from zoo.bench.delta import OPS
-    from zoo.bench.subjects import select
-
-    _side_by_side({name: OPS[name] for name in select("ops", ops or tuple(OPS), OPS)}, **options)
-
-
-@bench.command()
-@click.option("--documents", default="1,3,32", show_default=True, callback=whole_numbers, help="In a row.")
-@click.option("--lengths", default="4096,16384,65536", show_default=True, callback=whole_numbers)
-@click.option("--head-width", "head_widths", default="64", show_default=True, callback=whole_numbers)
-@_side_by_side_options
-def packed(documents: Numbers, **options: Any) -> None:
-    """Softmax attention over documents packed into a row: ours, torch's varlen and a mask of all pairs.
-
-    Ours is compiled, and its time includes the making of its block mask; a model makes it once a step.
-
-    Example: zoo bench packed --documents 3 --lengths 65536 --heads 12
-    """
-    from zoo.bench.packed import packed_ops
-
-    _side_by_side(packed_ops(documents), **options)
-
-
-def _side_by_side(
-    ops: "dict[str, tuple[Contestant, ...]]", *, device: str, dtype: str, repeats: int, graph: bool,
-    lengths: Numbers, head_widths: Numbers, csv_path: Path | None, **sizes: Any,
-) -> None:  # fmt: skip
-    import torch
-
-    from zoo.bench.side_by_side import SideBySide
-    from zoo.bench.subjects import Case
-    from zoo.bench.timing import op_timer
-    from zoo.errors import InputError
-    from zoo.training.distributed import choose_device
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device: there is no GPU that torch finds; --device cpu runs without")
-    if graph and not device.startswith("cuda"):
-        raise InputError(f"graph: expected a GPU, which has CUDA graphs, was --device {device}")
-    place = choose_device(device)
-    case = Case(dtype=getattr(torch, dtype), device=str(place), **sizes)
-    timer = op_timer(repeats, place, graph=graph)
-    _run(SideBySide(case, ops, lengths, head_widths, timer, graph=graph), csv_path)
 
 
 def _run(benchmark: "Benchmark", csv_path: Path | None, plot_path: Path | None = None) -> None:

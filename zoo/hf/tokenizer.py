@@ -8,7 +8,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from zoo.data import ByteTokenizer, Tokenizer
-from zoo.data.bpe import DOCUMENT, BytePairTokenizer
+from zoo.data.bpe import BytePairTokenizer
+from zoo.data.library import DOCUMENT
 from zoo.errors import InputError
 
 __all__ = ["to_hf_tokenizer"]
