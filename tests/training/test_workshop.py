@@ -57,7 +57,9 @@ def test_a_kept_model_starts_anew(recipe: Recipe) -> None:
     assert all(parameter.grad is None for parameter in again.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 3}, {"checkpointing": "full"}, {"compile": False}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 3}, {"checkpointing": "full"}, {"compile": False}, {"accumulate": 2}]
+)
 def test_what_differs_otherwise_gets_a_model_of_its_own(recipe: Recipe, changes: dict[str, object]) -> None:
     workshop = Workshop()
     assert workshop.objective(recipe, CPU) is not workshop.objective(changed(recipe, **changes), CPU)
