@@ -31,8 +31,8 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_another_seed_and_rate_compile_nothing_and_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
-    other, workshop = changed(recipe, seed=1, learning_rate=0.003), Workshop()
+def test_another_seed_rate_and_length_compile_nothing_and_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    other, workshop = changed(recipe, seed=1, learning_rate=0.003, steps=4), Workshop()
     first = train(recipe, tmp_path / "first", workshop=workshop)
     second = train(other, tmp_path / "second", workshop=workshop)
     alone = train(other, tmp_path / "alone")
@@ -57,7 +57,9 @@ def test_a_kept_model_starts_anew(recipe: Recipe) -> None:
     assert all(parameter.grad is None for parameter in again.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 3}, {"checkpointing": "full"}, {"compile": False}, {"steps": 9}])
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 3}, {"checkpointing": "full"}, {"compile": False}, {"accumulate": 2}]
+)
 def test_what_differs_otherwise_gets_a_model_of_its_own(recipe: Recipe, changes: dict[str, object]) -> None:
     workshop = Workshop()
     assert workshop.objective(recipe, CPU) is not workshop.objective(changed(recipe, **changes), CPU)
