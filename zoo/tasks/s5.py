@@ -1,7 +1,7 @@
 """Word problems of S5: the product of all permutations so far, asked after every token.
 
 Merrill et al., "The Illusion of State in State-Space Models", arXiv 2404.08819: S5 is complete for NC1, so no layer
-that is as parallel as TC0 tracks it at every length.
+within TC0 tracks it at every length, unless the two are one.
 """
 
 from itertools import permutations
