@@ -80,7 +80,7 @@ def test_the_command_prints_tables_and_writes_a_file(op: str, absent: str, tmp_p
 
 
 def test_what_there_is_not_is_one_line() -> None:
-    with pytest.raises(InputError, match="op: expected some of power, gla, delta, .* was 'kdb'"):
+    with pytest.raises(InputError, match=r"op: expected some of power, gla, delta, .* was 'kdb'"):
         CliRunner().invoke(op_command, [*SMALL, "--op", "kdb"], catch_exceptions=False)
     with pytest.raises(InputError, match="contestants: expected some of ours, fla, was 'power'"):
         CliRunner().invoke(op_command, [*SMALL, "--op", "kda", "--contestants", "power"], catch_exceptions=False)

@@ -53,7 +53,7 @@ class OpBenchmark(Benchmark):
         select("contestants", self.contestants, OPS[self.op])
 
     def constants(self) -> Mapping[str, Any]:
-        B, H, _, _, gated, _, dtype, _ = self.case
+        B, H, _, _, gated, *_, dtype = self.case
         return {"op": self.op, "batch_size": B, "heads": H, "gated": gated, "dtype": str(dtype).removeprefix("torch.")}
 
     def title(self) -> str:
@@ -103,7 +103,7 @@ class OpBenchmark(Benchmark):
         """Of our op: FLOP/s at the packed size of the state, and shares of the ceilings, all tensors moved once."""
         if not subject.contestant.ours or row.seconds is None:
             return {}
-        B, H, K, p, gated, _, dtype, _ = subject.case
+        B, H, K, p, gated, *_, dtype = subject.case
         sizes = (B, row.tokens, Heads(H, H, H), K, K, p)
         flops = forward_flops(*sizes)
         moved = 4 * B * row.tokens * H * K * dtype.itemsize + (4 * B * row.tokens * H if gated else 0)

@@ -38,9 +38,9 @@ class Case(NamedTuple):
     head_width: int = 32
     p: int = 2
     gated: bool = False
+    documents: int = 1  # in a row, of `packed-softmax`
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    documents: int = 1  # in a row, of `packed-softmax`
 
 
 Mix = Callable[..., Tensor]
