@@ -95,17 +95,17 @@ def test_layers_that_are_not_named_keep_their_attention() -> None:
 def test_the_report_counts_states_and_says_what_is_dropped() -> None:
     model = tiny("Gemma2", attn_logit_softcapping=30.0, attention_dropout=0.1)
     report = zoo.hf.convert(model)
-    state = 3 * 2 * zoo.state_size(8, 2) * (8 + 1) * 4  # layers, heads, rows of S and z, float32
+    state = 3 * 2 * zoo.state_size(8, 2, offset=True) * (8 + 1) * 4  # layers, heads, rows of S and z, float32
     assert report.state_bytes == state
     assert report.cache_bytes_per_token == 3 * 2 * (8 + 8) * 4
     assert report.break_even == -(-state // report.cache_bytes_per_token)
-    assert report.new_parameters == 3 * 2 * (32 + 1)
+    assert report.new_parameters == 3 * (2 * (32 + 1) + 4 + 4)  # of gates, offsets and scales
     assert report.dropped == (
         "a window of 6 tokens",
         "a soft cap of 30 on scores",
         "dropout of 0.1 on weights, in training",
     )
-    assert "gated-power (p=2)" in str(report)
+    assert "gated-power (p=2, offset=learned)" in str(report)
     assert "soft cap" in str(report)
     assert zoo.hf.report(model) == report
 

@@ -43,13 +43,13 @@ _CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3": "Gemma3ForCausalLM"}
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
 KINDS: dict[str, dict[str, Any]] = {
-    "power": {"mixer": "power"},
+    "power": {"mixer": "power", "offset": 0},
     "gated": {"mixer": "gated-power"},
     "linear": {"mixer": "gated-power", "p": 1},
     "first": {"mixer": "gated-power", "layers": [0]},
     "middle": {"mixer": "gated-power", "layers": [1]},
 }
-"""Options of `convert`: p = 2 with and without gates, p = 1, and hybrids of which one layer is converted."""
+"""Options of `convert`: p = 2 without gates and offset, and with both; p = 1; hybrids with one converted layer."""
 
 
 def tiny(architecture: str, **changes: Any) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from zoo.blocks.norms import HeadNorm
 from zoo.hf.between_heads import BetweenHeads, HeadInputs, between_heads
 from zoo.hf.cache_layer import StateLayer, state_layer
 from zoo.hf.conversion import Conversion
+from zoo.hf.scores import PowerScores
 
 __all__ = [
     "INTERFACE",
@@ -23,6 +24,7 @@ __all__ = [
     "attention_modules",
     "convert_attention",
     "mixers_of",
+    "new_parts",
     "restore_attention",
 ]
 
@@ -31,6 +33,7 @@ INTERFACE = "zoo"
 
 _CACHES = ("cache", "layer_past", "past_key_values", "past_key_value")
 _EPS = 1e-5
+_NEW = ("retention_gate", "write_rate", "output_norm", "power_scores")
 
 
 class _Call(NamedTuple):
@@ -55,6 +58,7 @@ class ConvertedAttention(nn.Module):
     retention_gate: RetentionGate | None
     write_rate: RetentionGate | None
     output_norm: HeadNorm | None
+    power_scores: PowerScores | None
 
     def forward(self, *args: Any, zoo_resets: Tensor | None = None, **kwargs: Any) -> Any:
         named = dict(zip(self.parameters_by_place, args, strict=False)) | kwargs
@@ -105,7 +109,10 @@ def attend_between_heads(
     assert zoo_call is not None, "only converted modules call this"
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    inputs = HeadInputs(q, k, v, scale, zoo_call.log_g, zoo_call.log_rate, zoo_call.resets)
+    offset: float | Tensor = 0.0
+    if module.power_scores is not None:
+        q, offset = module.power_scores(q)
+    inputs = HeadInputs(q, k, v, scale, zoo_call.log_g, zoo_call.log_rate, zoo_call.resets, offset)
     if zoo_call.layer is None:
         o, _ = module.between_heads.attend(inputs, None, return_state=False)
     else:
@@ -140,7 +147,8 @@ def convert_attention(module: Any, conversion: Conversion, width: int) -> None:
         gate = RetentionGate(width, mixer.gates(heads), conversion.gate) if conversion.gate is not None else None
         rate = RetentionGate(width, mixer.gates(heads), (0.5, 0.5)) if mixer.writes else None
         norm = None if mixer.normalized else HeadNorm(heads.query, heads.value_width, _EPS)
-    for name, part in {"retention_gate": gate, "write_rate": rate, "output_norm": norm}.items():
+        scores = _scores(conversion, heads.query)
+    for name, part in zip(_NEW, (gate, rate, norm, scores), strict=True):
         setattr(module, name, None if part is None else part.to(dtype=like.dtype))
     module.between_heads = mixer
     module.unconverted_config = module.config
@@ -151,11 +159,22 @@ def convert_attention(module: Any, conversion: Conversion, width: int) -> None:
 
 
 def restore_attention(module: Any) -> None:
-    """Take back `convert_attention`; what was learned by gates and norms is lost."""
+    """Take back `convert_attention`; what the new parts learned is lost."""
     module.__class__ = module.base
     module.config = module.unconverted_config
-    for name in ("retention_gate", "write_rate", "output_norm", "between_heads", "unconverted_config"):
+    for name in (*_NEW, "between_heads", "unconverted_config"):
         delattr(module, name)
+
+
+def _scores(conversion: Conversion, heads: int) -> PowerScores | None:
+    if conversion.p is None or (conversion.offset == 0 and conversion.scale == 1):
+        return None
+    return PowerScores(heads, conversion.p, conversion.offset, conversion.scale)
+
+
+def new_parts(module: ConvertedAttention) -> list[Any]:
+    """Return what a conversion gave to a module and no checkpoint of the model before it holds."""
+    return [part for name in _NEW if (part := getattr(module, name)) is not None]
 
 
 def mixers_of(model: nn.Module) -> dict[int, BetweenHeads]:

@@ -28,7 +28,8 @@ class HeadInputs(NamedTuple):
     """q `[B, T, Hq, K]`, k `[B, T, Hk, K]` and v `[B, T, Hk, V]`, rotated; the factor on `q . k`.
 
     `log_g` and `log_rate [B, T, H]` are log gates and log rates of writing, where a mixer has them, for so many heads
-    as `BetweenHeads.gates` says; a token marked in `resets [B, T]` sees nothing before it; None: none does.
+    as `BetweenHeads.gates` says; a token marked in `resets [B, T]` sees nothing before it; None: none does. `offset`, a
+    number or `[Hq]`, is added to scores, where a mixer has one.
     """
 
     q: Tensor
@@ -38,15 +39,16 @@ class HeadInputs(NamedTuple):
     log_g: Tensor | None = None
     log_rate: Tensor | None = None
     resets: Tensor | None = None
+    offset: float | Tensor = 0.0
 
     def first(self, tokens: int) -> "HeadInputs":
         """Return the first tokens of each row."""
         return self.map(lambda x: x[:, :tokens])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "HeadInputs":
-        """Return these inputs with every tensor changed."""
-        parts: list[Any] = [function(x) if isinstance(x, Tensor) else x for x in self]
-        return HeadInputs(*parts)
+        """Return these inputs with every tensor changed that has rows, which all but the offset have."""
+        parts: list[Any] = [function(x) if isinstance(x, Tensor) else x for x in self[:-1]]
+        return HeadInputs(*parts, self.offset)
 
 
 class BetweenHeads(ABC):
@@ -81,29 +83,35 @@ class BetweenHeads(ABC):
 
 @dataclass(frozen=True)
 class PowerHeads(BetweenHeads):
-    """Power attention; with p = 1, linear attention."""
+    """Power attention; with p = 1, linear attention.
+
+    With an offset, states have rows for lower powers of the scores too; its values come with the inputs.
+    """
 
     p: int
     normalized: bool
     gated: bool
+    has_offset: bool = False
 
     def empty(self, rows: int, heads: HeadShapes, device: torch.device | None, dtype: torch.dtype) -> Any:
         sizes = (heads.key_value, heads.key_width, heads.value_width)
-        return init_power_state(rows, *sizes, self.p, device=device, dtype=accumulation_dtype(dtype))
+        return init_power_state(
+            rows, *sizes, self.p, offset=self.has_offset, device=device, dtype=accumulation_dtype(dtype)
+        )
 
     def attend(self, inputs: HeadInputs, state: Any, *, return_state: bool) -> tuple[Tensor, Any]:
         q, k, v = inputs[:3]
         log_g = with_resets(inputs.log_g, inputs.resets, k.shape[2])
         return power_attention(
-            q, k, v, log_g, p=self.p, scale=inputs.scale, normalize=self.normalized, state=state,
-            return_state=return_state,
+            q, k, v, log_g, p=self.p, scale=inputs.scale, offset=inputs.offset, normalize=self.normalized,
+            state=state, return_state=return_state,
         )  # fmt: skip
 
     def attend_token(self, inputs: HeadInputs, state: Any) -> Tensor:
         q, k, v = (x[:, 0] for x in inputs[:3])
         log_g = None if inputs.log_g is None else inputs.log_g[:, 0]
         return power_attention_step(
-            q, k, v, log_g, state=state, p=self.p, scale=inputs.scale, normalize=self.normalized
+            q, k, v, log_g, state=state, p=self.p, scale=inputs.scale, offset=inputs.offset, normalize=self.normalized
         )[:, None]  # fmt: skip
 
 
@@ -190,8 +198,8 @@ def between_heads(conversion: Conversion) -> BetweenHeads:
     match conversion.mixer.removeprefix("gated-"):
         case "power":
             assert conversion.p is not None
-            even = conversion.p % 2 == 0
-            return PowerHeads(conversion.p, even if conversion.normalize is None else conversion.normalize, gated)
+            normalized = conversion.p % 2 == 0 if conversion.normalize is None else conversion.normalize
+            return PowerHeads(conversion.p, normalized, gated, has_offset=conversion.offset != 0)
         case "linear":
             return PowerHeads(1, False, gated)
         case "delta":

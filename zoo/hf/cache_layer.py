@@ -181,7 +181,7 @@ class StateLayer(CacheLayerMixin):
             resets = torch.cat(
                 (first if past.resets is None else past.resets, second if inputs.resets is None else inputs.resets), 1
             )
-        self._since = HeadInputs(q, k, v, inputs.scale, *gates, resets)
+        self._since = HeadInputs(q, k, v, inputs.scale, *gates, resets, inputs.offset)
 
     def _recompute(self, tokens: int) -> Any:
         """Return the state `tokens` after the last crop."""

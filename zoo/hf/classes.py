@@ -16,7 +16,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from zoo.errors import ConfigError, InputError
-from zoo.hf.attention import INTERFACE, ConvertedAttention, attention_modules, convert_attention, mixers_of
+from zoo.hf.attention import (
+    INTERFACE,
+    ConvertedAttention,
+    attention_modules,
+    convert_attention,
+    mixers_of,
+    new_parts,
+)
 from zoo.hf.cache_layer import put_state_layers
 from zoo.hf.conversion import Conversion
 from zoo.hf.resets import packing_resets, padding_resets
@@ -81,9 +88,8 @@ class ConvertedModel(PreTrainedModel):
         """Start gates and norms that no checkpoint held, before the submodels zero what they do not know."""
         for module in self.modules():
             if isinstance(module, ConvertedAttention):
-                for part in (module.retention_gate, module.write_rate, module.output_norm):
-                    if part is not None:
-                        _initialize(part)
+                for part in new_parts(module):
+                    _initialize(part)
         super().initialize_weights()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +140,7 @@ def _initialize(part: Any) -> None:
     if not all(getattr(x, "_is_hf_initialized", False) for x in parameters):
         part.initialize(std=0.02)
     x: Any
-    for x in (part, *parameters):
+    for x in (*part.modules(), *parameters):
         x._is_hf_initialized = True
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 from pydantic import Field, model_validator
 
 from zoo.blocks.gate import Retention
+from zoo.blocks.offset import Offset
 from zoo.config import Config
 from zoo.limits import LONGEST
 
@@ -31,6 +32,8 @@ class Conversion(Config):
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "p": ("power", "gated-power"),
         "normalize": ("power", "gated-power"),
+        "offset": ("power", "gated-power"),
+        "scale": ("power", "gated-power"),
         "gate": ("gated-power", "gated-linear", "gated-delta"),
         "window": ("sliding-window",),
     }
@@ -43,6 +46,13 @@ class Conversion(Config):
 
     normalize: bool | None = None
     """Divide by the sum of weights, which needs an even p; None: where p is even."""
+
+    # None is the default here, though not in `convert`: it is what a config means that does not know of offsets.
+    offset: Offset = 0.0
+    """Added to scores before they are raised to their power: a number, or `learned`, one a head from 1 on."""
+
+    scale: Offset = 1.0
+    """Times the model's own factor on scores: a number, or `learned`, one a head, from 1 / p on with an offset."""
 
     gate: Retention | None = None
     """Share of its past that the most forgetful and the most retentive head keep a token, before training."""
@@ -70,7 +80,8 @@ class Conversion(Config):
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         for option, mixers in self.options.items():
-            if getattr(self, option) is not None and self.mixer not in mixers:
+            unset = type(self).model_fields[option].default
+            if getattr(self, option) not in (None, unset) and self.mixer not in mixers:
                 raise ValueError(f"{option} is an option of {', '.join(mixers)}, not of {self.mixer}")
         if self.normalize and (self.p or 1) % 2:
             raise ValueError(f"normalize must be false for odd p={self.p}, whose weights can be negative")

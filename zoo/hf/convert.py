@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from zoo.blocks.gate import Retention
+from zoo.blocks.offset import Offset
 from zoo.errors import InputError
 from zoo.hf.attention import INTERFACE, ConvertedAttention, attention_modules, restore_attention
 from zoo.hf.between_heads import between_heads
@@ -15,6 +16,7 @@ from zoo.hf.classes import ConvertedModel, check_converted, converted_class, ins
 from zoo.hf.conversion import Conversion, MixerName
 from zoo.hf.probe import probe_heads
 from zoo.hf.report import ConversionReport, report
+from zoo.hf.scores import scale_at_start
 
 __all__ = ["convert", "restore"]
 
@@ -27,14 +29,16 @@ def convert(
     layers: Iterable[int] | None = None,
     gate: Retention | None = None,
     normalize: bool | None = None,
+    offset: Offset | None = None,
+    scale: Offset | None = None,
     window: int | None = None,
 ) -> ConversionReport:
     """Replace the attention of a causal language model of transformers, in place, and say what that changes.
 
     Weights stay as they are; projections, norms and rotary embeddings go on being the model's own code. What is new,
-    the gates and, where a mixer has no normaliser, a norm of each head's output, is untrained: the model has to be
-    trained further to be of use. The class becomes `Zoo` and its old name, and the conversion is part of its config, so
-    that `save_pretrained` and `from_pretrained` keep it.
+    the gates, offsets and scales and, where a mixer has no normaliser, a norm of each head's output, is untrained: the
+    model has to be trained further to be of use. The class becomes `Zoo` and its old name, and the conversion is part
+    of its config, so that `save_pretrained` and `from_pretrained` keep it.
 
     Args:
         model: whose attention modules call transformers' attention interface, as nearly all of its causal models do.
@@ -45,6 +49,10 @@ def convert(
         gate: share of its past that the most forgetful and the most retentive head keep a token at the start, for gated
             mixers; None: (0.9, 0.9999).
         normalize: divide by the sum of weights, for the power mixers; None: where p is even.
+        offset: added to scores before they are raised to their power, for the power mixers: a number, or "learned",
+            one a head from 1 on; None: learned where p is even, else 0. `(1 + s / p)^p` comes near softmax's `exp(s)`.
+        scale: times the model's own factor on scores, for the power mixers: a number, or "learned", one a head from
+            1 / p on with an offset, else from 1; None: learned where the offset is, else what it would start from.
         window: tokens that a token sees, for the sliding window; None: 1,024.
 
     Returns:
@@ -57,7 +65,7 @@ def convert(
     """
     _check_model(model)
     options: dict[str, Any] = {"mixer": mixer, "p": p, "gate": gate, "normalize": normalize, "window": window}
-    conversion = Conversion(**options)
+    conversion = Conversion(**options, **_scores(mixer, p, offset, scale))
     found = list(attention_modules(model))
     if not found:
         raise InputError(
@@ -121,6 +129,20 @@ def _check_model(model: Any) -> None:
             f"model: its weights are quantised by {getattr(method, 'value', method)}; load them whole (or call "
             "model.dequantize()), convert, and quantise afterwards"
         )
+
+
+def _scores(mixer: str, p: int | None, offset: Offset | None, scale: Offset | None) -> dict[str, Any]:
+    """Return options of scores: those given, and for power mixers what is best without further ones."""
+    given = {name: value for name, value in {"offset": offset, "scale": scale}.items() if value is not None}
+    if mixer not in Conversion.options["offset"]:
+        return given
+    power = 2 if p is None else p
+    if power not in (1, 2, 3, 4):  # which is refused by name elsewhere
+        return given
+    if offset is None:
+        offset = "learned" if power % 2 == 0 else 0.0
+    start: Offset = "learned" if offset == "learned" else scale_at_start(power, offset)
+    return {"offset": offset, "scale": start} | given
 
 
 def _own_config(model: Any) -> Any:

@@ -8,12 +8,10 @@ from torch import nn
 from torch.utils import _pytree
 from transformers import PreTrainedModel
 
-from zoo.blocks.gate import RetentionGate
-from zoo.blocks.norms import HeadNorm
-from zoo.hf.attention import ConvertedAttention, attention_modules
+from zoo.hf.attention import ConvertedAttention, attention_modules, new_parts
 from zoo.hf.classes import check_converted
 from zoo.hf.conversion import Conversion
-from zoo.kernels.power.supported import WIDTHS
+from zoo.kernels.power.supported import OFFSET_POWERS, WIDTHS
 from zoo.report.numbers import size
 
 __all__ = ["ConversionReport", "report"]
@@ -30,7 +28,7 @@ class ConversionReport:
     layers_in_all: int
 
     new_parameters: int
-    """Of gates, rates and norms, which start untrained."""
+    """Of gates, rates, offsets, scales and norms, which start untrained."""
 
     state_bytes: int
     """Bytes of the converted layers' states for one sequence, whatever its length."""
@@ -72,7 +70,7 @@ def report(model: PreTrainedModel) -> ConversionReport:
     conversion = Conversion.from_mapping(model.config.zoo, "config.zoo")
     found = [module for _, module in attention_modules(model)]
     converted = [module for module in found if isinstance(module, ConvertedAttention)]
-    new = [m for c in converted for m in c.children() if isinstance(m, RetentionGate | HeadNorm)]
+    new = [part for module in converted for part in new_parts(module)]
     state = cache = 0
     for module in converted:
         heads = conversion.shapes(module.layer_idx)
@@ -92,7 +90,7 @@ def report(model: PreTrainedModel) -> ConversionReport:
 
 
 def _described(conversion: Conversion) -> str:
-    options = {"p": conversion.p, "window": conversion.window}
+    options = {"p": conversion.p, "offset": conversion.offset or None, "window": conversion.window}
     said = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
     return f"{conversion.mixer} ({said})" if said else conversion.mixer
 
@@ -122,7 +120,9 @@ def _first(module: object, *names: str) -> Any:
 def _notes(conversion: Conversion) -> tuple[str, ...]:
     if conversion.mixer.endswith("window"):
         return ()
-    widths = sorted({x for layer in conversion.layers for x in conversion.shapes(layer)[2:]} - set(WIDTHS))
-    if not widths:
-        return ()
-    return (f"heads of width {', '.join(map(str, widths))} run without Triton kernels, as plain PyTorch",)
+    without = []
+    if widths := sorted({x for layer in conversion.layers for x in conversion.shapes(layer)[2:]} - set(WIDTHS)):
+        without.append(f"heads of width {', '.join(map(str, widths))}")
+    if conversion.offset != 0 and conversion.p not in OFFSET_POWERS:
+        without.append(f"p={conversion.p} with an offset")
+    return tuple(f"{what} run without Triton kernels, as plain PyTorch" for what in without)
