@@ -20,15 +20,19 @@ from zoo.hf.classes import register_converted
 from zoo.hf.convert import convert, restore
 from zoo.hf.export import export_run
 from zoo.hf.report import ConversionReport, report
+from zoo.hf.stages import Stage, StageResult, distill, transfer
 from zoo.hf.tokenizer import to_hf_tokenizer
 from zoo.hf.weights import export_weights, import_weights
 from zoo.hf.zoo_model import ZooConfig, ZooForCausalLM, register_zoo_model, to_hf
 
 __all__ = [
     "ConversionReport",
+    "Stage",
+    "StageResult",
     "ZooConfig",
     "ZooForCausalLM",
     "convert",
+    "distill",
     "export_run",
     "export_weights",
     "import_weights",
@@ -36,6 +40,7 @@ __all__ = [
     "restore",
     "to_hf",
     "to_hf_tokenizer",
+    "transfer",
 ]
 
 register_converted()

@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,10 +17,12 @@ from zoo.hf.between_heads import BetweenHeads, HeadInputs, between_heads
 from zoo.hf.cache_layer import StateLayer, state_layer
 from zoo.hf.conversion import Conversion
 from zoo.hf.scores import PowerScores
+from zoo.hf.softmax import SoftmaxInputs, softmax_between_heads
 
 __all__ = [
     "INTERFACE",
     "ConvertedAttention",
+    "Watcher",
     "attention_modules",
     "convert_attention",
     "mixers_of",
@@ -34,6 +36,11 @@ INTERFACE = "zoo"
 _CACHES = ("cache", "layer_past", "past_key_values", "past_key_value")
 _EPS = 1e-5
 _NEW = ("retention_gate", "write_rate", "output_norm", "power_scores")
+
+
+Watcher = Callable[[Callable[[], Tensor], Callable[[], Tensor]], Tensor]
+"""Given what computes the outputs `[B, T, Hq, V]` of a layer's mixer, and of the softmax attention that the layer had,
+from the same queries, keys and values, returns the outputs that the model goes on with."""
 
 
 class _Call(NamedTuple):
@@ -59,6 +66,7 @@ class ConvertedAttention(nn.Module):
     write_rate: RetentionGate | None
     output_norm: HeadNorm | None
     power_scores: PowerScores | None
+    watcher: Watcher | None = None
 
     def forward(self, *args: Any, zoo_resets: Tensor | None = None, **kwargs: Any) -> Any:
         named = dict(zip(self.parameters_by_place, args, strict=False)) | kwargs
@@ -100,13 +108,23 @@ def attend_between_heads(
     attention_mask: Any,
     scaling: float | None = None,
     zoo_call: _Call | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention interface's function: `[B, H, T, K]` in, outputs `[B, T, Hq, V]` and no weights out.
 
     Masks, dropout, windows, soft caps and sinks mean nothing here; `ConversionReport.dropped` names them.
     """
     assert zoo_call is not None, "only converted modules call this"
+    own = functools.partial(_mix, module, query, key, value, scaling, zoo_call)
+    if module.watcher is None:
+        return own(), None
+    inputs = SoftmaxInputs(query, key, value, scaling, zoo_call.resets)
+    return module.watcher(own, functools.partial(softmax_between_heads, module, inputs, options)), None
+
+
+def _mix(
+    module: ConvertedAttention, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, zoo_call: _Call
+) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     offset: float | Tensor = 0.0
@@ -117,7 +135,7 @@ def attend_between_heads(
         o, _ = module.between_heads.attend(inputs, None, return_state=False)
     else:
         o = zoo_call.layer.attend(inputs)
-    return o if module.output_norm is None else module.output_norm(o), None
+    return o if module.output_norm is None else module.output_norm(o)
 
 
 AttentionInterface.register(INTERFACE, attend_between_heads)

@@ -48,7 +48,7 @@ class HeadInputs(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> "HeadInputs":
         """Return these inputs with every tensor changed that has rows, which all but the offset have."""
         parts: list[Any] = [function(x) if isinstance(x, Tensor) else x for x in self[:-1]]
-        return HeadInputs(*parts, self.offset)
+        return HeadInputs(*parts)._replace(offset=self.offset)
 
 
 class BetweenHeads(ABC):
