@@ -110,7 +110,7 @@ class LazyGroup(click.Group):
             place = "the last checkpoint, if there is one" if error.saved is None else "there"
             raise _Interrupted(f"{error}; the same command goes on from {place}", error.signal) from error
         except KeyboardInterrupt as error:
-            resumable = ctx.invoked_subcommand in ("train", "ablate", "study")
+            resumable = ctx.invoked_subcommand in ("train", "ablate", "study", "convert")
             hint = "; the same command goes on from the last checkpoint, if there is one" if resumable else ""
             raise _Interrupted(f"interrupted{hint}", signal.SIGINT) from error
         except OSError as error:
