@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import zoo.hf
 from zoo.data import Batches, validation_batches
-from zoo.errors import ConfigError, InputError
+from zoo.errors import CheckpointError, ConfigError, InputError
 from zoo.hf.stages.distill import divergence
 from zoo.hf.stages.reading import logits_of, perplexity
 
@@ -141,3 +141,21 @@ def test_what_cannot_be_followed_is_refused(teacher: Any, options: Any, error: A
     model = fresh()
     with pytest.raises(error, match=line):
         zoo.hf.distill(model, teacher(model), text(), stage(), **options)
+
+
+def test_parts_of_a_step_are_averaged() -> None:
+    whole, parts = fresh(), fresh()
+    parts.load_state_dict(whole.state_dict())
+    zoo.hf.distill(whole, tiny("Llama"), text(), stage(steps=2, clip_norm=None, autocast="none"))
+    zoo.hf.distill(parts, tiny("Llama"), text(), stage(steps=2, batch_size=2, accumulate=2, clip_norm=None))
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(parts.get_parameter(name), parameter, rtol=1e-2, atol=1e-3)
+
+
+def test_another_teacher_in_the_folder_is_refused(tmp_path: Path) -> None:
+    zoo.hf.distill(fresh(), tiny("Llama"), text(), stage(steps=2), folder=tmp_path)
+    other = tiny("Llama")
+    with torch.no_grad():
+        other.get_input_embeddings().weight[3, 3] += 1
+    with pytest.raises(CheckpointError, match="holds this stage with other settings"):
+        zoo.hf.distill(fresh(), other, text(), stage(steps=2), folder=tmp_path)

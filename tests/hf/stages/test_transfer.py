@@ -104,6 +104,11 @@ def test_another_stage_in_the_folder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=f"holds this stage with other {other}"):
             zoo.hf.transfer(fresh(), corpus, settings, folder=tmp_path)
+    other_weights = fresh()
+    with torch.no_grad():
+        other_weights.get_input_embeddings().weight[3, 3] += 1
+    with pytest.raises(CheckpointError, match="holds this stage with other weights"):
+        zoo.hf.transfer(other_weights, text(), stage(steps=3), folder=tmp_path)
     with pytest.raises(CheckpointError, match="holds this stage with other conversion"):
         zoo.hf.transfer(fresh(gate=(0.5, 0.9)), text(), stage(steps=3), folder=tmp_path)
 
@@ -140,3 +145,14 @@ def test_a_text_that_is_too_short_or_of_other_ids_is_refused() -> None:
         zoo.hf.transfer(
             fresh(), dataclasses.replace(short, train=short.train.part(0, 9, name="training data")), stage()
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"mixer": "gated-delta"}, {"p": 1}])
+def test_products_in_bfloat16_train_float32_weights(options: dict[str, Any]) -> None:
+    model = fresh(**options)
+    before = _values(model)
+    zoo.hf.transfer(model, text(), stage(steps=3, autocast="bfloat16"))
+    result = zoo.hf.distill(model, tiny("Llama").bfloat16(), text(), stage(steps=3, autocast="bfloat16"), train="all")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert result.perplexity_after == pytest.approx(result.teacher_perplexity, rel=0.5)

@@ -15,7 +15,7 @@ from zoo.data import Batch, Corpus
 from zoo.errors import ConfigError, InputError
 from zoo.hf.classes import check_converted
 from zoo.hf.stages.loop import StageLoop, seeded, training_only
-from zoo.hf.stages.reading import logits_of, perplexity
+from zoo.hf.stages.reading import fingerprint, logits_of, perplexity
 from zoo.hf.stages.result import StageResult
 from zoo.hf.stages.settings import Stage
 from zoo.hf.stages.transfer import converted_modules, new_parameters
@@ -93,7 +93,7 @@ def distill(
                 "distill", model, corpus, stage, gradients=gradients,
                 teacher=lambda batches: perplexity(teacher, batches, dtype),
                 folder=None if folder is None else Path(folder), progress=progress or SilentProgress(),
-                asked={"train": train},
+                asked={"train": train, "teacher": fingerprint(teacher.named_parameters())},
             ).run()  # fmt: skip
     finally:
         teacher.train(was_training)

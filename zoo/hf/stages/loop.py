@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.data import Batch, Batches, Corpus, validation_batches
 from zoo.errors import CheckpointError, DivergenceError, InputError, Interruption
-from zoo.hf.stages.reading import check_context, perplexity
+from zoo.hf.stages.reading import check_context, fingerprint, perplexity
 from zoo.hf.stages.result import StageResult, write_stage
 from zoo.hf.stages.settings import Stage
 from zoo.report.files import locked
@@ -132,6 +132,7 @@ class StageLoop:
         )
         self._folder = folder
         self._store = None if folder is None else CheckpointStore(folder / name)
+        self._identity = {} if folder is None else self._identify()
         self._at = _Progress()
         self._saved_step = 0
 
@@ -220,13 +221,13 @@ class StageLoop:
             "generators": generator_tensors(self._model.device),
         }
         at = self._at
-        facts = self._identity() | {
+        facts = self._identity | {
             "seconds": at.seconds, "losses": at.losses, "recent": at.recent, "before": at.before,
         }  # fmt: skip
         self._store.save(at.step, tensors, facts)
         self._saved_step = at.step
 
-    def _identity(self) -> dict[str, Any]:
+    def _identify(self) -> dict[str, Any]:
         """What a checkpoint has to agree with, by what an error calls it."""
         shapes = {name: list(p.shape) for name, p in self._parameters.items()}
         return {
@@ -234,13 +235,14 @@ class StageLoop:
             "corpus": self._corpus.hash,
             "conversion": self._model.config.zoo,
             "parameters": shapes,
+            "weights": fingerprint((name, p) for name, p in self._model.named_parameters() if not p.requires_grad),
         }
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
         facts = checkpoint.facts
-        for what, now in self._identity().items():
+        for what, now in self._identity.items():
             if facts.get(what) != now:
                 raise CheckpointError(
                     f"{checkpoint.path}: holds this stage with other {what}; choose another folder or delete this one"

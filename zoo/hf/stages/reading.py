@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,19 @@ from torch import Tensor
 
 from zoo.data import Batch
 from zoo.errors import InputError
+from zoo.reading import hash_document
 from zoo.training.optimizer import autocast
 
-__all__ = ["check_context", "logits_of", "perplexity"]
+__all__ = ["check_context", "fingerprint", "logits_of", "perplexity"]
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return what tells weights from others, as hexadecimal: of sums of their bits, alike on any device."""
+    sums = {name: int(x.detach().view(_BITS[x.element_size()]).sum(dtype=torch.int64)) for name, x in named}
+    return hash_document(sums)
 
 
 def positions_of(resets: Tensor) -> Tensor:
