@@ -128,3 +128,12 @@ def test_weights_that_run_code_are_not_loaded(source: Path, tmp_path: Path) -> N
     assert done.exit_code == 2
     assert "cannot be loaded" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_gguf_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUX" + bytes(64))
+    done = run(tmp_path / "model.gguf", tmp_path / "out")
+    assert done.exit_code == 2, done.output
+    assert "cannot be loaded" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
