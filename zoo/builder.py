@@ -115,6 +115,7 @@ def _shrink_model(model: DecoderConfig) -> DecoderConfig:
         heads=heads,
         key_value_heads=key_value_heads if grouped else None,
         head_width=None if model.head_width is None else 8,
+        rotary_scaling=model.rotary_scaling and model.rotary_scaling.resize(4),
         feed_forward_width=None if model.feed_forward_width is None else 16 * heads,
     )
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from zoo.blocks.rotary import fused_rotary_table, rotary_table
+from zoo.blocks.rotary import Rotation
 
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
@@ -16,8 +16,9 @@ def test_tables_are_right_to_float32_at_any_position(position: int, base: float)
     positions = torch.tensor([[position]])
     turns = [Fraction(position) * Fraction(base ** (-2 * pair / width) / (2 * math.pi)) for pair in range(width // 2)]
     expected = torch.tensor([math.cos(2 * math.pi * float(turn % 1)) for turn in turns])
-    for make in (rotary_table, fused_rotary_table):
-        table = make(positions, width, base, torch.bfloat16)
+    rotation = Rotation(width, base)
+    for make in (rotation.table, rotation.fused_table):
+        table = make(positions, torch.bfloat16)
         assert table.cos.dtype == table.sin.dtype == torch.float32
         torch.testing.assert_close(table.cos[0, 0, 0, : width // 2], expected, rtol=0, atol=1e-6)
         squares = table.cos.double() ** 2 + table.sin.double() ** 2

@@ -15,6 +15,11 @@ from zoo.errors import InputError
 
 from .tiny import tiny, tokens
 
+ROPE: dict[str, Any] = {"rope_theta": 100.0}
+ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": 16}
+FREQUENCIES = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, tied, with biases, wide heads": (
@@ -25,6 +30,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, without a window": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "llama, linear": ("Llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 2.0}}),
+    "llama, llama3": ("Llama", {"rope_parameters": ROPE | {"rope_type": "llama3"} | FREQUENCIES | ORIGINAL}),
+    "qwen2, yarn": ("Qwen2", {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0} | ORIGINAL}),
+    "qwen3, longrope": ("Qwen3", {"rope_parameters": ROPE | {"rope_type": "longrope"} | FACTORS | ORIGINAL}),
+    "mistral, dynamic": ("Mistral", {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0}}),
     "gpt2": ("GPT2", {}),
     "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
 }
@@ -113,8 +123,10 @@ def test_gpt2_files_without_prefix_and_with_masks_are_read(tmp_path: Path) -> No
     [
         ({"model_type": "lama"}, r"model_type: expected one of llama, .*, was 'lama' \(did you mean 'llama'\?\)"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', all that a zoo model can be, was 'gelu'"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: expected none"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: expected rope_type 'default'"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "rope_type: expected one of default, .*, was 'axial'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: factor: missing"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1}}, "beta_fast: unknown key for the"),
+        ({"rope_parameters": 3}, "rope_parameters: expected a mapping, was 3"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: expected 1\.0"),
         ({"logit_scale": 2.0}, "logit_scale: unknown key"),
         ({"hidden_size": None}, "hidden_size: missing"),
@@ -180,3 +192,42 @@ def test_models_that_are_no_llama_are_not_written(mixer: str, overrides: list[st
     with pytest.raises(InputError, match=line):
         zoo.hf.export_weights(decoder, tmp_path / "out", "llama")
     assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_rotary_positions_of_older_files_are_read(tmp_path: Path) -> None:
+    saved("llama, llama3", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    parameters = values.pop("rope_parameters")
+    values |= {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
+    decoder = zoo.hf.import_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert zoo.hf.import_weights(tmp_path).config == decoder.config
+    parameters["type"] = parameters.pop("rope_type")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert zoo.hf.import_weights(tmp_path).config == decoder.config
+
+
+@pytest.mark.parametrize("kind", ["qwen3, longrope", "mistral, dynamic"])
+@torch.no_grad()
+def test_a_longer_context_is_what_the_model_is_made_for(kind: str, tmp_path: Path) -> None:
+    changes = {"max_position_embeddings": 16} if "dynamic" in kind else {}
+    architecture, others = KINDS[kind]
+    model, ids = tiny(architecture, **others, **changes), tokens(2, 24)
+    model.save_pretrained(tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path, context_length=24)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    short = zoo.hf.import_weights(tmp_path)
+    assert not torch.allclose(short(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(short(ids[:, :12]).logits, model(ids[:, :12]).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_factor_of_two_scales_is_their_quotient(tmp_path: Path) -> None:
+    model = tiny(
+        "Llama",
+        rope_parameters=ROPE | ORIGINAL | {"rope_type": "yarn", "factor": 4.0, "mscale": 2.0, "mscale_all_dim": 0.5},
+    )
+    model.save_pretrained(tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path)
+    assert decoder.config.rotary_scaling is not None
+    assert decoder.config.rotary_scaling.amplitude == model.model.rotary_emb.attention_scaling

@@ -8,6 +8,7 @@ from zoo.blocks.around import AroundName
 from zoo.blocks.feed_forward import FeedForwardName, hidden_width
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.norms import NormName
+from zoo.blocks.rotary_scaling import RotaryScaling
 from zoo.config import Config
 from zoo.limits import LARGEST_VOCABULARY, LONGEST, MOST, MOST_LAYERS, WIDEST, WIDEST_HEAD
 
@@ -68,6 +69,9 @@ class DecoderConfig(Config):
     rotary_base: float = Field(10_000.0, gt=1)
     """Rotary positions: the slowest pair of channels turns by about 1/rotary_base a token."""
 
+    rotary_scaling: RotaryScaling | None = None
+    """Rotary positions: the rule by which frequencies were changed for a longer context; None: none was."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 
@@ -104,6 +108,7 @@ class DecoderConfig(Config):
             bias=self.bias,
             rotary=self.positions == "rotary",
             rotary_base=self.rotary_base,
+            rotary_scaling=self.rotary_scaling,
             norm_eps=self.norm_eps,
             layer=layer,
             layers=self.layers,

@@ -9,6 +9,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Joined, Piece, Same, SharedByHeads, Zeros
+from zoo.hf.weights.rotary import read_rotary, write_rotary
 from zoo.hf.weights.settings import Settings
 from zoo.models import Decoder, DecoderConfig
 
@@ -26,12 +27,14 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
     settings.expect("rope_interleaved", False)
     settings.expect("is_encoder_decoder", False)
     settings.expect("use_sliding_window", False)
-    settings.ignore(("max_position_embeddings", "attention_bias", "mlp_bias"))  # biases are those that there are
+    settings.ignore(("max_position_embeddings", "original_max_position_embeddings"))
+    settings.ignore(("attention_bias", "mlp_bias"))  # biases are those that there are
     layers = settings.take("num_hidden_layers")
     settings.expect("layer_types", ["full_attention"] * layers)
     window = settings.take("sliding_window", None)
     if model_type != "mistral":
         window = None  # of no effect without use_sliding_window
+    rotary = read_rotary(settings)
     config = DecoderConfig(
         vocab_size=settings.take("vocab_size"),
         width=width,
@@ -45,7 +48,8 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
         norm_eps=float(settings.take("rms_norm_eps", 1e-6)),
         bias=any(name.endswith("_proj.bias") for name in names),
         positions="rotary",
-        rotary_base=_rotary_base(settings),
+        rotary_base=rotary.base,
+        rotary_scaling=rotary.scaling,
         tie_embeddings=settings.take("tie_word_embeddings", False),
     )
     attention: dict[str, Any] = {"name": "softmax"} if window is None else {"name": "sliding-window", "window": window}
@@ -62,18 +66,6 @@ def _key_value_heads(model_type: str, settings: Settings, heads: int) -> int:
     if model_type == "llama":  # of which old files do not say it
         return settings.take("num_key_value_heads", heads)
     return settings.take("num_key_value_heads")
-
-
-def _rotary_base(settings: Settings) -> float:
-    settings.expect("rope_scaling")
-    parameters = settings.take("rope_parameters", {})
-    other = sorted(parameters.keys() - {"rope_theta", "rope_type"})
-    if parameters.get("rope_type", "default") != "default" or other:
-        raise InputError(
-            f"{settings.source}: rope_parameters: expected rope_type 'default' and rope_theta alone, all that a zoo "
-            f"model can be, was {parameters!r}"
-        )
-    return float(parameters.get("rope_theta") or settings.take("rope_theta", 10_000.0))
 
 
 def _pieces(config: DecoderConfig, query_key_norm: bool, biased: Mapping[str, bool]) -> Iterator[Piece]:
@@ -139,10 +131,9 @@ def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> 
         "num_hidden_layers": config.layers,
         "num_key_value_heads": context.key_value_heads,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_theta": config.rotary_base, "rope_type": "default"},
         "tie_word_embeddings": config.tie_embeddings,
         "vocab_size": config.vocab_size,
-    }
+    } | write_rotary(config.rotary_base, config.rotary_scaling)
     biased = {"attention": model_type == "qwen2", "output": False, "feed_forward": False}
     if model_type == "llama":
         values["attention_bias"] = biased["attention"] = biased["output"] = _any_bias(weights, "mixer")

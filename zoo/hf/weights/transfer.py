@@ -30,7 +30,9 @@ _NEW = (".mixer.gate.weight", ".mixer.gate.bias", ".mixer.output.norm.weight")
 """Ends of names of parameters that softmax attention does not have, and other mixers do."""
 
 
-def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> Decoder:
+def import_weights(
+    path: Path | str, mixer: str = "softmax", *, context_length: int | None = None, **options: Any
+) -> Decoder:
     """Read a model of transformers as a zoo model of the same logits, or with another mixer in the place of attention.
 
     Files are safetensors and JSON: data, of which nothing is executed and no key is passed over.
@@ -39,6 +41,8 @@ def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> 
         path: a folder with config.json and weights, as `save_pretrained` writes it.
         mixer: "softmax": the attention that the model has, with its window if it has one. Others with projections to
             heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
+        context_length: the longest sequence that the model is for, of which rotary positions of the types `dynamic` and
+            `longrope` depend; by default what it was first trained for. The others reach any length as they are.
         options: of the mixer, for example `p=2`.
 
     Raises:
@@ -51,6 +55,10 @@ def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> 
     tensors = _named_as(kind, _read_tensors(folder))
     source = kind.read(settings, tensors.keys())
     settings.finish()
+    scaling = source.config.rotary_scaling
+    if context_length is not None and scaling is not None:
+        reaching = source.config.replace(rotary_scaling=scaling.reaching(context_length))
+        source = source._replace(config=reaching)
     decoder = Decoder(source.config, [_mixer(source, mixer, options)] * source.config.layers)
     weights = _zoo_weights(source, decoder, tensors, str(folder))
     dtype = _widest(tensors, str(folder))
