@@ -127,7 +127,7 @@ def test_gpt2_files_without_prefix_and_with_masks_are_read(tmp_path: Path) -> No
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: factor: missing"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1}}, "beta_fast: unknown key for the"),
         ({"rope_parameters": 3}, "rope_parameters: expected a mapping, was 3"),
-        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: expected 1\.0"),
+        ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor: expected 1\.0, all .*, was 1\.5"),
         ({"logit_scale": 2.0}, "logit_scale: unknown key"),
         ({"hidden_size": None}, "hidden_size: missing"),
         ({"vocab_size": 47}, r"model\.embed_tokens\.weight: expected \[47, 32\] in all"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.norms import HeadNorm
-from zoo.blocks.rotary import RotaryTable, Rotation, rotate
+from zoo.blocks.rotary import RotaryTable, Rotation, rotate, turning_width
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.limits import MOST, WIDEST_HEAD
@@ -88,7 +88,8 @@ class QueryKeyValue(nn.Module):
         super().__init__()
         self.heads = heads
         rotary = context.rotary if config.rotary is None else config.rotary
-        self.rotation = Rotation(heads.width, context.rotary_base, context.rotary_scaling) if rotary else None
+        turning = turning_width(heads.width, context.rotary_share)
+        self.rotation = Rotation(turning, context.rotary_base, context.rotary_scaling) if rotary and turning else None
         self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
         normed = config.query_key_norm
         self.query_norm = HeadNorm(heads.query, heads.width, context.norm_eps) if normed else nn.Identity()

@@ -25,6 +25,7 @@ class LayerContext:
     rotary: bool = True
     rotary_base: float = 10_000.0
     rotary_scaling: ScalingConfig | None = None
+    rotary_share: float = 1.0
     norm_eps: float = 1e-5
     layer: int = 0
     layers: int = 1

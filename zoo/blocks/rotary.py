@@ -10,7 +10,7 @@ from zoo.blocks.rotary_scaling import LongropeScaling, ScalingConfig, parse_scal
 from zoo.errors import ConfigError
 from zoo.kernels.precision import concatenate
 
-__all__ = ["RotaryTable", "Rotation", "rotate"]
+__all__ = ["RotaryTable", "Rotation", "rotate", "turning_width"]
 
 
 class RotaryTable(NamedTuple):
@@ -27,7 +27,7 @@ class Rotation:
     """How heads turn: pair `i` of `width` channels by `base^(-2i/width)` a token, or as `scaling` says.
 
     Args:
-        width: of a head, even.
+        width: of a head, or of the first channels of it that turn, even.
         base: more than 1.
         scaling: what was done for a longer context, if anything; its amplitude is in the tables too.
 
@@ -87,8 +87,19 @@ def _(positions: Tensor, width: int, base: float, scaling: str, dtype: torch.dty
     return positions.new_empty(shape, dtype=dtype), positions.new_empty(shape, dtype=dtype)
 
 
+def turning_width(width: int, share: float) -> int:
+    """Return how many channels of a head turn, an even number, where `share` of them do."""
+    return width if share == 1 else 2 * -(-int(width * share) // 2)
+
+
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Rotate heads `x [B, T, H, K]`; channel `i` pairs with channel `i + K/2`, as in Llama. Same dtype as `x`."""
+    """Rotate heads `x [B, T, H, K]`, or as many of the first channels as the table has. Same dtype as `x`.
+
+    Of `K` channels that turn, channel `i` pairs with channel `i + K/2`, as in Llama.
+    """
+    turning = table.cos.shape[-1]
+    if turning < x.shape[-1]:
+        return concatenate((rotate(x[..., :turning], table), x[..., turning:]), -1)
     wide = x.to(table.cos.dtype)
     # A flip, not a concatenation of two halves: the compiler would compute both for every channel and choose.
     other = wide.unflatten(-1, (2, -1)).flip(-2).flatten(-2)

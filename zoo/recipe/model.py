@@ -72,6 +72,9 @@ class DecoderConfig(Config):
     rotary_scaling: RotaryScaling | None = None
     """Rotary positions: the rule by which frequencies were changed for a longer context; None: none was."""
 
+    rotary_share: float = Field(1.0, gt=0, le=1)
+    """Rotary positions: the share of a head's channels that turn, the first ones."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 
@@ -109,6 +112,7 @@ class DecoderConfig(Config):
             rotary=self.positions == "rotary",
             rotary_base=self.rotary_base,
             rotary_scaling=self.rotary_scaling,
+            rotary_share=self.rotary_share,
             norm_eps=self.norm_eps,
             layer=layer,
             layers=self.layers,

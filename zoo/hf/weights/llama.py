@@ -22,7 +22,6 @@ _LAYER = "model.layers.0"
 def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
     heads, width = settings.take("num_attention_heads"), settings.take("hidden_size")
     settings.expect("hidden_act", "silu")
-    settings.expect("partial_rotary_factor", 1.0)
     settings.expect("pretraining_tp", 1)
     settings.expect("rope_interleaved", False)
     settings.expect("is_encoder_decoder", False)
@@ -50,6 +49,7 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
         positions="rotary",
         rotary_base=rotary.base,
         rotary_scaling=rotary.scaling,
+        rotary_share=rotary.share,
         tie_embeddings=settings.take("tie_word_embeddings", False),
     )
     attention: dict[str, Any] = {"name": "softmax"} if window is None else {"name": "sliding-window", "window": window}
@@ -133,7 +133,7 @@ def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> 
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "vocab_size": config.vocab_size,
-    } | write_rotary(config.rotary_base, config.rotary_scaling)
+    } | write_rotary(config.rotary_base, config.rotary_scaling, config.rotary_share)
     biased = {"attention": model_type == "qwen2", "output": False, "feed_forward": False}
     if model_type == "llama":
         values["attention_bias"] = biased["attention"] = biased["output"] = _any_bias(weights, "mixer")

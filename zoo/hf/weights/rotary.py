@@ -1,13 +1,13 @@
 """Rotary positions in a config.json: the base and the rule for longer contexts, as files old and new spell them."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from zoo.blocks.rotary_scaling import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongropeScaling,
-    ScalingConfig,
+    RotaryScaling,
     YarnScaling,
     scalings,
 )
@@ -53,20 +53,26 @@ class Rotary(NamedTuple):
     """How queries and keys turn."""
 
     base: float
-    scaling: ScalingConfig | None
+    scaling: RotaryScaling | None
+    share: float
 
 
-def read_rotary(settings: Settings, *, base: float = 10_000.0) -> Rotary:
+def read_rotary(settings: Settings, *, base: float = 10_000.0, least_share: float = 1.0) -> Rotary:
     """Read `rope_parameters` of a config.json, or `rope_theta` and `rope_scaling` of older ones.
 
     Args:
         base: of files that do not say it.
+        least_share: the least share of a head's channels that turns in such a model.
 
     Raises:
         InputError: the rule is not known here, or a parameter of it.
     """
     parameters = _parameters(settings)
     base = float(parameters.get("rope_theta") or settings.take("rope_theta", base))
+    share = float(settings.take("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0))
+    if not least_share <= share <= 1:
+        expected = "1.0, all that such a model can be" if least_share == 1 else "more than 0 and at most 1"
+        raise InputError(f"{settings.source}: partial_rotary_factor: expected {expected}, was {share}")
     kind = _kind(settings, parameters)
     longest = settings.take("max_position_embeddings", None)
     original = settings.take(_ORIGINAL, None) or parameters.get(_ORIGINAL) or longest
@@ -76,7 +82,7 @@ def read_rotary(settings: Settings, *, base: float = 10_000.0) -> Rotary:
     for name in sorted(parameters.keys() - names.keys() - _ALWAYS - folded - ignored):
         raise InputError(f"{settings.source}: rope_parameters.{name}: unknown key for the rope_type {kind!r}")
     if kind == "default":
-        return Rotary(base, None)
+        return Rotary(base, None, share)
     values = {ours: parameters[name] for name, ours in names.items() if parameters.get(name) is not None}
     if kind != "linear":
         values["original_positions"] = original
@@ -85,15 +91,18 @@ def read_rotary(settings: Settings, *, base: float = 10_000.0) -> Rotary:
     if kind == "yarn" and "attention_factor" not in values:
         values |= _folded(parameters, values.get("factor"))
     try:
-        return Rotary(base, scalings[kind].from_mapping(values, f"{settings.source}: rope_parameters"))
+        scaling = scalings[kind].from_mapping(values, f"{settings.source}: rope_parameters")
+        return Rotary(base, cast(RotaryScaling, scaling), share)
     except ConfigError as error:
         raise InputError(str(error)) from None
 
 
-def write_rotary(base: float, scaling: ScalingConfig | None) -> dict[str, Any]:
-    """Return the keys of a config.json for a base and a rule."""
+def write_rotary(base: float, scaling: RotaryScaling | None, share: float) -> dict[str, Any]:
+    """Return the keys of a config.json for a base, a rule and a share of channels."""
     kind = "default" if scaling is None else scaling.kind
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": base}
+    if share != 1:
+        parameters["partial_rotary_factor"] = share
     values: dict[str, Any] = {"rope_parameters": parameters}
     if scaling is None:
         return values
