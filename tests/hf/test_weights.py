@@ -19,6 +19,7 @@ ROPE: dict[str, Any] = {"rope_theta": 100.0}
 ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": 16}
 FREQUENCIES = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+SHARED_FACTORS = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 4.0, 8.0]}
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -35,6 +36,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, yarn": ("Qwen2", {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0} | ORIGINAL}),
     "qwen3, longrope": ("Qwen3", {"rope_parameters": ROPE | {"rope_type": "longrope"} | FACTORS | ORIGINAL}),
     "mistral, dynamic": ("Mistral", {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0}}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True, "attention_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": 6}),
+    "phi3, longrope of a part": (
+        "Phi3",
+        {"rope_parameters": ROPE | {"rope_type": "longrope", "partial_rotary_factor": 0.75} | SHARED_FACTORS}
+        | {"original_max_position_embeddings": 16},
+    ),
+    "olmo": ("Olmo", {}),
+    "olmo, with biases": ("Olmo", {"attention_bias": True}),
+    "starcoder2": ("Starcoder2", {"tie_word_embeddings": True}),
+    "starcoder2, without biases, with a window": ("Starcoder2", {"use_bias": False, "sliding_window": 6}),
     "gpt2": ("GPT2", {}),
     "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
 }
@@ -231,3 +243,63 @@ def test_the_attention_factor_of_two_scales_is_their_quotient(tmp_path: Path) ->
     decoder = zoo.hf.import_weights(tmp_path)
     assert decoder.config.rotary_scaling is not None
     assert decoder.config.rotary_scaling.amplitude == model.model.rotary_emb.attention_scaling
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "gated-power"])
+def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path: Path) -> None:
+    saved("smollm3", tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path, mixer)
+    assert [config.rotary for config in decoder.mixer_configs] == [None, False, None]
+    values = json.loads((tmp_path / "config.json").read_text()) | {"no_rope_layers": None, "no_rope_layer_interval": 3}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    decoder = zoo.hf.import_weights(tmp_path, mixer)
+    assert [config.rotary for config in decoder.mixer_configs] == [None, None, False]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"no_rope_layers": [1, 0]}))
+    with pytest.raises(InputError, match="no_rope_layers: expected 3 values, was 2"):
+        zoo.hf.import_weights(tmp_path, mixer)
+
+
+@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "starcoder2"])
+@torch.no_grad()
+def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    model, ids = saved(kind, tmp_path), tokens(1, 8)
+    decoder = zoo.hf.import_weights(tmp_path)
+    state = decoder.init_state(1, max_len=20)
+    logits = [decoder.step(ids[:, t], state) for t in range(ids.shape[1])][-1]
+    for _ in range(8):
+        taken = logits.argmax(-1)
+        assert torch.equal(taken, model(ids).logits[:, -1].argmax(-1))
+        ids, logits = torch.cat((ids, taken[:, None]), 1), decoder.step(taken, state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "line"),
+    [
+        ("smollm3", "llama", "a llama has the mixer softmax .* in every layer"),
+        ("phi3, longrope of a part", "llama", "a llama has heads that turn whole, was rotary_share 0.75"),
+        ("llama", "olmo", "a olmo has swiglu, layernorm and rotary positions"),
+        ("llama, llama3", "phi3", "a phi3 has longrope scaling or none, was llama3"),
+        ("llama, tied, with biases, wide heads", "phi3", "a phi3 has heads of width / heads, was 16"),
+        ("starcoder2", "gpt2", "a gpt2 has gelu, layernorm, learned positions"),
+        (
+            "llama, tied, with biases, wide heads",
+            "mistral",
+            "expected zeros, the file's kind of model has no such bias",
+        ),
+    ],
+)
+def test_what_a_model_type_cannot_hold_is_not_written(kind: str, model_type: str, line: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path / "in")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    with pytest.raises(InputError, match=line):
+        zoo.hf.export_weights(decoder, tmp_path / "out", model_type)
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_norms_that_learned_are_no_olmo(tmp_path: Path) -> None:
+    saved("olmo", tmp_path / "in")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    decoder.norm.weight.add_(1)
+    with pytest.raises(InputError, match=r"norm\.weight: expected ones"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", "olmo")

@@ -41,22 +41,23 @@ def _read(settings: Settings, names: Set[str]) -> Source:
         max_positions=settings.take("n_positions"),
         tie_embeddings=settings.take("tie_word_embeddings", True),
     )
-    return Source(config, {"name": "softmax", "query_key_norm": False}, list(_pieces(config)))
+    attention = {"name": "softmax", "query_key_norm": False}
+    return Source(config, [attention] * config.layers, list(_pieces(config)))
 
 
 def _pieces(config: DecoderConfig) -> Iterator[Piece]:
-    yield Same("token_embedding.weight", ("transformer.wte.weight",))
-    yield Same("position_embedding.weight", ("transformer.wpe.weight",))
+    yield Same(("token_embedding.weight",), ("transformer.wte.weight",))
+    yield Same(("position_embedding.weight",), ("transformer.wpe.weight",))
     for layer in range(config.layers):
         block, source = f"blocks.{layer}", f"transformer.h.{layer}"
         for name, part in _NORMS.items():
-            yield from (Same(f"{block}.{name}.{kind}", (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
+            yield from (Same((f"{block}.{name}.{kind}",), (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
         for name, part in _LINEAR.items():
-            yield Transposed(f"{block}.{name}.weight", (f"{source}.{part}.weight",))
-            yield Same(f"{block}.{name}.bias", (f"{source}.{part}.bias",))
-    yield from (Same(f"norm.{kind}", (f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias"))
+            yield Transposed((f"{block}.{name}.weight",), (f"{source}.{part}.weight",))
+            yield Same((f"{block}.{name}.bias",), (f"{source}.{part}.bias",))
+    yield from (Same((f"norm.{kind}",), (f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias"))
     if not config.tie_embeddings:
-        yield Same("head.weight", ("lm_head.weight",))
+        yield Same(("head.weight",), ("lm_head.weight",))
 
 
 def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
@@ -86,5 +87,13 @@ def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     return Target(values, list(_pieces(config)))
 
 
-GPT2_KINDS = {"gpt2": Kind(_read, _write, prefix="transformer.", meaningless=(".attn.bias", ".attn.masked_bias"))}
+GPT2_KINDS = {
+    "gpt2": Kind(
+        _read,
+        _write,
+        prefix="transformer.",
+        meaningless=(".attn.bias", ".attn.masked_bias"),
+        architecture="GPT2LMHeadModel",
+    )
+}
 """By model type. The first files have no prefix, and hold masks."""

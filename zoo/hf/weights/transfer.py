@@ -59,7 +59,7 @@ def import_weights(
     if context_length is not None and scaling is not None:
         reaching = source.config.replace(rotary_scaling=scaling.reaching(context_length))
         source = source._replace(config=reaching)
-    decoder = Decoder(source.config, [_mixer(source, mixer, options)] * source.config.layers)
+    decoder = Decoder(source.config, [_mixer(attention, mixer, options) for attention in source.attention])
     weights = _zoo_weights(source, decoder, tensors, str(folder))
     dtype = _widest(tensors, str(folder))
     decoder = decoder.to(dtype)
@@ -75,7 +75,7 @@ def export_weights(decoder: Decoder, path: Path | str, model_type: str, **settin
     Args:
         decoder: the model.
         path: a folder, made if need be.
-        model_type: "llama", "mistral", "qwen2", "qwen3" or "gpt2".
+        model_type: one of `KINDS`, for example "llama", "qwen3" or "gpt2".
         settings: further keys of config.json, such as `eos_token_id`.
 
     Raises:
@@ -86,10 +86,10 @@ def export_weights(decoder: Decoder, path: Path | str, model_type: str, **settin
     target = kind.write(decoder, weights)
     values = {"model_type": model_type, **target.settings, **settings}
     values["dtype"] = str(decoder.token_embedding.weight.dtype).removeprefix("torch.")
-    values["architectures"] = ["GPT2LMHeadModel" if model_type == "gpt2" else f"{model_type.title()}ForCausalLM"]
+    values["architectures"] = [kind.architecture]
     tensors: dict[str, Tensor] = {}
     for piece in target.pieces:
-        tensors |= zip(piece.sources, piece.write(weights.pop(piece.name)), strict=True)
+        tensors |= zip(piece.sources, piece.write([weights.pop(name) for name in piece.names]), strict=True)
     if weights:
         raise InputError(f"model: {sorted(weights)[0]}: a {model_type} has no such weight")
     content = safetensors.torch.save({name: x.contiguous() for name, x in tensors.items()}, {"format": "pt"})
@@ -148,14 +148,14 @@ def _named_as(kind: Kind, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x for name, x in named.items() if not name.endswith(kind.meaningless)} if kind.meaningless else named
 
 
-def _mixer(source: Source, name: str, options: dict[str, Any]) -> Any:
+def _mixer(attention: Mapping[str, Any], name: str, options: dict[str, Any]) -> Any:
     attending = [each for each, spec in mixers.items() if issubclass(spec.config, HeadConfig)]
     if name not in attending:
         raise InputError(f"mixer: expected one with projections to heads, {', '.join(attending)}, was {name!r}")
     if name == "softmax":
-        return mixers[source.attention["name"]].config.from_mapping(source.attention | options, "options")
+        return mixers[attention["name"]].config.from_mapping({**attention, **options}, "options")
     known = mixers[name].config.model_fields.keys() - {"name"}
-    taken = {key: value for key, value in source.attention.items() if key in known}
+    taken = {key: value for key, value in attention.items() if key in known}
     return mixers[name].config.from_mapping({"name": name} | taken | options, "options")
 
 
@@ -168,13 +168,14 @@ def _zoo_weights(source: Source, decoder: Decoder, tensors: Mapping[str, Tensor]
         if missing:
             raise InputError(f"{folder}: {missing[0]}: missing")
         unused.difference_update(piece.sources)
-        value = piece.read([tensors[name] for name in piece.sources], expected[piece.name])
-        if value.shape != expected[piece.name]:
-            raise InputError(
-                f"{folder}: {', '.join(piece.sources)}: expected {list(expected[piece.name])} in all as config.json "
-                f"says, was {list(value.shape)}"
-            )
-        found[piece.name] = value
+        read = piece.read([tensors[name] for name in piece.sources], [expected[name] for name in piece.names])
+        for name, value in zip(piece.names, read, strict=True):
+            if value.shape != expected[name]:
+                raise InputError(
+                    f"{folder}: {', '.join(piece.sources)}: expected {list(expected[name])} in all as config.json "
+                    f"says, was {list(value.shape)}"
+                )
+            found[name] = value
     if "lm_head.weight" in unused and source.config.tie_embeddings:
         if not torch.equal(tensors["lm_head.weight"], found["token_embedding.weight"]):
             raise InputError(f"{folder}: lm_head.weight: expected the embedding's matrix, with tie_word_embeddings")

@@ -1,0 +1,75 @@
+"""What distinguishes the model types that are like a Llama from one another."""
+
+from typing import Literal, NamedTuple
+
+__all__ = ["ACTIVATIONS", "FEED_FORWARD", "STYLES", "Style"]
+
+
+class Style(NamedTuple):
+    """What distinguishes one model type from a Llama."""
+
+    architecture: str
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    plain_norm: bool = False
+    """Norms have neither weights nor biases."""
+
+    norm_eps: tuple[str, float] = ("rms_norm_eps", 1e-6)
+    """The key, and what it is without one."""
+
+    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    fused: bool = False
+    """Queries, keys and values are one matrix of the file, and so are the two of a gated feed-forward layer."""
+
+    windowed: bool = False
+    """`sliding_window` has an effect, in every layer."""
+
+    query_key_norm: bool = False
+    skips: bool = False
+    """Some layers do not rotate."""
+
+    least_share: float = 1.0
+    """Of a head's channels that turn."""
+
+    rotary_base: float = 10_000.0
+    tied: bool = False
+    """Whether the embedding is the head's matrix in files that do not say it."""
+
+    biases: tuple[str, ...] = ()
+    """The keys that say which linear layers have biases: `attention_bias`, `mlp_bias`, or `use_bias` of all."""
+
+    fixed: tuple[str, ...] = ()
+    """Linear layers that always have biases: `query`."""
+
+
+STYLES = {
+    "llama": Style("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
+    "mistral": Style("MistralForCausalLM", windowed=True),
+    "qwen2": Style("Qwen2ForCausalLM", fixed=("query",)),
+    "qwen3": Style("Qwen3ForCausalLM", query_key_norm=True),
+    "smollm3": Style(
+        "SmolLM3ForCausalLM", skips=True, rotary_base=2e6, tied=True, biases=("attention_bias", "mlp_bias")
+    ),
+    "phi3": Style("Phi3ForCausalLM", norm_eps=("rms_norm_eps", 1e-5), fused=True, windowed=True, least_share=0.01),
+    "olmo": Style(
+        "OlmoForCausalLM", norm="layernorm", plain_norm=True, norm_eps=("", 1e-5), biases=("attention_bias",)
+    ),
+    "starcoder2": Style(
+        "Starcoder2ForCausalLM",
+        norm="layernorm",
+        norm_eps=("norm_epsilon", 1e-5),
+        feed_forward="gelu",
+        windowed=True,
+        tied=True,
+        biases=("use_bias",),
+    ),
+}
+"""By model type. SmolLM2 is a Llama."""
+
+FEED_FORWARD = {
+    "swiglu": {"gate": "gate_proj", "expand": "up_proj", "contract": "down_proj"},
+    "gelu": {"expand": "c_fc", "contract": "c_proj"},
+}
+"""The matrices of a feed-forward layer here, and what they are called in a file."""
+
+ACTIVATIONS = {"swiglu": ("silu",), "gelu": ("gelu_pytorch_tanh", "gelu_new")}
+"""`hidden_act` of a feed-forward layer; what is written is the first."""
