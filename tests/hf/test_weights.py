@@ -303,3 +303,29 @@ def test_norms_that_learned_are_no_olmo(tmp_path: Path) -> None:
     decoder.norm.weight.add_(1)
     with pytest.raises(InputError, match=r"norm\.weight: expected ones"):
         zoo.hf.export_weights(decoder, tmp_path / "out", "olmo")
+
+
+@torch.no_grad()
+def test_powercoder_is_starcoder2_with_gated_power(tmp_path: Path) -> None:
+    model, ids = saved("starcoder2", tmp_path), tokens(2, 12)
+    zoo.hf.convert(model, "gated-power", p=2)
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer, block in enumerate(model.model.layers):
+        for name, x in block.self_attn.named_parameters():
+            if "gate" in name:
+                x.add_(torch.randn_like(x))
+                kind = name.rsplit(".", 1)[-1]
+                weights[f"model.layers.{layer}.self_attn.g_proj.{kind}"] = x.clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {"model_type": "powercoder", "chunk_size": 64, "prefill_chunk_size": 1024, "switch_over_seq_len": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoConfig": "code.Config"}}))
+    decoder = zoo.hf.import_weights(tmp_path)
+    assert {(each.name, each.p) for each in decoder.mixer_configs} == {("gated-power", 2)}
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    zoo.hf.export_weights(decoder, tmp_path / "out", "powercoder")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+    with pytest.raises(InputError, match=r"a starcoder2 has the mixer softmax or sliding-window .* was gated-power"):
+        zoo.hf.export_weights(decoder, tmp_path / "other", "starcoder2")

@@ -32,6 +32,9 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
     settings.ignore(("max_position_embeddings", "original_max_position_embeddings", "embedding_dropout"))
     settings.ignore(("residual_dropout", "resid_pdrop", "embd_pdrop"))
     settings.ignore(("attention_bias", "mlp_bias", "use_bias"))  # biases are those that there are
+    if model_type in ("phi3", "powercoder"):
+        settings.ignore(("auto_map",))  # code that came before transformers' own, or is the only other there is
+        settings.ignore(("prefill_chunk_size", "switch_over_seq_len", "chunk_size"))  # of speed alone
     window = settings.take("sliding_window", None)
     rotary = read_rotary(settings, base=style.rotary_base, least_share=style.least_share)
     eps, default = style.norm_eps
@@ -54,6 +57,8 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
         tie_embeddings=settings.take("tie_word_embeddings", style.tied),
     )
     attention: dict[str, Any] = {"name": "softmax", "query_key_norm": style.query_key_norm}
+    if style.power is not None:
+        attention |= {"name": "gated-power", "p": style.power}
     if style.windowed and window is not None:
         attention |= {"name": "sliding-window", "window": window}
     rotates = _rotates(settings, layers) if style.skips else [True] * layers
@@ -97,6 +102,9 @@ def _pieces(style: Style, config: DecoderConfig, biased: Mapping[str, bool]) -> 
         yield from _linear(config, f"{block}.mixer.input.projection", sources, biased["query"], rows)
         yield from _linear(config, f"{block}.mixer.output.projection", (f"{attention}.o_proj",), biased["output"])
         yield from _feed_forward(style, config, block, f"{source}.mlp", biased["feed_forward"])
+        if style.power is not None:
+            for kind in ("weight", "bias"):
+                yield Same((f"{block}.mixer.gate.{kind}",), (f"{attention}.g_proj.{kind}",))
         if style.query_key_norm:
             for name, part in {"query_norm": "q_norm", "key_norm": "k_norm"}.items():
                 yield SharedByHeads((f"{block}.mixer.input.{name}.weight",), (f"{attention}.{part}.weight",))
@@ -183,7 +191,11 @@ def _attention(model_type: str, decoder: Decoder) -> tuple[int | None, list[bool
     expected: dict[str, Any] = {"name": first.name, "query_key_norm": style.query_key_norm}
     if window is not None:
         expected["window"] = window
+    if style.power is not None:
+        expected |= {"p": style.power, "retention": getattr(first, "retention", None)}  # where gates start
     allowed = ("softmax", "sliding-window") if style.windowed else ("softmax",)
+    if style.power is not None:
+        allowed = ("gated-power",)
     rotates = [getattr(each, "rotary", None) is not False for each in decoder.mixer_configs]
     for each, rotated in zip(decoder.mixer_configs, rotates, strict=True):
         still = {"rotary": False} if style.skips and not rotated else {}

@@ -20,6 +20,9 @@ class Style(NamedTuple):
     fused: bool = False
     """Queries, keys and values are one matrix of the file, and so are the two of a gated feed-forward layer."""
 
+    power: int | None = None
+    """Gated power attention of this power, in place of softmax."""
+
     windowed: bool = False
     """`sliding_window` has an effect, in every layer."""
 
@@ -41,6 +44,16 @@ class Style(NamedTuple):
     """Linear layers that always have biases: `query`."""
 
 
+_STARCODER2 = Style(
+    "Starcoder2ForCausalLM",
+    norm="layernorm",
+    norm_eps=("norm_epsilon", 1e-5),
+    feed_forward="gelu",
+    windowed=True,
+    tied=True,
+    biases=("use_bias",),
+)
+
 STYLES = {
     "llama": Style("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
     "mistral": Style("MistralForCausalLM", windowed=True),
@@ -53,17 +66,10 @@ STYLES = {
     "olmo": Style(
         "OlmoForCausalLM", norm="layernorm", plain_norm=True, norm_eps=("", 1e-5), biases=("attention_bias",)
     ),
-    "starcoder2": Style(
-        "Starcoder2ForCausalLM",
-        norm="layernorm",
-        norm_eps=("norm_epsilon", 1e-5),
-        feed_forward="gelu",
-        windowed=True,
-        tied=True,
-        biases=("use_bias",),
-    ),
+    "starcoder2": _STARCODER2,
+    "powercoder": _STARCODER2._replace(architecture="PowerCoderForCausalLM", windowed=False, power=2),
 }
-"""By model type. SmolLM2 is a Llama."""
+"""By model type. SmolLM2 is a Llama; PowerCoder is a StarCoder2 whose attention became gated power attention."""
 
 FEED_FORWARD = {
     "swiglu": {"gate": "gate_proj", "expand": "up_proj", "contract": "down_proj"},
