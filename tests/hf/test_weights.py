@@ -47,6 +47,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo, with biases": ("Olmo", {"attention_bias": True}),
     "starcoder2": ("Starcoder2", {"tie_word_embeddings": True}),
     "starcoder2, without biases, with a window": ("Starcoder2", {"use_bias": False, "sliding_window": 6}),
+    "mamba2": ("Mamba2", {}),
+    "mamba2, tied, with biases and limits": (
+        "Mamba2",
+        {"tie_word_embeddings": True, "use_bias": True, "use_conv_bias": False, "time_step_limit": (0.01, 0.5)},
+    ),
     "gpt2": ("GPT2", {}),
     "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
 }
@@ -259,7 +264,7 @@ def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path
         zoo.hf.import_weights(tmp_path, mixer)
 
 
-@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "starcoder2"])
+@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "starcoder2", "mamba2"])
 @torch.no_grad()
 def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
     model, ids = saved(kind, tmp_path), tokens(1, 8)
@@ -329,3 +334,15 @@ def test_powercoder_is_starcoder2_with_gated_power(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], after[name]) for name in weights)
     with pytest.raises(InputError, match=r"a starcoder2 has the mixer softmax or sliding-window .* was gated-power"):
         zoo.hf.export_weights(decoder, tmp_path / "other", "starcoder2")
+
+
+@torch.no_grad()
+def test_mamba2_is_read_under_its_authors_name_too(tmp_path: Path) -> None:
+    model, ids = saved("mamba2", tmp_path), tokens(1, 9)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["backbone.embedding.weight"] = weights.pop("backbone.embeddings.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    decoder = zoo.hf.import_weights(tmp_path)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"mixer: expected none, as this model has mamba2 .*, was 'power'"):
+        zoo.hf.import_weights(tmp_path, "power")

@@ -40,6 +40,9 @@ for _name in ("GPTNeoX", "Phi"):
     ARCHITECTURES[_name] = {k: v for k, v in ARCHITECTURES[_name].items() if v is not None or k == "eos_token_id"}
 
 OTHERS: dict[str, dict[str, Any]] = dict.fromkeys(("Phi3", "Olmo", "Starcoder2"), LLAMA)
+OTHERS["Mamba2"] = _SHARED | {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 2
+}  # fmt: skip
 """Of which weights are read and written; nothing of converting them is their own."""
 
 _CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3": "Gemma3ForCausalLM"}

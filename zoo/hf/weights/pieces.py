@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 
-__all__ = ["Joined", "Ones", "Piece", "Same", "SharedByHeads", "Split", "Transposed", "Zeros"]
+__all__ = ["Joined", "Ones", "Piece", "Same", "SharedByHeads", "Split", "Squeezed", "Transposed", "Zeros"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,16 @@ class Transposed(Piece):
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.T.contiguous() for x in tensors]
+
+
+class Squeezed(Piece):
+    """Filters `[C, W]`, one a channel, that the file has as `[C, 1, W]`."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [x.squeeze(1) for x in tensors]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.unsqueeze(1) for x in tensors]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from zoo.errors import InputError, nearest
 from zoo.hf.weights.gpt2 import GPT2_KINDS
 from zoo.hf.weights.kinds import Kind, Source
 from zoo.hf.weights.llama import LLAMA_KINDS
+from zoo.hf.weights.mamba2 import MAMBA2_KINDS
 from zoo.hf.weights.settings import read_settings
 from zoo.mixers import mixers
 from zoo.models import Decoder
@@ -23,7 +24,7 @@ from zoo.report.files import replace_file, writing
 
 __all__ = ["KINDS", "export_weights", "import_weights"]
 
-KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS
+KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS | MAMBA2_KINDS
 """Model types that are read and written."""
 
 _NEW = (".mixer.gate.weight", ".mixer.gate.bias", ".mixer.output.norm.weight")
@@ -39,7 +40,8 @@ def import_weights(
 
     Args:
         path: a folder with config.json and weights, as `save_pretrained` writes it.
-        mixer: "softmax": the attention that the model has, with its window if it has one. Others with projections to
+        mixer: "softmax": the attention that the model has, with its window if it has one, or
+            what it has in the place of attention. Others with projections to
             heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
         context_length: the longest sequence that the model is for, of which rotary positions of the types `dynamic` and
             `longrope` depend; by default what it was first trained for. The others reach any length as they are.
@@ -152,6 +154,10 @@ def _mixer(attention: Mapping[str, Any], name: str, options: dict[str, Any]) -> 
     attending = [each for each, spec in mixers.items() if issubclass(spec.config, HeadConfig)]
     if name not in attending:
         raise InputError(f"mixer: expected one with projections to heads, {', '.join(attending)}, was {name!r}")
+    if attention["name"] not in attending and name != "softmax":
+        raise InputError(
+            f"mixer: expected none, as this model has {attention['name']} in the place of attention, was {name!r}"
+        )
     if name == "softmax":
         return mixers[attention["name"]].config.from_mapping({**attention, **options}, "options")
     known = mixers[name].config.model_fields.keys() - {"name"}
