@@ -47,6 +47,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo, with biases": ("Olmo", {"attention_bias": True}),
     "starcoder2": ("Starcoder2", {"tie_word_embeddings": True}),
     "starcoder2, without biases, with a window": ("Starcoder2", {"use_bias": False, "sliding_window": 6}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 7.0},
+    ),
     "mamba2": ("Mamba2", {}),
     "mamba2, tied, with biases and limits": (
         "Mamba2",
@@ -264,7 +268,7 @@ def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path
         zoo.hf.import_weights(tmp_path, mixer)
 
 
-@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "starcoder2", "mamba2"])
+@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "granite", "starcoder2", "mamba2"])
 @torch.no_grad()
 def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
     model, ids = saved(kind, tmp_path), tokens(1, 8)
@@ -285,6 +289,7 @@ def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
         ("llama", "olmo", "a olmo has swiglu, layernorm and rotary positions"),
         ("llama, llama3", "phi3", "a phi3 has longrope scaling or none, was llama3"),
         ("llama, tied, with biases, wide heads", "phi3", "a phi3 has heads of width / heads, was 16"),
+        ("granite", "llama", "a llama has no embedding_multiplier, was 3.0"),
         ("starcoder2", "gpt2", "a gpt2 has gelu, layernorm, learned positions"),
         (
             "llama, tied, with biases, wide heads",
@@ -346,3 +351,12 @@ def test_mamba2_is_read_under_its_authors_name_too(tmp_path: Path) -> None:
     torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match=r"mixer: expected none, as this model has mamba2 .*, was 'power'"):
         zoo.hf.import_weights(tmp_path, "power")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba2"])
+def test_multipliers_are_in_no_model_that_knows_none(kind: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path)
+    decoder.config = decoder.config.replace(residual_multiplier=0.5)
+    with pytest.raises(InputError, match=f"a {kind} has no residual_multiplier, was 0.5"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", kind)

@@ -90,6 +90,8 @@ class QueryKeyValue(nn.Module):
         rotary = context.rotary if config.rotary is None else config.rotary
         turning = turning_width(heads.width, context.rotary_share)
         self.rotation = Rotation(turning, context.rotary_base, context.rotary_scaling) if rotary and turning else None
+        multiplier = context.attention_multiplier  # of scores, which every mixer divides by sqrt(K) already
+        self.query_scale = 1.0 if multiplier is None else multiplier * heads.width**0.5
         self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
         normed = config.query_key_norm
         self.query_norm = HeadNorm(heads.query, heads.width, context.norm_eps) if normed else nn.Identity()
@@ -111,6 +113,8 @@ class QueryKeyValue(nn.Module):
         projected = self.projection(x).unflatten(-1, (query + 2 * key_value, width))
         q, k, v = projected.split((query, key_value, key_value), dim=-2)
         q, k = self.query_norm(q), self.key_norm(k)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         return (q, k, v) if table is None else (rotate(q, table), rotate(k, table), v)
 
 

@@ -26,6 +26,7 @@ class LayerContext:
     rotary_base: float = 10_000.0
     rotary_scaling: ScalingConfig | None = None
     rotary_share: float = 1.0
+    attention_multiplier: float | None = None
     norm_eps: float = 1e-5
     layer: int = 0
     layers: int = 1

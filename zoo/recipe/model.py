@@ -75,6 +75,18 @@ class DecoderConfig(Config):
     rotary_share: float = Field(1.0, gt=0, le=1)
     """Rotary positions: the share of a head's channels that turn, the first ones."""
 
+    attention_multiplier: float | None = Field(None, gt=0)
+    """What products of queries and keys are multiplied by; None: 1/sqrt(head width)."""
+
+    embedding_multiplier: float = Field(1.0, gt=0)
+    """What token embeddings are multiplied by, as in Granite."""
+
+    residual_multiplier: float = Field(1.0, gt=0)
+    """What every mixer and feed-forward layer adds to the residual stream is multiplied by."""
+
+    logits_scaling: float = Field(1.0, gt=0)
+    """What logits are divided by."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 
@@ -113,6 +125,7 @@ class DecoderConfig(Config):
             rotary_base=self.rotary_base,
             rotary_scaling=self.rotary_scaling,
             rotary_share=self.rotary_share,
+            attention_multiplier=self.attention_multiplier,
             norm_eps=self.norm_eps,
             layer=layer,
             layers=self.layers,

@@ -11,7 +11,7 @@ from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Joined, Ones, Piece, Same, SharedByHeads, Split, Zeros
 from zoo.hf.weights.rotary import read_rotary, write_rotary
 from zoo.hf.weights.settings import Settings
-from zoo.hf.weights.styles import ACTIVATIONS, FEED_FORWARD, STYLES, Style
+from zoo.hf.weights.styles import ACTIVATIONS, FEED_FORWARD, MULTIPLIERS, STYLES, Style, check_multipliers
 from zoo.models import Decoder, DecoderConfig
 
 __all__ = ["LLAMA_KINDS"]
@@ -38,6 +38,9 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
     window = settings.take("sliding_window", None)
     rotary = read_rotary(settings, base=style.rotary_base, least_share=style.least_share)
     eps, default = style.norm_eps
+    multipliers: dict[str, Any] = {}
+    if style.multiplied:
+        multipliers = {name: float(settings.take(name, 1.0)) for name in MULTIPLIERS}
     config = DecoderConfig(
         vocab_size=settings.take("vocab_size"),
         width=settings.take("hidden_size"),
@@ -55,6 +58,7 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
         rotary_scaling=rotary.scaling,
         rotary_share=rotary.share,
         tie_embeddings=settings.take("tie_word_embeddings", style.tied),
+        **multipliers,
     )
     attention: dict[str, Any] = {"name": "softmax", "query_key_norm": style.query_key_norm}
     if style.power is not None:
@@ -74,7 +78,7 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
 
 
 def _key_value_heads(model_type: str, settings: Settings, heads: int) -> int:
-    if model_type in ("llama", "phi3", "olmo"):  # of which old files do not say it
+    if model_type in ("llama", "phi3", "olmo", "granite"):  # of which old files do not say it
         return settings.take("num_key_value_heads", heads)
     return settings.take("num_key_value_heads")
 
@@ -162,6 +166,9 @@ def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> 
         values[style.norm_eps[0]] = config.norm_eps
     if style.windowed:
         values["sliding_window"] = window
+    if style.multiplied:
+        values |= {name: getattr(config, name) for name in MULTIPLIERS}
+        values["attention_multiplier"] = config.attention_multiplier or context.head_width**-0.5
     if style.skips:
         values["no_rope_layers"] = [int(rotated) for rotated in rotates]
     if style.fused and config.rotary_scaling is not None:
@@ -220,6 +227,8 @@ def _check_style(model_type: str, config: DecoderConfig) -> None:
             f"model: a {model_type} has {style.feed_forward}, {style.norm} and rotary positions, was "
             f"{config.feed_forward}, {config.norm}, {config.positions}"
         )
+    if not style.multiplied:
+        check_multipliers(model_type, config)
     if not config.bias and style.fixed:
         raise InputError(f"model: a {model_type} has biases of queries, keys and values, was without any (model.bias)")
     if not config.bias and style.norm == "layernorm" and not style.plain_norm:

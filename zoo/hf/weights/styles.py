@@ -2,7 +2,10 @@
 
 from typing import Literal, NamedTuple
 
-__all__ = ["ACTIVATIONS", "FEED_FORWARD", "STYLES", "Style"]
+from zoo.errors import InputError
+from zoo.models import DecoderConfig
+
+__all__ = ["ACTIVATIONS", "FEED_FORWARD", "MULTIPLIERS", "STYLES", "Style", "check_multipliers"]
 
 
 class Style(NamedTuple):
@@ -37,6 +40,9 @@ class Style(NamedTuple):
     tied: bool = False
     """Whether the embedding is the head's matrix in files that do not say it."""
 
+    multiplied: bool = False
+    """Embeddings, scores, residuals and logits have multipliers."""
+
     biases: tuple[str, ...] = ()
     """The keys that say which linear layers have biases: `attention_bias`, `mlp_bias`, or `use_bias` of all."""
 
@@ -66,10 +72,27 @@ STYLES = {
     "olmo": Style(
         "OlmoForCausalLM", norm="layernorm", plain_norm=True, norm_eps=("", 1e-5), biases=("attention_bias",)
     ),
+    "granite": Style("GraniteForCausalLM", multiplied=True, biases=("attention_bias", "mlp_bias")),
     "starcoder2": _STARCODER2,
     "powercoder": _STARCODER2._replace(architecture="PowerCoderForCausalLM", windowed=False, power=2),
 }
 """By model type. SmolLM2 is a Llama; PowerCoder is a StarCoder2 whose attention became gated power attention."""
+
+MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+"""Keys that have the same name here."""
+
+
+def check_multipliers(model_type: str, config: DecoderConfig) -> None:
+    """Check that a model has no multipliers, for a model type that knows none.
+
+    Raises:
+        InputError: it has.
+    """
+    for name in MULTIPLIERS:
+        value = getattr(config, name)
+        if value != DecoderConfig.model_fields[name].default:
+            raise InputError(f"model: a {model_type} has no {name}, was {value}")
+
 
 FEED_FORWARD = {
     "swiglu": {"gate": "gate_proj", "expand": "up_proj", "contract": "down_proj"},
