@@ -9,7 +9,19 @@ from torch import Tensor
 
 from zoo.errors import InputError
 
-__all__ = ["Joined", "Ones", "Piece", "Same", "SharedByHeads", "Split", "Squeezed", "Transposed", "Zeros"]
+__all__ = [
+    "Joined",
+    "Ones",
+    "Piece",
+    "Reshaped",
+    "Same",
+    "SharedByHeads",
+    "Split",
+    "Squeezed",
+    "Stacked",
+    "Transposed",
+    "Zeros",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,32 @@ class Transposed(Piece):
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [x.T.contiguous() for x in tensors]
+
+
+@dataclass(frozen=True)
+class Reshaped(Piece):
+    """The same numbers, which the file has in this shape."""
+
+    shape: torch.Size
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [x.reshape(shape) if x.numel() == shape.numel() else x for x, shape in zip(tensors, shapes, strict=True)]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.reshape(self.shape) for x in tensors]
+
+
+@dataclass(frozen=True)
+class Stacked(Piece):
+    """Rows of a matrix, each a tensor of this shape in the file."""
+
+    shape: torch.Size
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [torch.stack([x.flatten() for x in tensors])]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [row.reshape(self.shape) for row in tensors[0]]
 
 
 class Squeezed(Piece):

@@ -1,6 +1,8 @@
 """Reading a folder of transformers as a zoo model, and writing one."""
 
+import io
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from zoo.hf.weights.gpt2 import GPT2_KINDS
 from zoo.hf.weights.kinds import Kind, Source
 from zoo.hf.weights.llama import LLAMA_KINDS
 from zoo.hf.weights.mamba2 import MAMBA2_KINDS
+from zoo.hf.weights.rwkv7 import RWKV7_KINDS, rwkv7_settings
 from zoo.hf.weights.settings import read_settings
 from zoo.mixers import mixers
 from zoo.models import Decoder
@@ -24,7 +27,7 @@ from zoo.report.files import replace_file, writing
 
 __all__ = ["KINDS", "export_weights", "import_weights"]
 
-KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS | MAMBA2_KINDS
+KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS | MAMBA2_KINDS | RWKV7_KINDS
 """Model types that are read and written."""
 
 _NEW = (".mixer.gate.weight", ".mixer.gate.bias", ".mixer.output.norm.weight")
@@ -39,7 +42,8 @@ def import_weights(
     Files are safetensors and JSON: data, of which nothing is executed and no key is passed over.
 
     Args:
-        path: a folder with config.json and weights, as `save_pretrained` writes it.
+        path: a folder with config.json and weights, as `save_pretrained` writes it, or a file of RWKV-7's weights, as
+            its authors publish it: .safetensors, or .pth, which is read as tensors alone.
         mixer: "softmax": the attention that the model has, with its window if it has one, or
             what it has in the place of attention. Others with projections to
             heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
@@ -52,9 +56,10 @@ def import_weights(
         ConfigError: the mixer has no such option.
     """
     folder = Path(path)
-    settings = read_settings(folder)
+    tensors = _read_file(folder) if folder.is_file() else {}
+    settings = rwkv7_settings(tensors, str(folder)) if tensors else read_settings(folder)
     kind = _kind(settings.values.get("model_type"), settings.source)
-    tensors = _named_as(kind, _read_tensors(folder))
+    tensors = _named_as(kind, tensors or _read_tensors(folder))
     source = kind.read(settings, tensors.keys())
     settings.finish()
     scaling = source.config.rotary_scaling
@@ -107,6 +112,20 @@ def _kind(model_type: object, source: str) -> Kind:
         hint = nearest(str(model_type), KINDS)
         raise InputError(f"{source}: model_type: expected one of {', '.join(KINDS)}, was {model_type!r}{hint}")
     return KINDS[str(model_type)]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights alone; what a .pth holds beside tensors is refused and never run."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(read_regular(path))
+        found = torch.load(io.BytesIO(read_regular(path)), map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: cannot be read as tensors alone: {reason}") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(x, Tensor) for x in found.values()):
+        raise InputError(f"{path}: expected tensors by name, was {type(found).__name__}")
+    return found
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
