@@ -11,6 +11,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from zoo.blocks.heads import HeadConfig
+from zoo.blocks.rotary_scaling import ScalingConfig, scalings
 from zoo.config import Config
 from zoo.mixers import mixers
 from zoo.recipe import DataConfig, DecoderConfig, EvaluationConfig, TrainingConfig
@@ -61,10 +62,12 @@ def type_of(annotation: object) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:
         return type_of(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return "mapping"
     if get_origin(annotation) is tuple:
         return f"list of {type_of(get_args(annotation)[0])}s"
     if members := get_args(annotation):
-        return " or ".join(type_of(member) for member in members)
+        return " or ".join(dict.fromkeys(type_of(member) for member in members))
     return {int: "integer", float: "number", bool: "boolean", str: "text", type(None): "`null`"}[annotation]
 
 
@@ -91,6 +94,16 @@ def test_sections_of_a_recipe_are_listed_with_types_and_defaults(section: str, c
         if f"{section}.{name}" not in SECTIONS
     }
     documented = documented_options("recipes.md", section)
+    assert documented == fields
+    assert list(documented) == list(fields)
+
+
+@pytest.mark.parametrize("kind", scalings)
+def test_options_of_a_rotary_scaling_are_listed_with_types_and_defaults(kind: str) -> None:
+    config: type[ScalingConfig] = scalings[kind]
+    fields = {name: [type_of(field.annotation), default_of(field)] for name, field in config.model_fields.items()}
+    assert fields.pop("kind") == [f"`{kind}`", f"`{kind}`"]
+    documented = documented_options("recipes.md", kind)
     assert documented == fields
     assert list(documented) == list(fields)
 

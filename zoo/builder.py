@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.blocks.rotary import turning_width
 from zoo.config import override_list
 from zoo.kernels.devices import usable_device
 from zoo.mixers import MixerConfig
@@ -108,6 +109,7 @@ def _shrink_model(model: DecoderConfig) -> DecoderConfig:
     key_value_heads = min(2, model.key_value_heads or 1)
     group = min(4, model.heads // (model.key_value_heads or 1))
     heads = key_value_heads * group
+    pairs = turning_width(8, model.rotary_share) // 2 or 1
     return model.replace(
         vocab_size=257,
         width=8 * heads,
@@ -115,6 +117,7 @@ def _shrink_model(model: DecoderConfig) -> DecoderConfig:
         heads=heads,
         key_value_heads=key_value_heads if grouped else None,
         head_width=None if model.head_width is None else 8,
+        rotary_scaling=model.rotary_scaling and model.rotary_scaling.resize(pairs),
         feed_forward_width=None if model.feed_forward_width is None else 16 * heads,
     )
 

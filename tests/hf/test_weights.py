@@ -15,6 +15,12 @@ from zoo.errors import InputError
 
 from .tiny import tiny, tokens
 
+ROPE: dict[str, Any] = {"rope_theta": 100.0}
+ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": 16}
+FREQUENCIES = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+SHARED_FACTORS = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 4.0, 8.0]}
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, tied, with biases, wide heads": (
@@ -25,6 +31,31 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, without a window": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "llama, linear": ("Llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 2.0}}),
+    "llama, llama3": ("Llama", {"rope_parameters": ROPE | {"rope_type": "llama3"} | FREQUENCIES | ORIGINAL}),
+    "qwen2, yarn": ("Qwen2", {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0} | ORIGINAL}),
+    "qwen3, longrope": ("Qwen3", {"rope_parameters": ROPE | {"rope_type": "longrope"} | FACTORS | ORIGINAL}),
+    "mistral, dynamic": ("Mistral", {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0}}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True, "attention_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": 6}),
+    "phi3, longrope of a part": (
+        "Phi3",
+        {"rope_parameters": ROPE | {"rope_type": "longrope", "partial_rotary_factor": 0.75} | SHARED_FACTORS}
+        | {"original_max_position_embeddings": 16},
+    ),
+    "olmo": ("Olmo", {}),
+    "olmo, with biases": ("Olmo", {"attention_bias": True}),
+    "starcoder2": ("Starcoder2", {"tie_word_embeddings": True}),
+    "starcoder2, without biases, with a window": ("Starcoder2", {"use_bias": False, "sliding_window": 6}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 7.0},
+    ),
+    "mamba2": ("Mamba2", {}),
+    "mamba2, tied, with biases and limits": (
+        "Mamba2",
+        {"tie_word_embeddings": True, "use_bias": True, "use_conv_bias": False, "time_step_limit": (0.01, 0.5)},
+    ),
     "gpt2": ("GPT2", {}),
     "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
 }
@@ -113,9 +144,11 @@ def test_gpt2_files_without_prefix_and_with_masks_are_read(tmp_path: Path) -> No
     [
         ({"model_type": "lama"}, r"model_type: expected one of llama, .*, was 'lama' \(did you mean 'llama'\?\)"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', all that a zoo model can be, was 'gelu'"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: expected none"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: expected rope_type 'default'"),
-        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: expected 1\.0"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "rope_type: expected one of default, .*, was 'axial'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: factor: missing"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 1}}, "beta_fast: unknown key for the"),
+        ({"rope_parameters": 3}, "rope_parameters: expected a mapping, was 3"),
+        ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor: expected 1\.0, all .*, was 1\.5"),
         ({"logit_scale": 2.0}, "logit_scale: unknown key"),
         ({"hidden_size": None}, "hidden_size: missing"),
         ({"vocab_size": 47}, r"model\.embed_tokens\.weight: expected \[47, 32\] in all"),
@@ -180,3 +213,150 @@ def test_models_that_are_no_llama_are_not_written(mixer: str, overrides: list[st
     with pytest.raises(InputError, match=line):
         zoo.hf.export_weights(decoder, tmp_path / "out", "llama")
     assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_rotary_positions_of_older_files_are_read(tmp_path: Path) -> None:
+    saved("llama, llama3", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    parameters = values.pop("rope_parameters")
+    values |= {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
+    decoder = zoo.hf.import_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert zoo.hf.import_weights(tmp_path).config == decoder.config
+    parameters["type"] = parameters.pop("rope_type")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert zoo.hf.import_weights(tmp_path).config == decoder.config
+
+
+@pytest.mark.parametrize("kind", ["qwen3, longrope", "mistral, dynamic"])
+@torch.no_grad()
+def test_a_longer_context_is_what_the_model_is_made_for(kind: str, tmp_path: Path) -> None:
+    changes = {"max_position_embeddings": 16} if "dynamic" in kind else {}
+    architecture, others = KINDS[kind]
+    model, ids = tiny(architecture, **others, **changes), tokens(2, 24)
+    model.save_pretrained(tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path, context_length=24)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    short = zoo.hf.import_weights(tmp_path)
+    assert not torch.allclose(short(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(short(ids[:, :12]).logits, model(ids[:, :12]).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_factor_of_two_scales_is_their_quotient(tmp_path: Path) -> None:
+    model = tiny(
+        "Llama",
+        rope_parameters=ROPE | ORIGINAL | {"rope_type": "yarn", "factor": 4.0, "mscale": 2.0, "mscale_all_dim": 0.5},
+    )
+    model.save_pretrained(tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path)
+    assert decoder.config.rotary_scaling is not None
+    assert decoder.config.rotary_scaling.amplitude == model.model.rotary_emb.attention_scaling
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "gated-power"])
+def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path: Path) -> None:
+    saved("smollm3", tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path, mixer)
+    assert [config.rotary for config in decoder.mixer_configs] == [None, False, None]
+    values = json.loads((tmp_path / "config.json").read_text()) | {"no_rope_layers": None, "no_rope_layer_interval": 3}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    decoder = zoo.hf.import_weights(tmp_path, mixer)
+    assert [config.rotary for config in decoder.mixer_configs] == [None, None, False]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"no_rope_layers": [1, 0]}))
+    with pytest.raises(InputError, match="no_rope_layers: expected 3 values, was 2"):
+        zoo.hf.import_weights(tmp_path, mixer)
+
+
+@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "granite", "starcoder2", "mamba2"])
+@torch.no_grad()
+def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    model, ids = saved(kind, tmp_path), tokens(1, 8)
+    decoder = zoo.hf.import_weights(tmp_path)
+    state = decoder.init_state(1, max_len=20)
+    logits = [decoder.step(ids[:, t], state) for t in range(ids.shape[1])][-1]
+    for _ in range(8):
+        taken = logits.argmax(-1)
+        assert torch.equal(taken, model(ids).logits[:, -1].argmax(-1))
+        ids, logits = torch.cat((ids, taken[:, None]), 1), decoder.step(taken, state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "line"),
+    [
+        ("smollm3", "llama", "a llama has the mixer softmax .* in every layer"),
+        ("phi3, longrope of a part", "llama", "a llama has heads that turn whole, was rotary_share 0.75"),
+        ("llama", "olmo", "a olmo has swiglu, layernorm and rotary positions"),
+        ("llama, llama3", "phi3", "a phi3 has longrope scaling or none, was llama3"),
+        ("llama, tied, with biases, wide heads", "phi3", "a phi3 has heads of width / heads, was 16"),
+        ("granite", "llama", "a llama has no embedding_multiplier, was 3.0"),
+        ("starcoder2", "gpt2", "a gpt2 has gelu, layernorm, learned positions"),
+        (
+            "llama, tied, with biases, wide heads",
+            "mistral",
+            "expected zeros, the file's kind of model has no such bias",
+        ),
+    ],
+)
+def test_what_a_model_type_cannot_hold_is_not_written(kind: str, model_type: str, line: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path / "in")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    with pytest.raises(InputError, match=line):
+        zoo.hf.export_weights(decoder, tmp_path / "out", model_type)
+    assert not (tmp_path / "out").exists()
+
+
+@torch.no_grad()
+def test_norms_that_learned_are_no_olmo(tmp_path: Path) -> None:
+    saved("olmo", tmp_path / "in")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    decoder.norm.weight.add_(1)
+    with pytest.raises(InputError, match=r"norm\.weight: expected ones"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", "olmo")
+
+
+@torch.no_grad()
+def test_powercoder_is_starcoder2_with_gated_power(tmp_path: Path) -> None:
+    model, ids = saved("starcoder2", tmp_path), tokens(2, 12)
+    zoo.hf.convert(model, "gated-power", p=2)
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer, block in enumerate(model.model.layers):
+        for name, x in block.self_attn.named_parameters():
+            if "gate" in name:
+                x.add_(torch.randn_like(x))
+                kind = name.rsplit(".", 1)[-1]
+                weights[f"model.layers.{layer}.self_attn.g_proj.{kind}"] = x.clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {"model_type": "powercoder", "chunk_size": 64, "prefill_chunk_size": 1024, "switch_over_seq_len": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoConfig": "code.Config"}}))
+    decoder = zoo.hf.import_weights(tmp_path)
+    assert {(each.name, each.p) for each in decoder.mixer_configs} == {("gated-power", 2)}
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    zoo.hf.export_weights(decoder, tmp_path / "out", "powercoder")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+    with pytest.raises(InputError, match=r"a starcoder2 has the mixer softmax or sliding-window .* was gated-power"):
+        zoo.hf.export_weights(decoder, tmp_path / "other", "starcoder2")
+
+
+@torch.no_grad()
+def test_mamba2_is_read_under_its_authors_name_too(tmp_path: Path) -> None:
+    model, ids = saved("mamba2", tmp_path), tokens(1, 9)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["backbone.embedding.weight"] = weights.pop("backbone.embeddings.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    decoder = zoo.hf.import_weights(tmp_path)
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"mixer: expected none, as this model has mamba2 .*, was 'power'"):
+        zoo.hf.import_weights(tmp_path, "power")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba2"])
+def test_multipliers_are_in_no_model_that_knows_none(kind: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    decoder = zoo.hf.import_weights(tmp_path)
+    decoder.config = decoder.config.replace(residual_multiplier=0.5)
+    with pytest.raises(InputError, match=f"a {kind} has no residual_multiplier, was 0.5"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", kind)

@@ -39,6 +39,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 for _name in ("GPTNeoX", "Phi"):
     ARCHITECTURES[_name] = {k: v for k, v in ARCHITECTURES[_name].items() if v is not None or k == "eos_token_id"}
 
+OTHERS: dict[str, dict[str, Any]] = dict.fromkeys(("Phi3", "Olmo", "Starcoder2", "Granite"), LLAMA)
+OTHERS["Mamba2"] = _SHARED | {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 2
+}  # fmt: skip
+"""Of which weights are read and written; nothing of converting them is their own."""
+
 _CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3": "Gemma3ForCausalLM"}
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
@@ -57,7 +63,7 @@ def tiny(architecture: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = getattr(transformers, _CONFIGS.get(architecture, f"{architecture}Config"))
     model = getattr(transformers, _CLASSES.get(architecture, f"{architecture}ForCausalLM"))
-    made: PreTrainedModel = model(config(**ARCHITECTURES[architecture] | changes)).eval()
+    made: PreTrainedModel = model(config(**(ARCHITECTURES | OTHERS)[architecture] | changes)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:

@@ -1,6 +1,5 @@
 """Projections into heads and out of them, with their options: rotary embedding, query/key norm, output norm."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.norms import HeadNorm
-from zoo.blocks.rotary import RotaryTable, fused_rotary_table, rotary_table, rotate
+from zoo.blocks.rotary import RotaryTable, Rotation, rotate, turning_width
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.limits import MOST, WIDEST_HEAD
@@ -88,10 +87,11 @@ class QueryKeyValue(nn.Module):
     def __init__(self, config: HeadConfig, context: LayerContext, heads: HeadShape) -> None:
         super().__init__()
         self.heads = heads
-        self.rotary_base = context.rotary_base
-        self.rotary = context.rotary if config.rotary is None else config.rotary
-        if self.rotary and heads.width % 2:
-            raise ConfigError(f"head_width: rotary embedding needs an even width, got {heads.width}")
+        rotary = context.rotary if config.rotary is None else config.rotary
+        turning = turning_width(heads.width, context.rotary_share)
+        self.rotation = Rotation(turning, context.rotary_base, context.rotary_scaling) if rotary and turning else None
+        multiplier = context.attention_multiplier  # of scores, which every mixer divides by sqrt(K) already
+        self.query_scale = 1.0 if multiplier is None else multiplier * heads.width**0.5
         self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
         normed = config.query_key_norm
         self.query_norm = HeadNorm(heads.query, heads.width, context.norm_eps) if normed else nn.Identity()
@@ -103,21 +103,19 @@ class QueryKeyValue(nn.Module):
         Of one token of each row, `x [B, M]` at `positions [B]`, the heads are `[B, H, K]`.
         """
         if x.dim() > 2:
-            return self._heads(x, positions, rotary_table)
-        q, k, v = self._heads(x[:, None], positions[:, None], fused_rotary_table)
+            return self._heads(x, None if self.rotation is None else self.rotation.table(positions, x.dtype))
+        table = None if self.rotation is None else self.rotation.fused_table(positions[:, None], x.dtype)
+        q, k, v = self._heads(x[:, None], table)
         return q[:, 0], k[:, 0], v[:, 0]
 
-    def _heads(
-        self, x: Tensor, positions: Tensor, make_table: Callable[..., RotaryTable]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, table: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
         query, key_value, width = self.heads
         projected = self.projection(x).unflatten(-1, (query + 2 * key_value, width))
         q, k, v = projected.split((query, key_value, key_value), dim=-2)
         q, k = self.query_norm(q), self.key_norm(k)
-        if self.rotary:
-            table = make_table(positions, width, self.rotary_base, x.dtype)
-            q, k = rotate(q, table), rotate(k, table)
-        return q, k, v
+        if self.query_scale != 1:
+            q = q * self.query_scale
+        return (q, k, v) if table is None else (rotate(q, table), rotate(k, table), v)
 
 
 class HeadOutput(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.rotary_scaling import ScalingConfig
 from zoo.blocks.window import Token, Window
 
 __all__ = ["Layer", "LayerContext", "Room"]
@@ -23,6 +24,9 @@ class LayerContext:
     bias: bool = False
     rotary: bool = True
     rotary_base: float = 10_000.0
+    rotary_scaling: ScalingConfig | None = None
+    rotary_share: float = 1.0
+    attention_multiplier: float | None = None
     norm_eps: float = 1e-5
     layer: int = 0
     layers: int = 1

@@ -14,6 +14,7 @@ from zoo.report.tables import GuardedConsole
 
 if TYPE_CHECKING:
     from zoo.accounting import Accounting
+    from zoo.blocks.rotary_scaling import ScalingConfig
     from zoo.mixers import MixerConfig
     from zoo.recipe import Recipe
 
@@ -134,9 +135,13 @@ def _position_text(recipe: Recipe) -> str:
     model = recipe.model
     return {
         "learned": f"learned, {model.max_positions:,}: no sequence may be longer",
-        "rotary": f"rotary, base {model.rotary_base:,.0f}: any context",
+        "rotary": f"rotary, base {model.rotary_base:,.0f}{_scaling_text(model.rotary_scaling)}: any context",
         "none": "none: any context",
     }[model.positions]
+
+
+def _scaling_text(scaling: ScalingConfig | None) -> str:
+    return "" if scaling is None else f", {scaling.kind} scaling"
 
 
 def _parameter_table(costs: Accounting) -> Table:

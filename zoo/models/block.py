@@ -32,6 +32,7 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, mixer: MixerConfig, layer: int) -> None:
         super().__init__()
         context = config.layer_context(layer)
+        self.multiplier = config.residual_multiplier
         self.mixer_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
         self.mixer = put_around(config.around, mixers[mixer.name].build(mixer, context), context)
         self.feed_forward = make_feed_forward(config.feed_forward, config.hidden_width, context)
@@ -57,7 +58,7 @@ class Block(nn.Module):
         layers, states = self._layers(), []
         for (norm, layer), past in zip(layers, state or (None,) * len(layers), strict=True):
             y, past = layer(norm(x), past, window=window)
-            x = x + y
+            x = x + (y if self.multiplier == 1 else y * self.multiplier)
             states.append(past)
         return x, tuple(states), window.shared.take()
 

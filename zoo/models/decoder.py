@@ -151,7 +151,7 @@ class Decoder(CompiledByItself):
         """
         self._check_targets(tokens, targets, weights)
         x, _ = self._hidden(tokens, resets=resets)
-        x = self.norm(x).flatten(0, 1)
+        x = self._normed(x).flatten(0, 1)
         targets, weights = targets.flatten(), None if weights is None else weights.flatten()
         weight = self._head_weight
         if weight is None:
@@ -171,7 +171,7 @@ class Decoder(CompiledByItself):
         """
         self._check_targets(tokens, targets, None)
         x, _ = self._hidden(tokens, resets=resets)
-        x = self.norm(x).flatten(0, 1)
+        x = self._normed(x).flatten(0, 1)
         weight = self._head_weight
         if weight is None:
             scores = logits_scores(self._head(x), targets.flatten())
@@ -292,6 +292,8 @@ class Decoder(CompiledByItself):
     def _embed(self, tokens: Tensor, window: Window | Token) -> Tensor:
         """Return the embeddings of tokens, `[..., M]`."""
         x = self.token_embedding(tokens)
+        if self.config.embedding_multiplier != 1:
+            x = x * self.config.embedding_multiplier
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.position_embedding is None:
@@ -301,8 +303,13 @@ class Decoder(CompiledByItself):
         # The clamp keeps padding inside the table, and where positions go unchecked also a document that is too long.
         return x + self.position_embedding(positions.clamp(max=self.config.max_positions - 1))
 
+    def _normed(self, x: Tensor) -> Tensor:
+        """Return the last norm's output, divided by what logits are to be divided by."""
+        normed: Tensor = self.norm(x)
+        return normed if self.config.logits_scaling == 1 else normed / self.config.logits_scaling
+
     def _logits(self, x: Tensor) -> Tensor:
-        return self._head(self.norm(x))
+        return self._head(self._normed(x))
 
     def _head(self, x: Tensor) -> Tensor:
         if self.head is None:
@@ -316,7 +323,7 @@ class Decoder(CompiledByItself):
         Made with the vocabulary in rows: a row of GPT-2's 50,257 logits is of no even number of bytes, and makes a GPU
         read the weights, which are all there is to read here, two bytes at a time.
         """
-        x, weight = self.norm(x), self._head_weight
+        x, weight = self._normed(x), self._head_weight
         return self._head(x) if weight is None else (weight @ x.mT).mT
 
     @property

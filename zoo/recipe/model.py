@@ -8,6 +8,7 @@ from zoo.blocks.around import AroundName
 from zoo.blocks.feed_forward import FeedForwardName, hidden_width
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.norms import NormName
+from zoo.blocks.rotary_scaling import RotaryScaling
 from zoo.config import Config
 from zoo.limits import LARGEST_VOCABULARY, LONGEST, MOST, MOST_LAYERS, WIDEST, WIDEST_HEAD
 
@@ -68,6 +69,24 @@ class DecoderConfig(Config):
     rotary_base: float = Field(10_000.0, gt=1)
     """Rotary positions: the slowest pair of channels turns by about 1/rotary_base a token."""
 
+    rotary_scaling: RotaryScaling | None = None
+    """Rotary positions: the rule by which frequencies were changed for a longer context; None: none was."""
+
+    rotary_share: float = Field(1.0, gt=0, le=1)
+    """Rotary positions: the share of a head's channels that turn, the first ones."""
+
+    attention_multiplier: float | None = Field(None, gt=0)
+    """What products of queries and keys are multiplied by; None: 1/sqrt(head width)."""
+
+    embedding_multiplier: float = Field(1.0, gt=0)
+    """What token embeddings are multiplied by, as in Granite."""
+
+    residual_multiplier: float = Field(1.0, gt=0)
+    """What every mixer and feed-forward layer adds to the residual stream is multiplied by."""
+
+    logits_scaling: float = Field(1.0, gt=0)
+    """What logits are divided by."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 
@@ -104,6 +123,9 @@ class DecoderConfig(Config):
             bias=self.bias,
             rotary=self.positions == "rotary",
             rotary_base=self.rotary_base,
+            rotary_scaling=self.rotary_scaling,
+            rotary_share=self.rotary_share,
+            attention_multiplier=self.attention_multiplier,
             norm_eps=self.norm_eps,
             layer=layer,
             layers=self.layers,

@@ -9,6 +9,7 @@ from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Piece, Same, Transposed
 from zoo.hf.weights.settings import Settings
+from zoo.hf.weights.styles import check_multipliers
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.models import Decoder, DecoderConfig
 
@@ -41,26 +42,28 @@ def _read(settings: Settings, names: Set[str]) -> Source:
         max_positions=settings.take("n_positions"),
         tie_embeddings=settings.take("tie_word_embeddings", True),
     )
-    return Source(config, {"name": "softmax", "query_key_norm": False}, list(_pieces(config)))
+    attention = {"name": "softmax", "query_key_norm": False}
+    return Source(config, [attention] * config.layers, list(_pieces(config)))
 
 
 def _pieces(config: DecoderConfig) -> Iterator[Piece]:
-    yield Same("token_embedding.weight", ("transformer.wte.weight",))
-    yield Same("position_embedding.weight", ("transformer.wpe.weight",))
+    yield Same(("token_embedding.weight",), ("transformer.wte.weight",))
+    yield Same(("position_embedding.weight",), ("transformer.wpe.weight",))
     for layer in range(config.layers):
         block, source = f"blocks.{layer}", f"transformer.h.{layer}"
         for name, part in _NORMS.items():
-            yield from (Same(f"{block}.{name}.{kind}", (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
+            yield from (Same((f"{block}.{name}.{kind}",), (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
         for name, part in _LINEAR.items():
-            yield Transposed(f"{block}.{name}.weight", (f"{source}.{part}.weight",))
-            yield Same(f"{block}.{name}.bias", (f"{source}.{part}.bias",))
-    yield from (Same(f"norm.{kind}", (f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias"))
+            yield Transposed((f"{block}.{name}.weight",), (f"{source}.{part}.weight",))
+            yield Same((f"{block}.{name}.bias",), (f"{source}.{part}.bias",))
+    yield from (Same((f"norm.{kind}",), (f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias"))
     if not config.tie_embeddings:
-        yield Same("head.weight", ("lm_head.weight",))
+        yield Same(("head.weight",), ("lm_head.weight",))
 
 
 def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     config = decoder.config
+    check_multipliers("gpt2", config)
     style = (config.feed_forward, config.norm, config.positions, config.around, config.embedding_norm, config.bias)
     if style != ("gelu", "layernorm", "learned", "none", False, True):
         raise InputError(f"model: a gpt2 has gelu, layernorm, learned positions and biases, was {', '.join(style[:3])}")
@@ -86,5 +89,13 @@ def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     return Target(values, list(_pieces(config)))
 
 
-GPT2_KINDS = {"gpt2": Kind(_read, _write, prefix="transformer.", meaningless=(".attn.bias", ".attn.masked_bias"))}
+GPT2_KINDS = {
+    "gpt2": Kind(
+        _read,
+        _write,
+        prefix="transformer.",
+        meaningless=(".attn.bias", ".attn.masked_bias"),
+        architecture="GPT2LMHeadModel",
+    )
+}
 """By model type. The first files have no prefix, and hold masks."""

@@ -16,8 +16,8 @@ class Source(NamedTuple):
     """What a config.json and the names of weights say: a decoder, its own attention, and how tensors correspond."""
 
     config: DecoderConfig
-    attention: dict[str, Any]
-    """The mixer that the model has, as a config; what of it other mixers know they take over."""
+    attention: Sequence[Mapping[str, Any]]
+    """The mixer of each layer, as a config; what of it other mixers know they take over."""
 
     pieces: Sequence[Piece]
 
@@ -43,3 +43,6 @@ class Kind(NamedTuple):
 
     meaningless: tuple[str, ...] = ()
     """Ends of names of tensors that hold nothing learned."""
+
+    architecture: str = ""
+    """The class of transformers that such a file is loaded as."""

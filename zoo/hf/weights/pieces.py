@@ -1,4 +1,4 @@
-"""How one tensor of a zoo model stands in a file of transformers, read and written without a change of its bits."""
+"""How tensors of a zoo model stand in a file of transformers, read and written without a change of their bits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,81 +9,157 @@ from torch import Tensor
 
 from zoo.errors import InputError
 
-__all__ = ["Joined", "Piece", "Same", "SharedByHeads", "Transposed", "Zeros"]
+__all__ = [
+    "Joined",
+    "Ones",
+    "Piece",
+    "Reshaped",
+    "Same",
+    "SharedByHeads",
+    "Split",
+    "Squeezed",
+    "Stacked",
+    "Transposed",
+    "Zeros",
+]
 
 
 @dataclass(frozen=True)
 class Piece(ABC):
-    """The tensor `name` of a zoo model, which is made of `sources` of a file."""
+    """The tensors `names` of a zoo model, which are made of `sources` of a file; mostly one of one."""
 
-    name: str
+    names: tuple[str, ...]
     sources: tuple[str, ...]
 
     @abstractmethod
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        """Return the zoo's tensor, of this shape, from the file's."""
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        """Return the zoo's tensors, of these shapes, from the file's."""
 
     @abstractmethod
-    def write(self, x: Tensor) -> Sequence[Tensor]:
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the file's tensors.
 
         Raises:
-            InputError: the file's kind of model cannot hold it.
+            InputError: the file's kind of model cannot hold them.
         """
 
 
 class Same(Piece):
     """The same tensor under another name."""
 
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return tensors[0]
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return tensors
 
-    def write(self, x: Tensor) -> Sequence[Tensor]:
-        return [x]
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors
 
 
 class Transposed(Piece):
     """A matrix `[out, in]` that the file has as `[in, out]`."""
 
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return tensors[0].T
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [x.T for x in tensors]
 
-    def write(self, x: Tensor) -> Sequence[Tensor]:
-        return [x.T.contiguous()]
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.T.contiguous() for x in tensors]
+
+
+@dataclass(frozen=True)
+class Reshaped(Piece):
+    """The same numbers, which the file has in this shape."""
+
+    shape: torch.Size
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [x.reshape(shape) if x.numel() == shape.numel() else x for x, shape in zip(tensors, shapes, strict=True)]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.reshape(self.shape) for x in tensors]
+
+
+@dataclass(frozen=True)
+class Stacked(Piece):
+    """Rows of a matrix, each a tensor of this shape in the file."""
+
+    shape: torch.Size
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [torch.stack([x.flatten() for x in tensors])]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [row.reshape(self.shape) for row in tensors[0]]
+
+
+class Squeezed(Piece):
+    """Filters `[C, W]`, one a channel, that the file has as `[C, 1, W]`."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [x.squeeze(1) for x in tensors]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.unsqueeze(1) for x in tensors]
 
 
 @dataclass(frozen=True)
 class Joined(Piece):
-    """Several tensors one below the other, of so many rows each."""
+    """A tensor that is several of the file, one below the other, of so many rows each."""
 
     rows: tuple[int, ...]
 
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return torch.cat(list(tensors))
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [torch.cat(list(tensors))]
 
-    def write(self, x: Tensor) -> Sequence[Tensor]:
-        return [part.contiguous() for part in x.split(self.rows)]
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [part.contiguous() for part in tensors[0].split(self.rows)]
+
+
+class Split(Piece):
+    """Several tensors that are one of the file, one below the other."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        rows = [shape[0] for shape in shapes]
+        if len(tensors[0]) != sum(rows):
+            return [tensors[0]] * len(rows)  # of a shape that is refused
+        return tensors[0].split(rows)
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [torch.cat(list(tensors))]
 
 
 class SharedByHeads(Piece):
     """A weight `[K]` that all heads share, and of which each has its own here, `[H, K]`."""
 
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return tensors[0].expand(shape)
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [tensors[0].expand(shapes[0])]
 
-    def write(self, x: Tensor) -> Sequence[Tensor]:
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        (x,) = tensors
         if not bool((x == x[0]).all()):
-            raise InputError(f"{self.name}: expected the same weight for all heads, which is all that the file holds")
+            raise InputError(
+                f"{self.names[0]}: expected the same weight for all heads, which is all that the file holds"
+            )
         return [x[0].contiguous()]
 
 
 class Zeros(Piece):
     """A bias that the file's kind of model does not have."""
 
-    def read(self, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        return torch.zeros(shape)
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [torch.zeros(shapes[0])]
 
-    def write(self, x: Tensor) -> Sequence[Tensor]:
-        if bool(x.any()):
-            raise InputError(f"{self.name}: expected zeros, the file's kind of model has no such bias")
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        if bool(tensors[0].any()):
+            raise InputError(f"{self.names[0]}: expected zeros, the file's kind of model has no such bias")
+        return []
+
+
+class Ones(Piece):
+    """A norm's weight that the file's kind of model does not have."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [torch.ones(shapes[0])]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not bool((tensors[0] == 1).all()):
+            raise InputError(f"{self.names[0]}: expected ones, the file's kind of model has no such weight")
         return []

@@ -1,6 +1,8 @@
 """Reading a folder of transformers as a zoo model, and writing one."""
 
+import io
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from zoo.errors import InputError, nearest
 from zoo.hf.weights.gpt2 import GPT2_KINDS
 from zoo.hf.weights.kinds import Kind, Source
 from zoo.hf.weights.llama import LLAMA_KINDS
+from zoo.hf.weights.mamba2 import MAMBA2_KINDS
+from zoo.hf.weights.rwkv7 import RWKV7_KINDS, rwkv7_settings
 from zoo.hf.weights.settings import read_settings
 from zoo.mixers import mixers
 from zoo.models import Decoder
@@ -23,22 +27,28 @@ from zoo.report.files import replace_file, writing
 
 __all__ = ["KINDS", "export_weights", "import_weights"]
 
-KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS
+KINDS: dict[str, Kind] = LLAMA_KINDS | GPT2_KINDS | MAMBA2_KINDS | RWKV7_KINDS
 """Model types that are read and written."""
 
 _NEW = (".mixer.gate.weight", ".mixer.gate.bias", ".mixer.output.norm.weight")
 """Ends of names of parameters that softmax attention does not have, and other mixers do."""
 
 
-def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> Decoder:
+def import_weights(
+    path: Path | str, mixer: str = "softmax", *, context_length: int | None = None, **options: Any
+) -> Decoder:
     """Read a model of transformers as a zoo model of the same logits, or with another mixer in the place of attention.
 
     Files are safetensors and JSON: data, of which nothing is executed and no key is passed over.
 
     Args:
-        path: a folder with config.json and weights, as `save_pretrained` writes it.
-        mixer: "softmax": the attention that the model has, with its window if it has one. Others with projections to
+        path: a folder with config.json and weights, as `save_pretrained` writes it, or a file of RWKV-7's weights, as
+            its authors publish it: .safetensors, or .pth, which is read as tensors alone.
+        mixer: "softmax": the attention that the model has, with its window if it has one, or
+            what it has in the place of attention. Others with projections to
             heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
+        context_length: the longest sequence that the model is for, of which rotary positions of the types `dynamic` and
+            `longrope` depend; by default what it was first trained for. The others reach any length as they are.
         options: of the mixer, for example `p=2`.
 
     Raises:
@@ -46,12 +56,17 @@ def import_weights(path: Path | str, mixer: str = "softmax", **options: Any) -> 
         ConfigError: the mixer has no such option.
     """
     folder = Path(path)
-    settings = read_settings(folder)
+    tensors = _read_file(folder) if folder.is_file() else {}
+    settings = rwkv7_settings(tensors, str(folder)) if tensors else read_settings(folder)
     kind = _kind(settings.values.get("model_type"), settings.source)
-    tensors = _named_as(kind, _read_tensors(folder))
+    tensors = _named_as(kind, tensors or _read_tensors(folder))
     source = kind.read(settings, tensors.keys())
     settings.finish()
-    decoder = Decoder(source.config, [_mixer(source, mixer, options)] * source.config.layers)
+    scaling = source.config.rotary_scaling
+    if context_length is not None and scaling is not None:
+        reaching = source.config.replace(rotary_scaling=scaling.reaching(context_length))
+        source = source._replace(config=reaching)
+    decoder = Decoder(source.config, [_mixer(attention, mixer, options) for attention in source.attention])
     weights = _zoo_weights(source, decoder, tensors, str(folder))
     dtype = _widest(tensors, str(folder))
     decoder = decoder.to(dtype)
@@ -67,7 +82,7 @@ def export_weights(decoder: Decoder, path: Path | str, model_type: str, **settin
     Args:
         decoder: the model.
         path: a folder, made if need be.
-        model_type: "llama", "mistral", "qwen2", "qwen3" or "gpt2".
+        model_type: one of `KINDS`, for example "llama", "qwen3" or "gpt2".
         settings: further keys of config.json, such as `eos_token_id`.
 
     Raises:
@@ -78,10 +93,10 @@ def export_weights(decoder: Decoder, path: Path | str, model_type: str, **settin
     target = kind.write(decoder, weights)
     values = {"model_type": model_type, **target.settings, **settings}
     values["dtype"] = str(decoder.token_embedding.weight.dtype).removeprefix("torch.")
-    values["architectures"] = ["GPT2LMHeadModel" if model_type == "gpt2" else f"{model_type.title()}ForCausalLM"]
+    values["architectures"] = [kind.architecture]
     tensors: dict[str, Tensor] = {}
     for piece in target.pieces:
-        tensors |= zip(piece.sources, piece.write(weights.pop(piece.name)), strict=True)
+        tensors |= zip(piece.sources, piece.write([weights.pop(name) for name in piece.names]), strict=True)
     if weights:
         raise InputError(f"model: {sorted(weights)[0]}: a {model_type} has no such weight")
     content = safetensors.torch.save({name: x.contiguous() for name, x in tensors.items()}, {"format": "pt"})
@@ -97,6 +112,20 @@ def _kind(model_type: object, source: str) -> Kind:
         hint = nearest(str(model_type), KINDS)
         raise InputError(f"{source}: model_type: expected one of {', '.join(KINDS)}, was {model_type!r}{hint}")
     return KINDS[str(model_type)]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights alone; what a .pth holds beside tensors is refused and never run."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(read_regular(path))
+        found = torch.load(io.BytesIO(read_regular(path)), map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: cannot be read as tensors alone: {reason}") from None
+    if not isinstance(found, dict) or not found or not all(isinstance(x, Tensor) for x in found.values()):
+        raise InputError(f"{path}: expected tensors by name, was {type(found).__name__}")
+    return found
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -140,14 +169,18 @@ def _named_as(kind: Kind, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x for name, x in named.items() if not name.endswith(kind.meaningless)} if kind.meaningless else named
 
 
-def _mixer(source: Source, name: str, options: dict[str, Any]) -> Any:
+def _mixer(attention: Mapping[str, Any], name: str, options: dict[str, Any]) -> Any:
     attending = [each for each, spec in mixers.items() if issubclass(spec.config, HeadConfig)]
     if name not in attending:
         raise InputError(f"mixer: expected one with projections to heads, {', '.join(attending)}, was {name!r}")
+    if attention["name"] not in attending and name != "softmax":
+        raise InputError(
+            f"mixer: expected none, as this model has {attention['name']} in the place of attention, was {name!r}"
+        )
     if name == "softmax":
-        return mixers[source.attention["name"]].config.from_mapping(source.attention | options, "options")
+        return mixers[attention["name"]].config.from_mapping({**attention, **options}, "options")
     known = mixers[name].config.model_fields.keys() - {"name"}
-    taken = {key: value for key, value in source.attention.items() if key in known}
+    taken = {key: value for key, value in attention.items() if key in known}
     return mixers[name].config.from_mapping({"name": name} | taken | options, "options")
 
 
@@ -160,13 +193,14 @@ def _zoo_weights(source: Source, decoder: Decoder, tensors: Mapping[str, Tensor]
         if missing:
             raise InputError(f"{folder}: {missing[0]}: missing")
         unused.difference_update(piece.sources)
-        value = piece.read([tensors[name] for name in piece.sources], expected[piece.name])
-        if value.shape != expected[piece.name]:
-            raise InputError(
-                f"{folder}: {', '.join(piece.sources)}: expected {list(expected[piece.name])} in all as config.json "
-                f"says, was {list(value.shape)}"
-            )
-        found[piece.name] = value
+        read = piece.read([tensors[name] for name in piece.sources], [expected[name] for name in piece.names])
+        for name, value in zip(piece.names, read, strict=True):
+            if value.shape != expected[name]:
+                raise InputError(
+                    f"{folder}: {', '.join(piece.sources)}: expected {list(expected[name])} in all as config.json "
+                    f"says, was {list(value.shape)}"
+                )
+            found[name] = value
     if "lm_head.weight" in unused and source.config.tie_embeddings:
         if not torch.equal(tensors["lm_head.weight"], found["token_embedding.weight"]):
             raise InputError(f"{folder}: lm_head.weight: expected the embedding's matrix, with tie_word_embeddings")
