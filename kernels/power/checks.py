@@ -147,7 +147,7 @@ def resolve_offset(offset: float | Tensor, q: Tensor, scale: float) -> Tensor | 
     """
     heads, dtype = q.shape[-2], accumulation_dtype(q.dtype)
     if not isinstance(offset, Tensor):
-        if not isinstance(offset, (int, float)) or not math.isfinite(offset):
+        if not isinstance(offset, (int, float)) or not -math.inf < offset < math.inf:  # what compilers trace
             raise InputError(f"offset: expected a finite number or a tensor of one a query head, was {offset!r}")
         if offset == 0:
             return None
