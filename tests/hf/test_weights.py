@@ -318,7 +318,7 @@ def test_norms_that_learned_are_no_olmo(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_powercoder_is_starcoder2_with_gated_power(tmp_path: Path) -> None:
     model, ids = saved("starcoder2", tmp_path), tokens(2, 12)
-    zoo.hf.convert(model, "gated-power", p=2)
+    zoo.hf.convert(model, "gated-power", p=2, offset=0)  # as published
     weights = load_file(tmp_path / "model.safetensors")
     for layer, block in enumerate(model.model.layers):
         for name, x in block.self_attn.named_parameters():
