@@ -1,8 +1,6 @@
 """What one call's launches follow from: sizes, chunks and block sizes. No tensors, no launches."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,6 +8,7 @@ import torch
 from zoo.kernels.delta.call import Inputs, Options
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.triton_support import INTERPRETED
+from zoo.kernels.wanted import Wanted
 
 __all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "sizes_for", "using"]
 
@@ -44,18 +43,8 @@ _CHANNELS = Sizes(incoming_warps=4, key_block=16, key_values=64)  # each with a 
 _FLOAT = Sizes(
     prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, key_warps=4
 )
-_wanted: Sizes | None = None
-
-
-@contextmanager
-def using(sizes: Sizes) -> Iterator[None]:
-    """Let every call take these sizes: to measure them."""
-    global _wanted
-    before, _wanted = _wanted, sizes
-    try:
-        yield
-    finally:
-        _wanted = before
+_wanted: Wanted[Sizes] = Wanted()
+using = _wanted.using
 
 
 def sizes_for(dtype: torch.dtype, K: int, V: int, *, channels: bool) -> Sizes:
@@ -129,7 +118,7 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
     """The plan of both passes of a call."""
     q, k, v, log_g = inputs[:4]
     K, V = fill_width(int(k.shape[-1])), fill_width(int(v.shape[-1]))
-    sizes = _wanted or sizes_for(q.dtype, K, V, channels=inputs.gates_channels)
+    sizes = _wanted.sizes or sizes_for(q.dtype, K, V, channels=inputs.gates_channels)
     C = _chunk_length(sizes, options)
     return Plan(
         heads=Heads(q.shape[2], k.shape[2], v.shape[2]),

@@ -6,8 +6,6 @@ There is no search at start-up. What the table lacks takes the sizes of the row 
 import csv
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power.supported import check_architecture
+from zoo.kernels.wanted import Wanted
 
 __all__ = [
     "TABLE", "BlockSizes", "LaunchSizes", "Row", "architecture", "block_sizes", "read_table", "using", "wanted",
@@ -124,23 +123,13 @@ def _look_up(gpu: str, kernels: str, dtype: str, K: int, V: int, p: int) -> Bloc
     return min(rows, key=lambda row: _distance(row, gpu, K, V, p)).sizes
 
 
-_wanted: BlockSizes | None = None
-
-
-@contextmanager
-def using(sizes: BlockSizes) -> Iterator[None]:
-    """Let every call take these block sizes, in all threads: for `zoo tune`."""
-    global _wanted
-    before, _wanted = _wanted, sizes
-    try:
-        yield
-    finally:
-        _wanted = before
+_wanted: Wanted[BlockSizes] = Wanted()
+using = _wanted.using
 
 
 def wanted() -> BlockSizes | None:
     """The block sizes that `using` lets every call take, None outside of it."""
-    return _wanted
+    return _wanted.sizes
 
 
 def block_sizes(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> BlockSizes:
@@ -150,5 +139,5 @@ def block_sizes(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> BlockSize
         launch = LaunchSizes(16, 16, 4, 1)
         return BlockSizes(32, 64, 2, launch, launch, launch, launch, launch, inner=inner)
     dtype = str(x.dtype).removeprefix("torch.")
-    found = _wanted or _look_up(architecture(x), "hopper" if hopper else "triton", dtype, K, V, p)
+    found = _wanted.sizes or _look_up(architecture(x), "hopper" if hopper else "triton", dtype, K, V, p)
     return found._replace(inner=inner)

@@ -1,8 +1,5 @@
 """What one call's launches follow from: the delta rule's plan, with these kernels' sizes. No tensors, no launches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -10,6 +7,7 @@ from zoo.kernels.delta.triton.plan import Plan, Sizes, fill_width
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.rwkv7.call import Options
 from zoo.kernels.triton_support import INTERPRETED
+from zoo.kernels.wanted import Wanted
 
 __all__ = ["SIZES", "first_level", "make_plan", "using"]
 
@@ -20,25 +18,15 @@ FLOAT_SIZES = Sizes(
     prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32,
     key_block=16, key_values=32, key_warps=4,
 )  # fmt: skip
-_wanted: Sizes | None = None
-
-
-@contextmanager
-def using(sizes: Sizes) -> Iterator[None]:
-    """Let every call take these sizes: to measure them."""
-    global _wanted
-    before, _wanted = _wanted, sizes
-    try:
-        yield
-    finally:
-        _wanted = before
+_wanted: Wanted[Sizes] = Wanted()
+using = _wanted.using
 
 
 def make_plan(r: Tensor, options: Options) -> Plan:
     """The plan of both passes of a call, r being `[B, T, H, N]`."""
     B, T, H, N = r.shape
     narrow = SIZES if N <= 64 else WIDE_SIZES
-    sizes = _wanted or (narrow if r.dtype == torch.bfloat16 else FLOAT_SIZES)
+    sizes = _wanted.sizes or (narrow if r.dtype == torch.bfloat16 else FLOAT_SIZES)
     wanted = options.chunk_size
     C = min(sizes.chunk, 1 << max(4, wanted.bit_length() - 1)) if wanted else sizes.chunk
     return Plan(
