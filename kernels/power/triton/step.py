@@ -92,11 +92,13 @@ def monomials(x, channels, scale, constant, K: tl.constexpr, P: tl.constexpr, OF
 def own_weight(q, k, scale, constant, K: tl.constexpr, P: tl.constexpr):
     """`(constant + scale q . k)^P` of a token's query and its own key, as the forward pass has it.
 
-    Read back from the state it would be a sum of monomials that cancel.
+    Read back from the state it would be a sum of monomials that cancel. All threads must have the same bits, for one
+    writes the denominator and others the numerators: a product of float64 is exact, fused with a sum or not.
     """
     channel = tl.arange(0, K)
-    products = tl.load(q + channel).to(tl.float32) * scale * tl.load(k + channel).to(tl.float32)
-    return power(tl.sum(products, 0) + constant, P)
+    query = (tl.load(q + channel).to(tl.float32) * scale).to(tl.float64)
+    score = tl.sum(query * tl.load(k + channel).to(tl.float64), 0)
+    return power((score + constant).to(tl.float32), P)
 
 
 @triton.jit
