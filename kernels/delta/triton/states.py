@@ -22,7 +22,7 @@ def _edges(slot, slots, T, C, bounds, PACKED: tl.constexpr):
         bounds += slot * 4
         after = tl.load(bounds + 6, slot + 1 < slots, 0)
         exists = tl.load(bounds + 1) > tl.load(bounds)
-        return tl.load(bounds + 3), tl.load(bounds + 2) == 0, after == 0, exists
+        return tl.load(bounds + 3).to(tl.int64), tl.load(bounds + 2) == 0, after == 0, exists
     chunks = tl.cdiv(T, C)
     place = slot % chunks
     return slot // chunks, place == 0, place == chunks - 1, slot >= 0

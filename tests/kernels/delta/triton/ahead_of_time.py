@@ -18,15 +18,25 @@ BUDGET = Path(__file__).with_name("budget.yaml")
 
 
 def launches(
-    K: int, V: int, *, gates: str = "head", corrects: bool = True, dtype: torch.dtype = torch.bfloat16
+    K: int,
+    V: int,
+    *,
+    gates: str = "head",
+    corrects: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    sequences: int | None = None,
 ) -> dict[str, Launch]:
-    """The kernels of both passes of a long sequence by name; those that also run backwards in time stand twice."""
+    """The kernels of both passes of a long sequence by name; those that also run backwards in time stand twice.
+
+    sequences: that are packed in it, if they are.
+    """
     T, H = 65536, 8
     found: dict[str, Launch] = {}
     with FakeTensorMode(), launch.rehearsal() as recorded:
         q, k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, K, V))
         log_g = {"none": None, "head": torch.empty(1, T, H), "channel": torch.empty(1, T, H, K)}[gates]
-        inputs = Inputs(q, k, v, log_g, torch.empty(1, T, H) if corrects else None)
+        cu_seqlens = None if sequences is None else torch.empty(sequences + 1, dtype=torch.int32)
+        inputs = Inputs(q, k, v, log_g, torch.empty(1, T, H) if corrects else None, cu_seqlens=cu_seqlens)
         options = Options(1, 1.0, save_errors=True, use_triton=True)
         outputs = passes.forward(inputs, options)
         passes.backward(Incoming(outputs.o, None), inputs, outputs.saved, options)

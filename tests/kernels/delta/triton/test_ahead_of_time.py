@@ -23,6 +23,13 @@ def test_registers_and_spills_stay_within_budget(case: str) -> None:
     check_budget(case, launches(**CASES[case]))
 
 
+def test_packed_sequences_build() -> None:
+    """Of which the interpreter does not mind that two branches give integers of other sizes."""
+    for name, launch in launches(64, 64, sequences=5).items():
+        if name.startswith(("compose", "states")):
+            build(launch, HOPPER)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("gates", ["head", "channel"])
