@@ -56,7 +56,7 @@ def _prepare(plan: Plan, inputs: Inputs) -> Operands:
     if plan.gated:
         log_g = log_g.float()
     if plan.channels:
-        sums = torch.empty_like(log_g, dtype=torch.float64 if plan.exact_gates else torch.float32)
+        sums = torch.empty_like(log_g, dtype=torch.float64 if plan.exact else torch.float32)
         launcher(gate_sums_kernel)[(plan.slots, plan.heads.value)](
             log_g, sums, bounds, plan.tokens, plan.heads.value,
             C=plan.C, K=plan.K, LOWEST=LOWEST_GATE, PACKED=plan.packed, num_warps=4,
@@ -104,7 +104,8 @@ def _map_chunks(plan: Plan, operands: Operands) -> tuple[Tensor, Maps]:
     chunks = _room_for_chunks(plan, operands)
     launcher(prepare_kernel)[(plan.slots, plan.heads.value)](
         operands.k, operands.log_g, operands.sums, operands.beta, inverses, *chunks, operands.bounds,
-        plan.tokens, plan.heads.key, plan.heads.value, **_constants(plan), num_warps=plan.sizes.prepare_warps,
+        plan.tokens, plan.heads.key, plan.heads.value, **_constants(plan), EXACT=plan.exact,
+        num_warps=plan.sizes.prepare_warps,
     )  # fmt: skip
     reads, kept, wholes = chunks.present(operands)
     return inverses, Maps(kept, reads, wholes)

@@ -10,7 +10,7 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.triton_support import INTERPRETED
 from zoo.kernels.wanted import Wanted
 
-__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "sizes_for", "using"]
+__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "product_precision", "sizes_for", "using"]
 
 PROGRAMS = 128  # about as many as a GPU runs side by side
 WIDTHS = (16, 32, 64, 128)
@@ -59,8 +59,9 @@ def sizes_for(dtype: torch.dtype, K: int, V: int, *, channels: bool) -> Sizes:
 class Plan(NamedTuple):
     """Tokens are cut into chunks of C, each with a slot; no chunk spans two sequences (see power attention's plan).
 
-    Products are of `dtype`, sums and carried states of float32. float16 is computed in float32 with TensorFloat32
-    products: as many digits, and the range that states need.
+    Products are of `dtype`, sums and carried states of float32. float16 is computed in float32, for the range that
+    states need, and with its digits: what is written along a key, once rounded, is also written where the key does not
+    point to, and of keys that are written again and again it stays there.
     """
 
     heads: Heads
@@ -75,7 +76,7 @@ class Plan(NamedTuple):
     packed: bool
     dtype: torch.dtype
     precision: str  # of products, as Triton names it
-    exact_gates: bool  # sums of channels' gates are kept in float64
+    exact: bool  # sums of channels' gates, and what chunks make of keys, are computed in float64
     sizes: Sizes
     C: int
     slots: int
@@ -95,6 +96,12 @@ class Plan(NamedTuple):
     def chunks(self) -> int:
         """Of a sequence that is not packed."""
         return self.slots // max(1, self.batch)
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """Of products of tokens of this dtype, as Triton names it; see `Plan`."""
+    # Under the interpreter there are no tensor cores to round for.
+    return "tf32" if dtype == torch.bfloat16 and not INTERPRETED else "tf32x3"
 
 
 def fill_width(width: int) -> int:
@@ -132,9 +139,8 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
         corrects=inputs.beta is not None,
         packed=inputs.cu_seqlens is not None,
         dtype=torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32,
-        # Under the interpreter there are no tensor cores to round for.
-        precision="tf32x3" if q.dtype == torch.float32 or INTERPRETED else "tf32",
-        exact_gates=q.dtype == torch.float32,
+        precision=product_precision(q.dtype),
+        exact=q.dtype == torch.float32,
         sizes=sizes,
         C=C,
         slots=_count_slots(inputs, C),

@@ -32,7 +32,8 @@ def _level(at, gates, s, K: tl.constexpr):
 def channel_scores(readers, keys, gates, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     """`[C, C]` for readers and keys `[C, K]`, zero above the diagonal; gates point to the sums of the chunk."""
     at = tl.arange(0, readers.shape[0])
-    own = tl.sum(readers.to(tl.float32) * keys.to(tl.float32), 1)
+    SUMS: tl.constexpr = tl.float64 if keys.dtype == tl.float64 else tl.float32
+    own = tl.sum(readers.to(SUMS) * keys.to(SUMS), 1)
     scores = tl.where(at[:, None] == at[None, :], own[:, None], 0.0)
     for level in range(LEVELS):  # not unrolled, for levels side by side spill registers
         size = 1 << level

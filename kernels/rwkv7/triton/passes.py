@@ -39,7 +39,7 @@ def room_to_keep(plan: Plan, like: Tensor) -> Kept:
 
 def _sum_decays(plan: Plan, first: int, log_w: Tensor) -> Tensor:
     """Log decays summed since each chunk's start, of base 2 `[B, T, H, K]`."""
-    sums = torch.empty_like(log_w, dtype=torch.float64 if plan.exact_gates else torch.float32)
+    sums = torch.empty_like(log_w, dtype=torch.float64 if plan.exact else torch.float32)
     launcher(decay_sums_kernel)[(plan.slots, plan.heads.value)](
         log_w, sums, plan.tokens, plan.heads.value, C=plan.C, K=plan.K, LOWEST=LOWEST_DECAY, BOUNDED=first > 0,
         num_warps=4,

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from zoo.kernels.delta.triton.plan import Plan, Sizes, fill_width
+from zoo.kernels.delta.triton.plan import Plan, Sizes, fill_width, product_precision
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.rwkv7.call import Options
-from zoo.kernels.triton_support import INTERPRETED
 from zoo.kernels.wanted import Wanted
 
 __all__ = ["SIZES", "first_level", "make_plan", "using"]
@@ -41,9 +40,8 @@ def make_plan(r: Tensor, options: Options) -> Plan:
         corrects=True,
         packed=False,
         dtype=torch.bfloat16 if r.dtype == torch.bfloat16 else torch.float32,
-        # Under the interpreter there are no tensor cores to round for.
-        precision="tf32x3" if r.dtype == torch.float32 or INTERPRETED else "tf32",
-        exact_gates=r.dtype == torch.float32,
+        precision=product_precision(r.dtype),
+        exact=r.dtype == torch.float32,
         sizes=sizes,
         C=C,
         slots=B * -(-T // C),
