@@ -27,6 +27,9 @@ BLOCK = 128
 
 LEAST_WIDTH = 16
 
+MOST_PROGRAMS = 256
+"""Kinds of call outside of a compiled model that are compiled side by side."""
+
 _LISTS = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
     "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
@@ -40,13 +43,17 @@ def supports_flex(q: Tensor) -> bool:
 
 def flex_interval_attention(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """`interval_attention` for heads that `supports_flex` takes; compiled also where the model is not."""
-    attend = _attend if torch.compiler.is_compiling() else _compiled()
-    return attend(q, k, v, first, last)
+    if torch.compiler.is_compiling():
+        return _attend(q, k, v, first, last)
+    # More kinds of call than the compiler's usual eight: dtypes, gradients, one row or token or block, whole blocks.
+    with torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS):
+        return _compiled()(q, k, v, first.contiguous(), last.contiguous())
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_attend)  # uncompiled, FlexAttention makes all pairs of tokens
+    # Uncompiled, FlexAttention makes all pairs of tokens: rather an error than that.
+    return torch.compile(_attend, fullgraph=True)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """Every mixer on a GPU: trains compiled under autocast at any length, without a break, as it does eagerly."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.mixers import mixers
@@ -14,9 +17,18 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LENGTHS = (64, 2, 1000, 4096)
+# FlexAttention takes whole blocks of tokens without a copy, which is a program of its own.
+PROGRAMS = {"softmax": 4, "sliding-window": 4}
 # A document's first token is `q.k` times its value, normalised: rounding turns it around where the two are nearly
 # orthogonal, and one such token's luck decides how large a draw's error is.
 DRAWS = 5
+
+
+@pytest.fixture(autouse=True)
+def _unpadded() -> Iterator[None]:
+    """Torch 2.11 pads narrow products where its stopwatch says so, and then forgets that lengths vary."""
+    with torch._inductor.config.patch(shape_padding=False):
+        yield
 
 
 def build(name: str, mode: Checkpointing = "none") -> Decoder:
@@ -54,7 +66,7 @@ def test_trains_compiled_under_autocast(name: str, mode: Checkpointing) -> None:
         error, allowed, size = torch.stack(draws).median(0).values
         held = error <= 1.5 * allowed + 0.1 * size + 0.01 * size.amax()
         assert held.all(), [name for (name, _), holds in zip(model.named_parameters(), held, strict=True) if not holds]
-    assert counter.frame_count <= 3  # two recompiles
+    assert counter.frame_count <= PROGRAMS.get(name, 3)  # two recompiles
 
 
 @pytest.mark.parametrize("name", mixers)
@@ -70,4 +82,4 @@ def test_reads_on_from_a_state_compiled(name: str) -> None:
             logits, state = compiled(tokens, state, True)
             expected, expected_state = model(tokens, expected_state, True)
             assert (logits - expected).float().norm() <= 0.05 * expected.float().norm()
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= PROGRAMS.get(name, 3)

@@ -161,13 +161,26 @@ def test_on_a_gpu_intervals_err_as_a_mask_does(seen: Intervals, dtype: torch.dty
     visible = seen.visible.cuda()
     inputs = [x.requires_grad_() for x in inputs]
     function = torch.compile(interval_attention, fullgraph=True) if compiled else interval_attention
-    got = with_gradients(function(*inputs, first, last), inputs, do)
+    with torch._dynamo.config.patch(recompile_limit=256):  # one function for all examples and tests
+        got = with_gradients(function(*inputs, first, last), inputs, do)
     plain = with_gradients(by_mask(*inputs, visible), inputs, do)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = with_gradients(by_mask(*exact, visible), exact, do.double())
     for x, y, z in zip(got, plain, expected, strict=True):
         unit = torch.finfo(dtype).eps * max(z.norm(), do.norm())  # of what cancels where a query sees one key
         assert (x.double() - z).norm() <= 1.5 * (y.double() - z).norm() + unit
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_many_kinds_of_call_never_make_all_pairs() -> None:
+    """More than the compiler's usual limit; past it FlexAttention would warn that it makes them."""
+    for tokens, older in ((1, 0), (1, 128), (100, 0), (128, 0), (300, 0), (384, 1)):
+        for dtype in (torch.bfloat16, torch.float16):
+            q, k, v, _ = (x.cuda() for x in tensors(tokens, tokens + older, 1, dtype))
+            last = torch.arange(older, older + tokens, device="cuda")[None]
+            expected = by_mask(q, k, v, Intervals(torch.zeros_like(last), last, tokens + older).visible)
+            found = interval_attention(q, k, v, torch.zeros_like(last), last)
+            torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu
