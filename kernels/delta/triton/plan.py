@@ -23,25 +23,25 @@ class Sizes(NamedTuple):
     """
 
     chunk: int = 32  # C, at most
-    prepare_warps: int = 2
+    prepare_warps: int = 1
     state_block: int = 64  # columns of a state that a program carries
     state_warps: int = 4
     state_stages: int = 2
     output_block: int = 64
     output_warps: int = 2
     incoming_warps: int = 2
-    value_block: int = 64  # values at a time
-    key_block: int = 32  # channels of a program
+    value_block: int = 32  # values at a time
+    key_block: int = 64  # channels of a program
     key_values: int = 32  # values at a time
     key_warps: int = 2
     group: int = 0  # chunks that are composed, 0 chooses
 
 
-_WIDE = Sizes(key_values=64)  # over 64 channels or values
-_CHANNELS = Sizes(incoming_warps=4, key_block=16, key_values=64)  # each with a gate
+_WIDE = Sizes(value_block=64, key_values=64)  # over 64 channels or values
+_CHANNELS = Sizes(incoming_warps=4, value_block=64, key_values=64, key_warps=4)  # each with a gate
 # Three products for each one, of operands twice as large.
 _FLOAT = Sizes(
-    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, value_block=32, key_warps=4
+    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, key_block=32, key_warps=4
 )
 _wanted: Wanted[Sizes] = Wanted()
 using = _wanted.using

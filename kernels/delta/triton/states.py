@@ -4,6 +4,9 @@ A chunk makes `decay S + A + L^T (X + M S)` of S. A group of consecutive chunks 
 an empty state and of each unit vector, side by side with all other groups; then groups are taken one after the other;
 then, again side by side, the chunks of each group from the state that it starts with. So N chunks are three times
 sqrt(N) steps.
+
+Programs hold states with columns first, `S^T [BLOCK, K]`: products then have as many rows as Hopper's tensor cores
+take at a time, and what one product gives is the left operand of the next, which those take from registers.
 """
 
 import triton
@@ -43,7 +46,7 @@ def _chunk(n, first, count, sizes, bounds, REVERSE: tl.constexpr, PACKED: tl.con
 
 @triton.jit
 def _begin(S, initial, places, begins, HAS_INITIAL: tl.constexpr):
-    """S, or what its sequence begins with; places is of `[K, BLOCK]` and where there are any."""
+    """S^T, or what its sequence begins with; places is of `[BLOCK, K]` and where there are any."""
     if HAS_INITIAL:
         return tl.where(begins, tl.load(initial + places[0], places[1] & begins, 0), S)
     return tl.where(begins, 0.0, S)
@@ -51,7 +54,7 @@ def _begin(S, initial, places, begins, HAS_INITIAL: tl.constexpr):
 
 @triton.jit
 def _pass(S, tensors, chunk, whole, kinds: tl.constexpr, PRECISION: tl.constexpr):
-    """One chunk: `decay S + A + L^T (X + M S)`, and `X + M S [C, BLOCK]`; S is `[K, BLOCK]`, as is A.
+    """One chunk: `decay S + A + L^T (X + M S)`, and `X + M S`, all with columns first: S is `[BLOCK, K]`, as is A.
 
     whole are these columns of a state `[K, V]`, if they are columns of values; kinds are GATED, CHANNELS, WRITES (there
     is an L), READS (an M), VALUES (an X), ADDS (an A), C and V.
@@ -67,29 +70,29 @@ def _pass(S, tensors, chunk, whole, kinds: tl.constexpr, PRECISION: tl.constexpr
     ADDS: tl.constexpr = kinds[5]
     C: tl.constexpr = kinds[6]
     V: tl.constexpr = kinds[7]
-    K: tl.constexpr = S.shape[0]
-    BLOCK: tl.constexpr = S.shape[1]
+    BLOCK: tl.constexpr = S.shape[0]
+    K: tl.constexpr = S.shape[1]
     at, channels = tl.arange(0, C), tl.arange(0, K)
     of_keys = place * C * K + at[:, None] * K + channels[None, :]
     if CHANNELS:
-        after = S * tl.load(wholes + place * K + channels)[:, None]
+        after = S * tl.load(wholes + place * K + channels)[None, :]
     elif GATED:
         after = S * tl.load(wholes + place)
     else:
         after = S
     if ADDS:
-        here = (channels[:, None] >= 0) & of_values
-        after += tl.load(additions + place * K * V + channels[:, None] * V + columns[None, :], here, 0).to(tl.float32)
-    value = tl.zeros((C, BLOCK), tl.float32)
+        here = (channels[None, :] >= 0) & of_values
+        after += tl.load(additions + place * K * V + channels[None, :] * V + columns[:, None], here, 0).to(tl.float32)
+    value = tl.zeros((BLOCK, C), tl.float32)
     if VALUES:
-        of_tokens = (start * HEADS + head) * V + at[:, None] * HEADS * V + columns[None, :]
-        value = tl.load(values + of_tokens, (at < tokens)[:, None] & of_values, 0).to(tl.float32)
+        of_tokens = (start * HEADS + head) * V + at[None, :] * HEADS * V + columns[:, None]
+        value = tl.load(values + of_tokens, (at < tokens)[None, :] & of_values, 0).to(tl.float32)
     if READS:
-        read = tl.load(right + of_keys)
-        value = tl.dot(read, as_operand(S, right.dtype.element_ty, PRECISION), value, input_precision=PRECISION)
+        read = tl.trans(tl.load(right + of_keys))
+        value = tl.dot(as_operand(S, right.dtype.element_ty, PRECISION), read, value, input_precision=PRECISION)
     if WRITES:
-        write = tl.trans(tl.load(left + of_keys))
-        after = tl.dot(write, as_operand(value, left.dtype.element_ty, PRECISION), after, input_precision=PRECISION)
+        write = tl.load(left + of_keys)
+        after = tl.dot(as_operand(value, left.dtype.element_ty, PRECISION), write, after, input_precision=PRECISION)
     return after, value
 
 
@@ -109,9 +112,9 @@ def compose_kernel(
     of_values = block < V // BLOCK
     columns = block * BLOCK + tl.arange(0, BLOCK)
     channels = tl.arange(0, K)
-    whole = channels[:, None] * V + columns[None, :]
-    exists = (channels[:, None] >= 0) & of_values
-    S = tl.where(channels[:, None] == columns[None, :] - V, 1.0, 0.0)
+    whole = channels[None, :] * V + columns[:, None]
+    exists = (channels[None, :] >= 0) & of_values
+    S = tl.where(channels[None, :] == columns[:, None] - V, 1.0, 0.0)
     kinds: tl.constexpr = (GATED, CHANNELS, WRITES, READS, VALUES, ADDS, C, V)
     tensors = (left, right, wholes, values, additions)
     first = group * LENGTH
@@ -126,7 +129,7 @@ def compose_kernel(
     if of_values:
         tl.store(sums + place * K * V + whole, S)
     else:
-        tl.store(products + place * K * K + channels[:, None] * K + columns[None, :] - V, S)
+        tl.store(products + place * K * K + channels[None, :] * K + columns[:, None] - V, S)
 
 
 @triton.jit(do_not_specialize=["groups"])
@@ -172,9 +175,9 @@ def states_kernel(
     group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     at, channels = tl.arange(0, C), tl.arange(0, K)
-    whole = channels[:, None] * V + columns[None, :]
-    exists = channels[:, None] >= 0
-    S = tl.zeros((K, BLOCK), tl.float32)
+    whole = channels[None, :] * V + columns[:, None]
+    exists = channels[None, :] >= 0
+    S = tl.zeros((BLOCK, K), tl.float32)
     if HAS_STARTS:
         S = tl.load(starts + (group.to(tl.int64) * HEADS + head) * K * V + whole)
     kinds: tl.constexpr = (GATED, CHANNELS, WRITES, READS, VALUES, ADDS, C, V)
@@ -193,7 +196,7 @@ def states_kernel(
             met = tl.load(before + place * K * V + whole).to(tl.float32)
             if HAS_FIRST:  # with all its digits: of a short sequence it is nearly all there is
                 met = tl.where(ends, tl.load(first_states + outside, exists & ends, 0), met)
-            along = tl.sum(S * met, 1)
+            along = tl.sum(S * met, 0)
             part = place * (V // BLOCK) + block
             if CHANNELS:
                 tl.store(alongs + part * K + channels, along)
@@ -201,7 +204,7 @@ def states_kernel(
                 tl.store(alongs + part, tl.sum(along, 0))
         S, value = _pass(S, tensors, (place, start, tokens, head, HEADS), (columns, tokens > 0), kinds, PRECISION)
         if WANTS_READ:
-            of_tokens = (start * HEADS + head) * V + at[:, None] * HEADS * V + columns[None, :]
-            tl.store(read + of_tokens, as_operand(value, read.dtype.element_ty, PRECISION), (at < tokens)[:, None])
+            of_tokens = (start * HEADS + head) * V + at[None, :] * HEADS * V + columns[:, None]
+            tl.store(read + of_tokens, as_operand(value, read.dtype.element_ty, PRECISION), (at < tokens)[None, :])
         if WANTS_FINAL:
             tl.store(final + outside, S, exists & ends & has_tokens)

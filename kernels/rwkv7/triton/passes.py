@@ -21,6 +21,8 @@ __all__ = ["backward", "forward", "room_to_keep"]
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
 LOWEST_DECAY = -128.0
 
+HALVED_BLOCK = 16  # channels at a time where chunks are halved down to single tokens, which takes more registers
+
 
 def room_to_keep(plan: Plan, like: Tensor) -> Kept:
     """Memory for what the backward pass needs of the forward pass, but for states."""
@@ -55,7 +57,7 @@ def forward(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
     first, grid, sized = first_level(plan, options), (plan.slots, plan.heads.value), {"C": plan.C, "K": plan.K}
     kept, additions = room_to_keep(plan, r), room(plan, r, plan.slots, plan.K, plan.K)
     sums, numbers = _sum_decays(plan, first, log_w), (plan.tokens, plan.heads.value)
-    block = sizes.key_values if first > 0 else sizes.key_block  # halving chunks takes more registers
+    block = sizes.key_values if first > 0 else HALVED_BLOCK
     launcher(scores_kernel)[grid](
         r, log_w, k, kappa, a, sums, kept.inverses, kept.scores, *numbers, **sized, BLOCK=min(plan.K, block),
         FIRST=first, LEVELS=plan.levels, LOWEST=LOWEST_DECAY, PRECISION=plan.precision, num_warps=sizes.prepare_warps,
