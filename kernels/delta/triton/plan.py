@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
     state_warps: int = 4
     state_stages: int = 2
     output_block: int = 64
-    output_warps: int = 2
+    output_warps: int = 1
     incoming_warps: int = 2
     value_block: int = 32  # values at a time
     key_block: int = 64  # channels of a program
@@ -37,8 +37,11 @@ class Sizes(NamedTuple):
     group: int = 0  # chunks that are composed, 0 chooses
 
 
-_WIDE = Sizes(value_block=64, key_values=64)  # over 64 channels or values
-_CHANNELS = Sizes(incoming_warps=4, value_block=64, key_values=64, key_warps=4)  # each with a gate
+# Over 64 channels or values.
+_WIDE = Sizes(state_stages=3, output_block=128, output_warps=4, value_block=64, key_values=64)
+# Each channel with a gate.
+_CHANNELS = Sizes(output_warps=2, incoming_warps=4, value_block=64, key_values=64, key_warps=4)
+_WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=2, output_block=128, output_warps=4, key_values=32)
 # Three products for each one, of operands twice as large.
 _FLOAT = Sizes(
     prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, key_block=32, key_warps=4
@@ -51,9 +54,10 @@ def sizes_for(dtype: torch.dtype, K: int, V: int, *, channels: bool) -> Sizes:
     """The sizes of a call that asks for none: with which no kernel for a Hopper GPU spills much (see the budget)."""
     if dtype != torch.bfloat16:
         return _FLOAT
+    wide = max(K, V) > 64
     if channels:
-        return _CHANNELS
-    return _WIDE if max(K, V) > 64 else Sizes()
+        return _WIDE_CHANNELS if wide else _CHANNELS
+    return _WIDE if wide else Sizes()
 
 
 class Plan(NamedTuple):
@@ -149,11 +153,15 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
 
 
 def group_length(plan: Plan) -> int:
-    """Chunks that are composed to one step: all of a sequence where that keeps the GPU busy, or is short."""
+    """Chunks that are composed to one step: all of a sequence where that keeps the GPU busy, or is short.
+
+    Otherwise as many as there are groups, or more, where fewer groups keep the GPU busy: groups are joined one by one.
+    """
     if plan.sizes.group:
         return plan.sizes.group
     whole = plan.slots if plan.packed else plan.chunks
     rows = 1 if plan.packed else plan.batch
-    if whole <= 16 or rows * plan.heads.value * plan.V // plan.sizes.state_block >= PROGRAMS:
+    programs = plan.heads.value * max(1, plan.V // plan.sizes.state_block)  # of a group
+    if whole <= 16 or rows * programs >= PROGRAMS:
         return whole
-    return math.isqrt(plan.slots - 1) + 1
+    return max(math.isqrt(plan.slots - 1) + 1, plan.slots * programs // (2 * PROGRAMS))
