@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from zoo.budget import budgets, make_plan, parse_parameters
+from zoo.budget import Budget, budgets, make_plan, parse_parameters
+from zoo.budget.plan import Choice
+from zoo.budget.times import MixingTime, read_times
 from zoo.builder import build, configure
 from zoo.cli import main
 from zoo.errors import ConfigError, InputError
 from zoo.recipe import load_recipe
+from zoo.report.numbers import count
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_printed_lines_are_models_of_the_printed_size(zoo: Callable[..., Result]
     ]
     for (recipe, *overrides), row in zip(lines, rows, strict=False):
         configured = configure(recipe, overrides=overrides)
-        assert f"{build(configured, device='meta').num_parameters():,}" in row
+        assert count(build(configured, device="meta").num_parameters()) in row
         (budget,) = budgets(configured, [65_536], torch.bfloat16)
         assert f"{budget.ratio:#.3g}" in row
         assert (row[0], row[1]) == (configured.mixer.name, str(configured.mixer.p))
@@ -166,3 +170,63 @@ def test_what_a_base_has_not_is_said_so(zoo: Callable[..., Result]) -> None:
                         "--batch-size", "1").stdout.split())  # fmt: skip
     assert "no feed-forward layers, rmsnorm, no positions, vocabulary of" in said
     assert "the states of 1 sequence, no activations" in said
+
+
+HEADER = "op,contestant,head_width,p,tokens,passes,seconds,flops_per_second,matmul_share,batch_size,heads"
+
+
+def test_times_scale_from_the_nearest_length(tmp_path: Path) -> None:
+    table = tmp_path / "times.csv"
+    table.write_text(
+        f"{HEADER}\npower,power,64,2,1024,forward,1,1e12,0.1,1,4\n"
+        "power,power,64,2,4096,forward+backward,0.5,2e14,0.25,2,4\n"
+        "power,power,64,2,8192,forward+backward,,,,2,4\n"
+        f"{HEADER}\npower,softmax-cudnn,64,2,4096,forward+backward,0.25,,,1,8\n"
+    )
+    times = read_times(table)
+    assert times.peak == 8e14
+
+    def mixing(mixer: str, p: int | None, head_width: int = 64) -> MixingTime | None:
+        budget = Budget(8_192, 10**8, 10**7, 1)
+        return times.mixing(Choice(mixer, p, head_width, 3, 512, (), 1, budget))
+
+    for mixer in ("power", "gated-power"):
+        found = mixing(mixer, 2)
+        assert found is not None
+        assert found.seconds == pytest.approx(3 * 8 * 0.5 / 8 * 2)  # a token costs what it costs
+        assert found.share == pytest.approx(3 * 10**7 * 8_192 / found.seconds / 8e14)
+    softmax = mixing("softmax", None)
+    assert softmax is not None
+    assert softmax.seconds == pytest.approx(3 * 8 * 0.25 / 8 * 4)  # each of twice as many sees twice as many
+    for other in (mixing("power", 3), mixing("linear", None), mixing("power", 2, 32), mixing("mamba2", None)):
+        assert other is None
+
+
+def test_a_slow_model_is_said_to_be_slow(zoo: Callable[..., Result]) -> None:
+    planned = zoo("plan", "--params", "124M", "--context", "65536", "--mixers", "power", "--limit", "1")
+    assert "power p = 3, heads of 32: " in planned.stdout.replace("\n", " ")
+    quick = zoo("plan", "--params", "124M", "--context", "65536", "--mixers", "linear", "--limit", "1")
+    assert "Slow" not in quick.stdout  # which moves memory, and takes little time for it
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n1,2\n", "has no 'op'"),
+        (f"{HEADER}\npower,power,64,2,4096,forward+backward,fast,1,1,1,1\n", "line 2"),
+        (f"{HEADER}\npower,power,64,2,4096,forward+backward,1,1,0,1,1\n", "line 2"),
+        (f"{HEADER}\npower,power,64,2,4096,forward,1,1,1,1,1\n", "expected a timed"),
+        ("", "has no 'op'"),
+        (None, "could not read"),
+    ],
+)
+def test_times_that_are_none_are_refused(
+    zoo: Callable[..., Result], tmp_path: Path, text: str | None, says: str
+) -> None:
+    table = tmp_path / "times.csv"
+    if text is not None:
+        table.write_text(text)
+    refused = zoo("plan", "--params", "124M", "--context", "1024", "--times", str(table))
+    assert refused.exit_code == 2, refused.output
+    assert says in refused.output
+    assert len(refused.output.strip().splitlines()) == 1

@@ -1,5 +1,7 @@
 """`zoo plan`."""
 
+from pathlib import Path
+
 import click
 
 from zoo.cli.options import Names, names, token_count
@@ -15,6 +17,9 @@ __all__ = ["plan"]
     "--context", required=True, callback=token_count,
     help="Tokens of a sequence, for example 65536 or 64K; K is 1,024 here, and M is 1,024 K.",
 )  # fmt: skip
+@click.option(
+    "--times", type=click.Path(path_type=Path), help="CSV file of zoo bench op on your GPU.  [default: one H200]"
+)
 @click.option("--mixers", callback=names, help="What to choose from, with commas.  [default: all]")
 @click.option("--recipe", default="gpt2-124m-rotary", show_default=True, help="Gives everything else.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Sequences that are decoded.")
@@ -26,6 +31,7 @@ __all__ = ["plan"]
 def plan(
     params: str,
     context: int,
+    times: Path | None,
     mixers: Names | None,
     recipe: str,
     batch_size: int,
@@ -46,11 +52,14 @@ def plan(
 
     from zoo.budget.plan import make_plan, parse_parameters
     from zoo.budget.plan_report import print_plan
+    from zoo.budget.times import MEASURED, read_times
     from zoo.report.tables import GuardedConsole
 
     if isnan(state_limit):
         raise click.BadParameter("nan is not a number of GiB.", param_hint="'--state-limit'")
+    measured = read_times(MEASURED if times is None else times)
     found = make_plan(
         parse_parameters(params), context, mixers, base=recipe, state_limit=round(state_limit * 2**30), limit=limit
     )
-    print_plan(found, batch_size, GuardedConsole())
+    place = "one H200" if times is None else str(times)
+    print_plan(found, batch_size, measured, place, GuardedConsole())
