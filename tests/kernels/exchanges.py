@@ -22,17 +22,20 @@ B, H, D, V = 2, 3, 5, 7
 
 
 class Received(TorchDispatchMode):
-    """Counts the bytes that each kind of collective brings from other processes."""
+    """Counts collectives, and the bytes that each kind brings from other processes."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func.namespace == "_c10d_functional" and "wait" not in func.name():
+        name = func.name().split("::")[1]
+        if (func.namespace == "_c10d_functional" and name != "wait_tensor") or name == "pass_on":
             others = (dist.get_world_size() - 1) / dist.get_world_size()
-            self.bytes[func.name().split("::")[1]] += round(found.numel() * found.element_size() * others)
+            self.calls[name] += 1
+            self.bytes[name] += round(found.numel() * found.element_size() * others)
         return found
 
 
