@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.errors import InputError
+from zoo.kernels.precision import without_autocast
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,18 +108,23 @@ def states_after(gradients: Tensor, log_decays: Tensor | None, group: SequenceGr
 def mapped_before(states: Tensor, maps: Tensor, group: SequenceGroup) -> Tensor:
     """Return the state before this share `[B, H, D, V]`, where a share maps a state S before it to `maps S + states`.
 
-    Every process gets all states and maps, so that this is for small ones.
+    Every process gets all states and maps, and joins them in pairs of neighbours, pairs of pairs and so on: in few
+    products, for states that are small.
 
     Args:
         states: `[B, H, D, V]`, at this share's end.
         maps: `[B, H, D, D]`.
         group: who has the sequence.
     """
-    states, maps = gather(states, group), gather(maps, group)
-    before = [torch.zeros_like(states[0])]
-    for share in range(group.size - 1):
-        before.append(maps[share] @ before[-1] + states[share])
-    return torch.stack(before).index_select(0, group.rank[None])[0]
+    before = torch.zeros_like(states)[None]
+    states, maps = gather(states, group)[:-1], gather(maps, group)[:-1]
+    span = 1
+    with without_autocast(states):
+        while span < group.size - 1:  # shares that each state and map is of by now
+            states = torch.cat((states[:span], maps[span:] @ states[:-span] + states[span:]))
+            maps = torch.cat((maps[:span], maps[span:] @ maps[:-span]))
+            span *= 2
+    return torch.cat((before, states)).index_select(0, group.rank[None])[0]
 
 
 def _weights(log_decays: Tensor | None, states: Tensor, group: SequenceGroup) -> Tensor:
@@ -142,7 +148,9 @@ def _exchange(states: Tensor, weights: Tensor, group: SequenceGroup) -> Tensor:
     n = states.shape[-1]
     slices = F.pad(states, (0, -n % group.size)).unflatten(-1, (group.size, -1))
     mine = _all_to_all(slices.permute(2, 0, 1, 3), group)  # of every process, [P, B, H, n / P]
-    back = _all_to_all(torch.einsum("tfbh,fbhn->tbhn", weights, mine), group)
+    with without_autocast(states):
+        combined = torch.einsum("tfbh,fbhn->tbhn", weights, mine)
+    back = _all_to_all(combined, group)
     return back.permute(1, 2, 0, 3).flatten(2)[..., :n]
 
 

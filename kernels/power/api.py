@@ -108,9 +108,7 @@ def power_attention(
     options = Options(p=p, scale=scale, normalize=normalize, chunk_size=chunk_size or 0, return_state=return_state)
     if group is not None:
         check_share(state=state, cu_seqlens=cu_seqlens, lengths=lengths, return_state=return_state or None)
-        if impl not in (None, "chunked"):
-            raise InputError(f"impl: expected 'chunked' or None beside a group of processes, was {impl!r}")
-        return PowerAttentionOutput(_attend_over(inputs, options, group), None)
+        return PowerAttentionOutput(_attend_over(inputs, options, impl, group, save_states=save_states), None)
     if lengths is None or offsets is None:
         return _attend(inputs, options, impl, save_states=save_states)
     o, after = _attend(_apart_from_padding(inputs, lengths), options, impl, save_states=save_states)
@@ -122,13 +120,23 @@ def _attend(
     inputs: Inputs, options: Options, impl: Implementation | None, *, save_states: bool
 ) -> PowerAttentionOutput:
     """Attention by the implementation of this name, None for the fastest."""
-    (q, k, v, *_), p, has_offset = inputs, options.p, inputs.offset is not None
+    p = options.p
     if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl in ("quadratic", "recurrent") or transformed():
         form: Literal["quadratic", "recurrent"] = "recurrent" if impl == "recurrent" else "quadratic"
         o, after = run_reference(inputs, form, p=p, scale=options.scale, normalize=options.normalize)
         return PowerAttentionOutput(o, after if options.return_state else None)
+    inputs, options = _choose(inputs, options, impl, save_states=save_states)
+    o, _, S, z, *_ = op.attend(*inputs, *options)
+    return PowerAttentionOutput(o, PowerState(S, z) if options.return_state else None)
+
+
+def _choose(
+    inputs: Inputs, options: Options, impl: Implementation | None, *, save_states: bool
+) -> tuple[Inputs, Options]:
+    """The call by the kernels or in chunks, and what it saves for a backward pass."""
+    (q, k, v, *_), p, has_offset = inputs, options.p, inputs.offset is not None
     dtype = autocast_dtype(q)
     if impl == "triton":
         check_triton(q, v, dtype, p, offset=has_offset)
@@ -143,8 +151,7 @@ def _attend(
         save_states=save_states and wants_gradient,
         save_output=options.normalize and wants_gradient,
     )
-    o, _, S, z, *_ = op.attend(*inputs, *options)
-    return PowerAttentionOutput(o, PowerState(S, z) if options.return_state else None)
+    return inputs, options
 
 
 def power_attention_step(
@@ -195,11 +202,16 @@ def _check_options(
         raise InputError(f"lengths: expected whole numbers, was {lengths.dtype}")
 
 
-def _attend_over(inputs: Inputs, options: Options, group: SequenceGroup) -> Tensor:
+def _attend_over(
+    inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup, *, save_states: bool
+) -> Tensor:
     """o of this process's share of the tokens."""
+    if impl not in (None, "triton", "chunked"):
+        raise InputError(f"impl: expected 'triton', 'chunked' or None beside a group of processes, was {impl!r}")
     q, k, v = cast_for_autocast(*inputs[:3])
     with without_autocast(q):
-        return attend_over(inputs._replace(q=q, k=k, v=v), options, group)
+        inputs, options = _choose(inputs._replace(q=q, k=k, v=v), options, impl, save_states=save_states)
+        return attend_over(inputs, options, group)
 
 
 def _without_padding(

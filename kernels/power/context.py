@@ -7,6 +7,7 @@ the exchange from the other end, and all gradients. No product is made twice. Th
 `torch.library`, and the exchange between them is traced.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,25 @@ from torch import Tensor
 
 from zoo.kernels.compilation import in_backward_graph
 from zoo.kernels.power import chunked
-from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Saved, or_empty
+from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import half_flops
 from zoo.kernels.power.heads import Heads, spread_heads
+from zoo.kernels.power.op import fake_attend, rounded
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.registration import count_flops, custom_op, flat
 from zoo.kernels.sequence import SequenceGroup, states_after, states_before
+from zoo.kernels.triton_support import INTERPRETED, TRITON
+
+if TRITON:
+    from zoo.kernels.launch import unseen
+    from zoo.kernels.power.triton.context import (
+        share_gradient_sums,
+        share_gradients,
+        share_outputs,
+        share_sums,
+        sums_shape,
+    )
 
 __all__ = ["attend_over"]
 
@@ -33,14 +46,6 @@ class Sums(NamedTuple):
     z: Tensor
 
 
-class Share(NamedTuple):
-    """A share's output, and what its backward pass needs of it."""
-
-    o: Tensor  # [B, T, Ho, V]
-    exact: Tensor  # in the accumulation dtype, if normalised
-    denominator: Tensor  # [B, T, Ho], likewise
-
-
 def attend_over(inputs: Inputs, options: Options, group: SequenceGroup) -> Tensor:
     """Return o `[B, T, Ho, V]` of this process's share of the tokens, which sees all that stand before it.
 
@@ -50,54 +55,61 @@ def attend_over(inputs: Inputs, options: Options, group: SequenceGroup) -> Tenso
     return o
 
 
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Where kernels are launched there and then, as the compiler does not look into the ops here."""
+    return nullcontext() if INTERPRETED else unseen(device)
+
+
 @custom_op("power_attention_sums")
 def _sums(inputs: Inputs, options: Options) -> Sums:
-    return Sums(*chunked.chunk_sums(inputs, options))
+    if not options.use_triton:
+        return Sums(*chunked.chunk_sums(inputs, options))
+    with _kernels(inputs.q.device):
+        return Sums(*share_sums(inputs, options))
 
 
 @custom_op("power_attention_outputs")
-def _outputs(inputs: Inputs, chunks: Tensor, options: Options) -> Share:
-    o, denominator, *_ = chunked.forward(inputs, options, chunks)
-    rounded = o.to(inputs.v.dtype)
-    if rounded is o:
-        rounded = o.clone()  # an op's outputs must not share memory
-    return Share(rounded, o if options.normalize else or_empty(None, o), denominator)
+def _outputs(inputs: Inputs, chunks: Tensor, options: Options) -> Outputs:
+    if not options.use_triton:
+        return rounded(chunked.forward(inputs, options, chunks), inputs, options)
+    with _kernels(inputs.q.device):
+        return share_outputs(inputs, chunks, options)
 
 
 @custom_op("power_attention_gradient_sums")
-def _gradient_sums(do: Tensor, inputs: Inputs, share: Share, options: Options) -> Sums:
-    return Sums(*chunked.chunk_gradient_sums(do, inputs, _saved(share), options))
+def _gradient_sums(do: Tensor, inputs: Inputs, saved: Saved, options: Options) -> Sums:
+    if not options.use_triton:
+        return Sums(*chunked.chunk_gradient_sums(do, inputs, saved, options))
+    with _kernels(inputs.q.device):
+        return Sums(*share_gradient_sums(do, inputs, saved, options))
 
 
 @custom_op("power_attention_share_gradients")
-def _gradients(incoming: Incoming, inputs: Inputs, share: Share, chunks: Tensor, options: Options) -> Gradients:
-    return chunked.backward(incoming, inputs, _saved(share), options, chunks)
-
-
-def _saved(share: Share) -> Saved:
-    return Saved(share.exact, share.denominator, *(or_empty(None, share.exact) for _ in range(2)))
+def _gradients(incoming: Incoming, inputs: Inputs, saved: Saved, chunks: Tensor, options: Options) -> Gradients:
+    if not options.use_triton:
+        return chunked.backward(incoming, inputs, saved, options, chunks)
+    with _kernels(inputs.q.device):
+        return share_gradients(incoming, inputs, saved, chunks, options)
 
 
 def _fake_sums(inputs: Inputs, options: Options) -> Sums:
     (q, _, v, *_), heads = inputs, inputs.heads
     D = state_size(q.shape[-1], options.p, offset=inputs.offset is not None)
-    state = (q.shape[0], heads.state, D)
-    shapes = chunked.sums_shape(inputs, options), (*state, v.shape[-1]), state
+    state, chunks = (q.shape[0], heads.state, D), (sums_shape if options.use_triton else chunked.sums_shape)
+    shapes = chunks(inputs, options), (*state, v.shape[-1]), state
     return Sums(*(q.new_empty(shape, dtype=accumulation_dtype(q.dtype)) for shape in shapes))
 
 
-def _fake_outputs(inputs: Inputs, chunks: Tensor, options: Options) -> Share:
-    (q, _, v, *_), dtype = inputs, accumulation_dtype(inputs.q.dtype)
-    shape = (*q.shape[:2], inputs.heads.output, v.shape[-1])
-    exact, denominator = (shape, shape[:-1]) if options.normalize else ((0,), (0,))
-    return Share(v.new_empty(shape), v.new_empty(exact, dtype=dtype), v.new_empty(denominator, dtype=dtype))
+def _fake_outputs(inputs: Inputs, chunks: Tensor, options: Options) -> Outputs:
+    outputs = fake_attend(inputs, options)
+    return outputs._replace(gates=or_empty(None, outputs.o))
 
 
-def _fake_gradient_sums(do: Tensor, inputs: Inputs, share: Share, options: Options) -> Sums:
+def _fake_gradient_sums(do: Tensor, inputs: Inputs, saved: Saved, options: Options) -> Sums:
     return _fake_sums(inputs, options)
 
 
-def _fake_gradients(incoming: Incoming, inputs: Inputs, share: Share, chunks: Tensor, options: Options) -> Gradients:
+def _fake_gradients(incoming: Incoming, inputs: Inputs, saved: Saved, chunks: Tensor, options: Options) -> Gradients:
     q, k, v, log_g, _, _, offset, _ = inputs
     found = (None if x is None else x.new_empty(x.shape) for x in (q, k, v, log_g, None, None, offset))
     return Gradients(*(or_empty(x, q) for x in found))
@@ -120,21 +132,21 @@ class _Attend(torch.autograd.Function):
         inputs = _inputs(tensors)
         chunks, *state = _sums(*inputs, *options)
         S, z = _exchange(states_before, state, inputs, group)
-        share = _outputs(*inputs._replace(S=S, z=z), chunks, *options)
-        ctx.save_for_backward(*tensors, S, z, *share)
+        outputs = Outputs(*_outputs(*inputs._replace(S=S, z=z), chunks, *options))
+        ctx.save_for_backward(*tensors, S, z, *outputs.saved(options))
         ctx.options, ctx.group = options, group
-        return share[0]
+        return outputs.o
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> Any:
-        *tensors, S, z, o, exact, denominator = ctx.saved_tensors
-        options, group, share = ctx.options, ctx.group, (o, exact, denominator)
+        *tensors, S, z, o, denominator, states, gates = ctx.saved_tensors
+        options, group, saved = ctx.options, ctx.group, (o, denominator, states, gates)
         inputs = _inputs(tensors)
         with in_backward_graph():
             do = do.contiguous()
-            chunks, *dstate = _gradient_sums(do, *inputs, *share, *options)
+            chunks, *dstate = _gradient_sums(do, *inputs, *saved, *options)
             dS, dz = _exchange(states_after, dstate, inputs, group)
-            found = _gradients(do, dS, dz, *inputs._replace(S=S, z=z), *share, chunks, *options)
+            found = _gradients(do, dS, dz, *inputs._replace(S=S, z=z), *saved, chunks, *options)
         dq, dk, dv, dlog_g, _, _, doffset = found
         wanted = zip(tensors, (dq, dk, dv, dlog_g, doffset), strict=True)
         return None, None, *(None if x is None else dx for x, dx in wanted)
@@ -173,11 +185,11 @@ def _(inputs: Inputs, chunks: Tensor, options: Options) -> int:
 
 
 @count_flops("power_attention_gradient_sums")
-def _(do: Tensor, inputs: Inputs, share: Share, options: Options) -> int:
+def _(do: Tensor, inputs: Inputs, saved: Saved, options: Options) -> int:
     return _half(inputs, options)[0]
 
 
 @count_flops("power_attention_share_gradients")
-def _(incoming: Incoming, inputs: Inputs, share: Share, chunks: Tensor, options: Options) -> int:
+def _(incoming: Incoming, inputs: Inputs, saved: Saved, chunks: Tensor, options: Options) -> int:
     sums, outputs = _half(inputs, options)
     return sums + 2 * outputs

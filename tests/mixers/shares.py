@@ -4,9 +4,7 @@ Arguments: a file that gets `{variant: {case: {what: relative error}}}` of each 
 compiled.
 """
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.mixers.test_laws import VARIANTS, build, inputs
+from tests.torchrun import tell
 from zoo.blocks.window import open_window
 from zoo.kernels.sequence import SequenceGroup
 from zoo.mixers import Mixer
@@ -81,11 +80,7 @@ def main(result: str, compiled: list[str]) -> None:
             call = torch.compile(mixer, fullgraph=True, backend="aot_eager")
             resets = marks("documents", SHARE * group.size, group.size)
             found[variant]["compiled"] = compare(mixer, call, resets, group)
-    every: list[Any] = [None] * group.size
-    dist.all_gather_object(every, found)
-    if int(group.rank) == 0:
-        Path(result).write_text(json.dumps(every))
-    dist.destroy_process_group()
+    tell(found, result)
 
 
 if __name__ == "__main__":

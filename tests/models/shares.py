@@ -3,15 +3,14 @@
 Writes `{model: {what: relative error}}` of each process.
 """
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.torchrun import tell
 from zoo.kernels.sequence import SequenceGroup
 from zoo.kernels.targets import IGNORED
 from zoo.mixers import MixerConfig, mixers
@@ -77,11 +76,7 @@ def main(result: str) -> None:
     dist.init_process_group("gloo")
     group = SequenceGroup.of(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
     found = {name: compare(name, group) for name in MODELS}
-    every: list[Any] = [None] * group.size
-    dist.all_gather_object(every, found)
-    if int(group.rank) == 0:
-        Path(result).write_text(json.dumps(every))
-    dist.destroy_process_group()
+    tell(found, result)
 
 
 if __name__ == "__main__":

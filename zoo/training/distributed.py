@@ -2,8 +2,8 @@
 
 import atexit
 import functools
-import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -243,15 +243,14 @@ def _join(device: torch.device, count: int) -> None:
 
 
 def _leave() -> None:
-    """Leave all groups, and let go of them: that joins their threads, which may hold the last tensors sent.
+    """Leave all groups, once gloo's threads have let go of what they sent last.
 
-    One that drops such a tensor after the interpreter has gone ends the process by SIGABRT.
+    For that they need the interpreter's lock, which is free while this sleeps. One that comes to it after the
+    interpreter has gone ends the process by SIGABRT.
     """
-    _mesh.cache_clear()
-    _spreading.cache_clear()
+    time.sleep(0.1)
     if dist.is_initialized():
         dist.destroy_process_group()
-    gc.collect()
 
 
 def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.errors import InputError
 from zoo.kernels.power import PowerState, chunked, context, init_power_state, power_attention
-from zoo.kernels.power.call import Incoming, Inputs, Options, Saved, or_empty
+from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved, or_empty
 from zoo.kernels.sequence import SequenceGroup
 
 from ..test_opcheck import Calls
@@ -20,29 +20,29 @@ from .error_law import check_same, vanishes
 from .problems import Problem, Tensors, problems, run
 
 
-def whole_options(problem: Problem) -> Options:
-    return Options(problem.p, problem.scale, problem.normalize, chunk_size=problem.chunk_size or 0)
-
-
-def run_in_halves(problem: Problem, shares: int) -> Tensors:
+def run_in_halves(problem: Problem, shares: int, *, use_triton: bool) -> Tensors:
     """`run` without a state, the sequence cut into shares whose states are added up one by one."""
-    options, T = whole_options(problem), problem.q.shape[1] // shares
+    options = Options(
+        problem.p, problem.scale, problem.normalize, use_triton=use_triton, chunk_size=problem.chunk_size or 0,
+        save_states=True, save_output=problem.normalize,
+    )  # fmt: skip
+    T = problem.q.shape[1] // shares
     parts = [problem.tokens(i * T, (i + 1) * T) for i in range(shares)]
     calls = [Inputs(part.q, part.k, part.v, part.log_g, offset=part.offset) for part in parts]
     sums = [context.Sums(*context._sums(*call, *options)) for call in calls]
-    befores = pass_on(calls, sums)
-    calls = [call._replace(S=S, z=z) for call, (S, z) in zip(calls, befores, strict=True)]
-    outputs = [context.Share(*context._outputs(*c, s.chunks, *options)) for c, s in zip(calls, sums, strict=True)]
+    calls = [call._replace(S=S, z=z) for call, (S, z) in zip(calls, pass_on(calls, sums), strict=True)]
+    outputs = [Outputs(*context._outputs(*c, s.chunks, *options)) for c, s in zip(calls, sums, strict=True)]
+    saved = [each.saved(options) for each in outputs]
     gradient_sums = [
-        context.Sums(*context._gradient_sums(part.do, *call._replace(S=None, z=None), *share, *options))
-        for part, call, share in zip(parts, calls, outputs, strict=True)
+        context.Sums(*context._gradient_sums(part.do, *call._replace(S=None, z=None), *kept, *options))
+        for part, call, kept in zip(parts, calls, saved, strict=True)
     ]
     afters = pass_on(calls[::-1], gradient_sums[::-1])[::-1]
     gradients = [
-        context.Gradients(*context._gradients(part.do, *after, *call, *share, added.chunks, *options))
-        for part, after, call, share, added in zip(parts, afters, calls, outputs, gradient_sums, strict=True)
+        Gradients(*context._gradients(part.do, *after, *call, *kept, added.chunks, *options))
+        for part, after, call, kept, added in zip(parts, afters, calls, saved, gradient_sums, strict=True)
     ]
-    found = {"o": torch.cat([share.o for share in outputs], 1)}
+    found = {"o": torch.cat([each.o for each in outputs], 1)}
     for name in ("q", "k", "v", "log_g"):
         found[f"d{name}"] = torch.cat([getattr(gradient, name) for gradient in gradients], 1)
     found["doffset"] = torch.stack([gradient.offset for gradient in gradients]).sum(0)
@@ -54,23 +54,26 @@ def pass_on(calls: list[Inputs], sums: list[context.Sums]) -> list[PowerState]:
     befores, before = [], PowerState(torch.zeros_like(sums[0].S), torch.zeros_like(sums[0].z))
     for call, added in zip(calls, sums, strict=True):
         befores.append(before)
-        left = torch.ones(1, 1, dtype=added.S.dtype)
+        left = added.S.new_ones(1, 1)
         if call.log_g is not None:
             left = call.log_g.sum(1).exp().repeat_interleave(call.heads.state // call.heads.value, 1)
         before = PowerState(left[..., None, None] * before.S + added.S, left[..., None] * before.z + added.z)
     return befores
 
 
-@given(problems(state=False, shortest=2), st.integers(1, 3))
+def check_halves(problem: Problem, shares: int, impl: str) -> None:
+    """Assert that shares of a problem, which has no state, joined are one call."""
+    alone = {name: x for name, x in run(problem, impl).items() if name not in ("S_out", "z_out")}
+    check_same(problem, run_in_halves(problem, shares, use_triton=impl == "triton"), alone)
+
+
+@given(problems(state=False, shortest=3), st.integers(1, 3))
 def test_halves_are_one_call(problem: Problem, shares: int) -> None:
-    T = problem.q.shape[1] // shares * shares
-    assume(T > 0)
-    problem = problem.tokens(0, T)
-    do = torch.randn(*problem.q.shape[:2], problem.heads.output, problem.v.shape[-1], dtype=problem.q.dtype)
+    problem = problem.tokens(0, problem.q.shape[1] // shares * shares)
+    do = torch.randn(*problem.q.shape[:2], problem.heads.output, problem.v.shape[-1]).to(problem.q.dtype)
     problem = replace(problem, do=do, dS=None, dz=None)
     assume(not vanishes(problem))
-    alone = run(problem, "chunked")
-    check_same(problem, run_in_halves(problem, shares), {n: x for n, x in alone.items() if n not in ("S_out", "z_out")})
+    check_halves(problem, shares, "chunked")
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
