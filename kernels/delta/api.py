@@ -16,6 +16,7 @@ from zoo.kernels.delta.checks import check_call, check_options, check_rates
 from zoo.kernels.delta.supported import check_triton, supports_triton
 from zoo.kernels.power.checks import check_values
 from zoo.kernels.precision import autocast_dtype
+from zoo.kernels.sequence import SequenceGroup, check_share, mapped_before, states_before
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["DeltaAttentionOutput", "Implementation", "delta_attention", "delta_attention_step"]
@@ -46,6 +47,7 @@ def delta_attention(
     resets: Tensor | None = None,
     chunk_size: int | None = None,
     impl: Implementation | None = None,
+    group: SequenceGroup | None = None,
 ) -> DeltaAttentionOutput:
     """Read a state that decays, and that is corrected at each key by `beta` times the error it makes there.
 
@@ -82,6 +84,9 @@ def delta_attention(
         impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device, the
             Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and in forward mode the
             recurrence.
+        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
+            the tokens are all there are. Beside it there is no `state`, `cu_seqlens` and the like. A share is gone over
+            twice, and with a beta three times: the state before it takes that of the shares before.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -100,9 +105,19 @@ def delta_attention(
     inputs = _without_padding(_with_resets(inputs, resets), lengths)  # in this order: resets in the padding are none
     check_values(inputs.log_g, None, None, q.shape[1])
     check_rates(inputs.beta)
-    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    options = Options(p, scale, chunk_size or 0, return_state, save_errors=wants_gradient)
+    options = Options(p, scale, chunk_size or 0, return_state)
+    if group is not None:
+        check_share(state=state, cu_seqlens=cu_seqlens, lengths=lengths, return_state=return_state or None)
+        inputs = inputs._replace(S=_state_before(inputs, options, impl, group))
+    return _attend(inputs, options, impl)
+
+
+def _attend(inputs: Inputs, options: Options, impl: Implementation | None) -> DeltaAttentionOutput:
+    """Attention by the implementation of this name, None for the fastest."""
+    (q, *_), p, return_state = inputs, options.p, options.return_state
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    options = options._replace(save_errors=wants_gradient)
     if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl == "recurrent" or transformed():
@@ -118,6 +133,23 @@ def delta_attention(
         options = options._replace(use_triton=True)
     o, S, *_ = op.attend(*inputs, *options)
     return DeltaAttentionOutput(o, S if return_state else None)
+
+
+def _state_before(inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup) -> Tensor:
+    """S before this process's share of the tokens, from what each share does to an empty state and to any."""
+    options = options._replace(return_state=True)
+    S, log_g = _attend(inputs, options, impl).state, inputs.log_g
+    assert S is not None
+    if inputs.beta is not None:
+        (B, H, D, _), v = S.shape, inputs.v
+        unit = torch.eye(D, device=S.device, dtype=S.dtype).expand(B, H, D, D).contiguous()
+        maps = _attend(inputs._replace(v=v.new_zeros(*v.shape[:-1], D), S=unit), options, impl).state
+        assert maps is not None
+        return mapped_before(S, maps, group)
+    log_decays = None if log_g is None else log_g.sum(1, dtype=torch.float64)
+    if log_decays is None or log_decays.dim() == 2:
+        return states_before(S.flatten(2), log_decays, group).view_as(S)
+    return states_before(S.flatten(1, 2), log_decays.flatten(1), group).view_as(S)
 
 
 def delta_attention_step(

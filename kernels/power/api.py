@@ -15,10 +15,12 @@ from zoo.kernels.errors import InputError
 from zoo.kernels.power import op
 from zoo.kernels.power.call import Inputs, Options, Step
 from zoo.kernels.power.checks import check_arguments, check_values, resolve_offset
+from zoo.kernels.power.context import attend_over
 from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.power.supported import check_triton, supports_triton
-from zoo.kernels.precision import autocast_dtype
+from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
+from zoo.kernels.sequence import SequenceGroup, check_share
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
@@ -50,6 +52,7 @@ def power_attention(
     chunk_size: int | None = None,
     save_states: bool = True,
     impl: Implementation | None = None,
+    group: SequenceGroup | None = None,
 ) -> PowerAttentionOutput:
     """Attention with weights `exp(G_t - G_j) (offset + scale q_t . k_j)^p`, at linear cost in T.
 
@@ -78,6 +81,8 @@ def power_attention(
         impl: `"triton"`, `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest
             for the device, the Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and
             in forward mode the quadratic form, which takes memory quadratic in T.
+        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
+            the tokens are all there are. Beside it there is no `state`, `cu_seqlens` and the like.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -101,6 +106,9 @@ def power_attention(
     check_values(log_g, None, None, q.shape[1])
     inputs = Inputs(q, k, v, log_g, S, z, offsets, cu_seqlens)
     options = Options(p=p, scale=scale, normalize=normalize, chunk_size=chunk_size or 0, return_state=return_state)
+    if group is not None:
+        check_share(state=state, cu_seqlens=cu_seqlens, lengths=lengths, return_state=return_state or None)
+        return PowerAttentionOutput(_attend_over(inputs, options, impl, group, save_states=save_states), None)
     if lengths is None or offsets is None:
         return _attend(inputs, options, impl, save_states=save_states)
     o, after = _attend(_apart_from_padding(inputs, lengths), options, impl, save_states=save_states)
@@ -112,13 +120,23 @@ def _attend(
     inputs: Inputs, options: Options, impl: Implementation | None, *, save_states: bool
 ) -> PowerAttentionOutput:
     """Attention by the implementation of this name, None for the fastest."""
-    (q, k, v, *_), p, has_offset = inputs, options.p, inputs.offset is not None
+    p = options.p
     if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl in ("quadratic", "recurrent") or transformed():
         form: Literal["quadratic", "recurrent"] = "recurrent" if impl == "recurrent" else "quadratic"
         o, after = run_reference(inputs, form, p=p, scale=options.scale, normalize=options.normalize)
         return PowerAttentionOutput(o, after if options.return_state else None)
+    inputs, options = _choose(inputs, options, impl, save_states=save_states)
+    o, _, S, z, *_ = op.attend(*inputs, *options)
+    return PowerAttentionOutput(o, PowerState(S, z) if options.return_state else None)
+
+
+def _choose(
+    inputs: Inputs, options: Options, impl: Implementation | None, *, save_states: bool
+) -> tuple[Inputs, Options]:
+    """The call by the kernels or in chunks, and what it saves for a backward pass."""
+    (q, k, v, *_), p, has_offset = inputs, options.p, inputs.offset is not None
     dtype = autocast_dtype(q)
     if impl == "triton":
         check_triton(q, v, dtype, p, offset=has_offset)
@@ -133,8 +151,7 @@ def _attend(
         save_states=save_states and wants_gradient,
         save_output=options.normalize and wants_gradient,
     )
-    o, _, S, z, *_ = op.attend(*inputs, *options)
-    return PowerAttentionOutput(o, PowerState(S, z) if options.return_state else None)
+    return inputs, options
 
 
 def power_attention_step(
@@ -183,6 +200,18 @@ def _check_options(
         raise InputError(f"lengths: expected [{q.shape[0]}] as the batch, was {list(lengths.shape)}")
     if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
         raise InputError(f"lengths: expected whole numbers, was {lengths.dtype}")
+
+
+def _attend_over(
+    inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup, *, save_states: bool
+) -> Tensor:
+    """o of this process's share of the tokens."""
+    if impl not in (None, "triton", "chunked"):
+        raise InputError(f"impl: expected 'triton', 'chunked' or None beside a group of processes, was {impl!r}")
+    q, k, v = cast_for_autocast(*inputs[:3])
+    with without_autocast(q):
+        inputs, options = _choose(inputs._replace(q=q, k=k, v=v), options, impl, save_states=save_states)
+        return attend_over(inputs, options, group)
 
 
 def _without_padding(

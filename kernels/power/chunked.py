@@ -27,10 +27,10 @@ from zoo.kernels.power.expansion import coefficients, state_size
 from zoo.kernels.power.heads import Heads, gather_heads, spread_heads
 from zoo.kernels.power.offset import query_channels
 from zoo.kernels.power.reference import bounded, steep, vanishes
-from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiles
+from zoo.kernels.power.tiles import Tiles, Workspace, add_gradient, add_query, add_update, tiled_rows, tiles
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["backward", "forward", "resolve_chunk_size"]
+__all__ = ["backward", "chunk_gradient_sums", "chunk_sums", "forward", "resolve_chunk_size", "sums_shape"]
 
 # exp(-800) is zero in float64 too, and sums of it over a chunk stay exact to 1e-10 in float64, so it stands for -inf.
 _FORGET = -800.0
@@ -178,8 +178,11 @@ def resolve_chunk_size(chunk_size: int, T: int, K: int, p: int) -> int:
     return alone if alone >= T else C
 
 
-def forward(inputs: Inputs, options: Options) -> Outputs:
-    """All outputs, o not rounded; nothing is saved for the backward pass. Sequences are not packed."""
+def forward(inputs: Inputs, options: Options, sums: Tensor | None = None) -> Outputs:
+    """All outputs, o not rounded; nothing is saved for the backward pass. Sequences are not packed.
+
+    sums: `chunk_sums` of these inputs, where they are there already.
+    """
     q, _, v, _, S, z, _, _ = inputs
     problem = _Problem(inputs, options)
     B, T, V = q.shape[0], q.shape[1], v.shape[-1]
@@ -206,13 +209,20 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
             else:
                 o[block, tokens] = y[..., :V]
             if state is not None and (options.return_state or index + 1 < len(chunks)):
-                problem.update(state, keys, values, decay)
+                if sums is None:
+                    problem.update(state, keys, values, decay)
+                else:
+                    state.mul_(decay.whole).add_(sums[index, block].flatten(0, 1))
     S_out, z_out = (None, None) if states is None or not options.return_state else problem.split_state(states)
     return Outputs(o, *(or_empty(x, q) for x in (denominator, S_out, z_out, None, None, None)))
 
 
-def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+def backward(
+    incoming: Incoming, inputs: Inputs, saved: Saved, options: Options, sums: Tensor | None = None
+) -> Gradients:
     """Gradients of all inputs. Sequences are not packed.
+
+    With `sums`, which are `chunk_gradient_sums` of these inputs, all but those of the incoming state.
 
     The gates' gradient uses that weights are homogeneous of degree p in q and in k: the gradient of the summed gates is
     `(q . dq - k . dk) / p`. A gate gets its sum over later tokens, in which a pair of two later ones cancels: pairs in
@@ -237,14 +247,56 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
         if q.shape[1] > 0 and has_state_gradient and log_g is not None:
             along = (state * dstate * problem.layout.coefficients).sum((-2, -1), dtype=torch.float64)
             scan.dtotal[block, -1] += along.view(-1, problem.heads.state)
-        scan.backwards(block, dstate, carries=has_state_gradient, to_the_start=S is not None)
+        to_the_start = S is not None and sums is None
+        scan.backwards(block, dstate, sums, carries=has_state_gradient, to_the_start=to_the_start)
     dlog_g = None if log_g is None else _gate_gradient(scan.dtotal, log_g, problem.heads)
     dS_in, dz_in = None, None
-    if S is not None and dstates is not None:
+    if S is not None and dstates is not None and sums is None:
         dS_in, dz_in = problem.split_state(dstates.mul_(problem.multiplicities))
     doffset = None if offset is None else gather_heads(scan.doffset, problem.heads.query, 0).to(offset.dtype)
     rest = (or_empty(x, q) for x in (dlog_g, dS_in, dz_in, doffset))
     return Gradients(scan.dq, scan.dk.to(k.dtype), scan.dv.to(v.dtype), *rest)
+
+
+def sums_shape(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int]:
+    """Of what chunks add to a state, `[N, B, Hs, V + 1, rows]`."""
+    (B, T, _, K), V, heads = inputs.q.shape, inputs.v.shape[-1], inputs.heads
+    C = resolve_chunk_size(options.chunk_size, T, K, options.p)
+    channels = K if inputs.offset is None else K + 1
+    return -(-T // C), B, heads.state, V + 1, tiled_rows(channels, options.p)
+
+
+def chunk_sums(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """What each chunk adds to the state, `sums_shape`, and the state S, z after all of them, from an empty one."""
+    problem = _Problem(inputs, options)
+    sums = inputs.q.new_zeros(sums_shape(inputs, options), dtype=problem.dtype)
+    states = problem.join_state(None, None)
+    for block in problem.blocks():
+        state = states[block].flatten(0, 1)
+        for index, tokens in enumerate(problem.chunks()):
+            decay, added = problem.decay(block, tokens), sums[index, block].flatten(0, 1)
+            problem.update(added, problem.keys(block, tokens), problem.values(block, tokens), decay)
+            state.mul_(decay.whole).add_(added)
+    return sums, *problem.split_state(states)
+
+
+def chunk_gradient_sums(do: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """What each chunk's queries add to the state's gradient, as `chunk_sums`, and the incoming one's from them alone.
+
+    They are divided by the coefficients, as the state's gradient is where it is carried.
+    """
+    problem = _Problem(inputs, options)
+    scan = _Backward(problem, do, saved, normalize=options.normalize)
+    sums = inputs.q.new_zeros(sums_shape(inputs, options), dtype=problem.dtype)
+    dstates = problem.join_state(None, None)
+    for block in problem.blocks():
+        dstate = dstates[block].flatten(0, 1)
+        for index, tokens in reversed(list(enumerate(problem.chunks()))):
+            decay, added = problem.decay(block, tokens), sums[index, block].flatten(0, 1)
+            dy = scan.output_gradient(block, tokens) * decay.from_start
+            add_update(added, problem.queries(block, tokens), dy, problem.layout, problem.workspace)
+            dstate.mul_(decay.whole).add_(added)
+    return sums, *problem.split_state(dstates.mul_(problem.multiplicities))
 
 
 class _Backward:
@@ -333,7 +385,9 @@ class _Backward:
             if state is not None and (to_the_end or index + 1 < len(chunks)):
                 problem.update(state, keys, values, decay)
 
-    def backwards(self, block: slice, dstate: Tensor, *, carries: bool, to_the_start: bool) -> None:
+    def backwards(
+        self, block: slice, dstate: Tensor, sums: Tensor | None, *, carries: bool, to_the_start: bool
+    ) -> None:
         """What the future gives to dk and dv; leaves the incoming state's gradient in `dstate` where `to_the_start`."""
         problem, chunks = self.problem, self.problem.chunks()
         layout, workspace = problem.layout, problem.workspace
@@ -346,9 +400,12 @@ class _Backward:
                 add_gradient(dkeys, keys, values * decay.to_end, dstate, layout, workspace)
                 self.add_key_gradients(block, tokens, keys, dkeys, dvalues * decay.to_end, first=False)
             if to_the_start or index > 0:
-                dy = self.output_gradient(block, tokens) * decay.from_start
                 dstate.mul_(decay.whole)
-                add_update(dstate, problem.queries(block, tokens), dy, layout, workspace)
+                if sums is None:
+                    dy = self.output_gradient(block, tokens) * decay.from_start
+                    add_update(dstate, problem.queries(block, tokens), dy, layout, workspace)
+                else:
+                    dstate.add_(sums[index, block].flatten(0, 1))
 
 
 def _gate_gradient(dtotal: Tensor, log_g: Tensor, heads: Heads) -> Tensor:

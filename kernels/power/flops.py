@@ -11,7 +11,7 @@ from zoo.kernels.power.chunked import resolve_chunk_size
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
 
-__all__ = ["backward_flops", "forward_flops", "step_flops"]
+__all__ = ["backward_flops", "forward_flops", "half_flops", "step_flops"]
 
 
 def _token_flops(heads: Heads, K: int, V: int, p: int, *, offset: bool) -> tuple[int, int]:
@@ -44,6 +44,16 @@ def backward_flops(
 ) -> int:  # fmt: skip
     """Backward FLOPs: two products for every one of the forward pass (recomputation is not counted)."""
     return 2 * forward_flops(B, T, heads, K, V, p, chunk_size, with_state=with_state, offset=offset)
+
+
+def half_flops(
+    B: int, T: int, heads: Heads, K: int, V: int, p: int, chunk_size: int = 0, *, offset: bool = False
+) -> tuple[int, int]:
+    """Forward FLOPs of what tokens add to a state, and of all else, where there is a state to read and to return."""
+    whole = forward_flops(B, T, heads, K, V, p, chunk_size, with_state=True, offset=offset)
+    D = state_size(K, p, offset=offset)
+    sums = B * T * contraction_flops("thd,thv->hdv", (2, heads.state, D), (2, heads.state, V + 1)) // 2
+    return sums, whole - sums
 
 
 def step_flops(B: int, heads: Heads, K: int, V: int, p: int, *, offset: bool = False) -> int:

@@ -39,7 +39,7 @@ if TRITON:
     from zoo.kernels.power.triton.op import fake_saved, triton_backward, triton_forward
     from zoo.kernels.power.triton.step import supports_triton_step, triton_step
 
-__all__ = ["attend", "step"]
+__all__ = ["attend", "fake_attend", "rounded", "step"]
 
 
 @custom_op("power_attention_chunked")
@@ -69,7 +69,7 @@ def _fake_chunked(inputs: Inputs, options: Options) -> Outputs:
 _chunked.register_fake(flat(_fake_chunked))
 
 
-def _rounded(outputs: Outputs, inputs: Inputs, options: Options) -> Outputs:
+def rounded(outputs: Outputs, inputs: Inputs, options: Options) -> Outputs:
     """The same with o in the dtype of v, and as it is where that is asked for."""
     o = outputs.o.to(inputs.v.dtype)
     saves = options.save_output and outputs.o.dtype != o.dtype
@@ -81,18 +81,18 @@ def attend(inputs: Inputs, options: Options) -> Outputs:
     """What the options ask for; o in the dtype of v."""
     if options.use_triton:
         return triton_forward(inputs, options)
-    return _rounded(Outputs(*_chunked(*inputs, *options)), inputs, options)
+    return rounded(Outputs(*_chunked(*inputs, *options)), inputs, options)
 
 
-def _fake_attend(inputs: Inputs, options: Options) -> Outputs:
-    outputs = _rounded(_fake_chunked(inputs, options), inputs, options)
+def fake_attend(inputs: Inputs, options: Options) -> Outputs:
+    outputs = rounded(_fake_chunked(inputs, options), inputs, options)
     if not (options.use_triton and options.save_states):
         return outputs
     states, gates = fake_saved(inputs, options)
     return outputs._replace(states=states, gates=gates)
 
 
-attend.register_fake(flat(_fake_attend))
+attend.register_fake(flat(fake_attend))
 
 
 @custom_op("power_attention_chunked_backward")
@@ -131,7 +131,7 @@ def _fake_backward_kernels(incoming: Incoming, inputs: Inputs, saved: Saved, opt
 
 
 if TRITON:
-    torch.library.register_fake("zoo::power_attention_kernels", flat(_fake_attend))
+    torch.library.register_fake("zoo::power_attention_kernels", flat(fake_attend))
     torch.library.register_fake("zoo::power_attention_backward_kernels", flat(_fake_backward_kernels))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.kernels.power.expansion import coefficient_array, state_size
 
-__all__ = ["Tiles", "Workspace", "add_gradient", "add_query", "add_update", "tiles"]
+__all__ = ["Tiles", "Workspace", "add_gradient", "add_query", "add_update", "tiled_rows", "tiles"]
 
 BLOCK = 8
 # Elements of the largest temporary of `add_gradient`: 1 MiB in float32.
@@ -55,8 +55,8 @@ def _tile_rows(K: int, p: int) -> list[_Tile]:
     result, start = [], 0
     for channel in range(0, K, BLOCK):
         channels = slice(channel, min(channel + BLOCK, K))
-        total = _size(K, p - 1)
-        lower = slice(total - _size(K - channel, p - 1), total)
+        total = tiled_rows(K, p - 1)
+        lower = slice(total - tiled_rows(K - channel, p - 1), total)
         stop = start + (channels.stop - channel) * (lower.stop - lower.start)
         result.append(_Tile(channels, lower, slice(start, stop)))
         start = stop
@@ -64,11 +64,11 @@ def _tile_rows(K: int, p: int) -> list[_Tile]:
 
 
 @lru_cache(maxsize=256)
-def _size(K: int, p: int) -> int:
-    """Rows of the tiled layout; channels are counted from the end, so a suffix of blocks has `_size(K - start, p)`."""
+def tiled_rows(K: int, p: int) -> int:
+    """Rows of the tiled layout; channels count from the end: a suffix of blocks has `tiled_rows(K - start, p)`."""
     if p <= 1:
         return K if p == 1 else 1
-    return sum(min(BLOCK, K - start) * _size(K - start, p - 1) for start in range(0, K, BLOCK))
+    return sum(min(BLOCK, K - start) * tiled_rows(K - start, p - 1) for start in range(0, K, BLOCK))
 
 
 @lru_cache(maxsize=64)
@@ -147,7 +147,7 @@ def _lower(x: Tensor, layout: Tiles, workspace: Workspace) -> Tensor:
     """Monomials of degree p - 1 `[n, D', C]` (p >= 2)."""
     monomials = x
     for degree in range(2, layout.p):
-        out = workspace(f"degree {degree}", x.shape[0], _size(layout.K, degree), x.shape[2])
+        out = workspace(f"degree {degree}", x.shape[0], tiled_rows(layout.K, degree), x.shape[2])
         for tile in _tile_rows(layout.K, degree):
             _outer(x, monomials, tile, out[:, tile.rows])
         monomials = out

@@ -14,6 +14,7 @@ from zoo.kernels.rwkv7 import op, reference
 from zoo.kernels.rwkv7.call import Options, Tokens
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
 from zoo.kernels.rwkv7.supported import check_triton, resolve_base, supports_triton
+from zoo.kernels.sequence import SequenceGroup, check_share, mapped_before
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
@@ -43,6 +44,7 @@ def rwkv7(
     log_w_floor: float = -math.inf,
     chunk_size: int | None = None,
     impl: Implementation | None = None,
+    group: SequenceGroup | None = None,
 ) -> Rwkv7Output:
     """Read a state that forgets by channel, unlearns what it holds for `kappa`, and learns `k -> v`; linear cost in T.
 
@@ -67,6 +69,9 @@ def rwkv7(
         impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs,
             the Triton kernels on a GPU if they take them: heads of up to 128 channels, all dtypes but float64. Under
             torch.func's transforms and in forward mode it is the recurrence.
+        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
+            the tokens are all there are. Beside it there is no `state`, `lengths` and the like. A share is gone over
+            three times: the state before it takes that of the shares before.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -89,25 +94,44 @@ def rwkv7(
         past_end = (torch.arange(r.shape[1], device=r.device) >= lengths.to(r.device)[:, None])[..., None, None]
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
     check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
+    tokens = Tokens(r, log_w, k, v, kappa, a)
+    options = Options(False, chunk_size or 0, resolve_base(log_w_floor))
+    if group is not None:
+        check_share(state=state, lengths=lengths, return_state=return_state or None)
+        state = _state_before(tokens, options, impl, group)
+    o, after = _mix(tokens, state, options, impl)
+    return Rwkv7Output(o, after if return_state else None)
+
+
+def _mix(tokens: Tokens, state: Tensor | None, options: Options, impl: Implementation | None) -> tuple[Tensor, Tensor]:
+    """The output and the state after it, by the implementation of this name, None for the fastest."""
+    r = tokens.r
     if impl in ("triton", "chunked"):
         check_untransformed(impl)
     if impl == "recurrent" or transformed():
         with without_autocast(r):
-            o, after = reference.recurrent(r, log_w, k, v, kappa, a, state)
+            return reference.recurrent(*tokens, state)
+    if impl == "triton":
+        check_triton(r)
+    wants_triton = impl == "triton" or (impl is None and supports_triton(r))
+    if wants_triton and r.shape[0] > 0 and r.shape[1] > 0:  # there is nothing to launch for no tokens
+        wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tokens, state))
+        # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
+        tokens = Tokens(*(x.contiguous() for x in tokens))
+        options = options._replace(use_triton=True, save=wants_gradient)
     else:
-        tokens, options = Tokens(r, log_w, k, v, kappa, a), Options(False, chunk_size or 0)
-        if impl == "triton":
-            check_triton(r)
-        wants_triton = impl == "triton" or (impl is None and supports_triton(r))
-        if wants_triton and r.shape[0] > 0 and r.shape[1] > 0:  # there is nothing to launch for no tokens
-            wants_gradient = torch.is_grad_enabled() and any(
-                x is not None and x.requires_grad for x in (*tokens, state)
-            )
-            # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
-            tokens = Tokens(*(x.contiguous() for x in tokens))
-            options = Options(True, chunk_size or 0, resolve_base(log_w_floor), wants_gradient)
-        o, after, *_ = op.mix(*tokens, state, *options)
-    return Rwkv7Output(o, after if return_state else None)
+        options = Options(False, options.chunk_size)
+    o, after, *_ = op.mix(*tokens, state, *options)
+    return o, after
+
+
+def _state_before(tokens: Tokens, options: Options, impl: Implementation | None, group: SequenceGroup) -> Tensor:
+    """S before this process's share of the tokens, from what each share does to an empty state and to any."""
+    _, S = _mix(tokens, None, options, impl)
+    nothing = torch.zeros_like(tokens.v)
+    unit = torch.eye(S.shape[-1], device=S.device, dtype=S.dtype).expand_as(S).contiguous()
+    _, maps = _mix(tokens._replace(k=nothing, v=nothing), unit, options, impl)
+    return mapped_before(S, maps, group)
 
 
 def rwkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, *, state: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from zoo.data import Batch
 from zoo.errors import ConfigError, InputError
+from zoo.kernels.sequence import SequenceGroup
 from zoo.recipe import load_recipe
 from zoo.recipe.training import ParallelConfig
 from zoo.training import read_metrics, train
@@ -73,6 +74,7 @@ def test_variables_that_no_launcher_sets_are_one_line(variables, line, monkeypat
     [
         ({"data_replicate": 2}, "training.parallel.data_replicate: 2 must make the number of processes, which is 1"),
         ({"data_shard": 8}, "training.parallel.data_replicate: 1 times training.parallel.data_shard 8 must make"),
+        ({"context": 2}, "training.parallel.data_replicate: 1 times training.parallel.context 2 must make the number"),
     ],
 )
 def test_processes_that_cannot_be_laid_out_are_one_line(parallel, line):
@@ -90,6 +92,24 @@ def test_the_shares_of_a_batch_are_the_batch(count):
         assert torch.equal(torch.cat(parts), whole)
     odd = Processes(torch.device("cpu"), 1, 4).share_of(batch)
     assert odd is batch
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 1), (2, 3), (3, 5)])
+def test_the_shares_of_a_batch_are_the_batch_in_rows_and_columns(rows, columns):
+    tokens = torch.arange(6 * 15).view(6, 15)
+    shares = [
+        Processes(torch.device("cpu"), rank, rows * columns, group=SequenceGroup("cp", columns, torch.tensor(rank)))
+        .share_of(Batch(tokens, tokens + 1, tokens == 0))
+        .tokens
+        for rank in range(rows * columns)
+    ]
+    joined = [torch.cat(shares[i : i + columns], 1) for i in range(0, rows * columns, columns)]
+    assert torch.equal(torch.cat(joined), tokens)
+
+
+def test_sequences_that_cannot_be_shared_evenly_are_one_line():
+    with pytest.raises(ConfigError, match=r"context_length must be a multiple of parallel\.context 3, got 32"):
+        load_recipe("tiny", ["training.context_length=32", "training.parallel.context=3"])
 
 
 @pytest.fixture
@@ -163,10 +183,12 @@ def test_two_processes_train_what_one_trains(tmp_path, recipe_file):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("context", [1, 2])
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
-def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpointing):
+def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpointing, context):
     run(recipe_file, tmp_path / "one", 1)
     text = recipe_file.read_text().replace("compile: false", "compile: true")
+    text = text.replace("context: 1", f"context: {context}")
     recipe_file.write_text(text.replace("checkpointing: none", f"checkpointing: {checkpointing}"))
     run(recipe_file, tmp_path / "two", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
@@ -222,6 +244,7 @@ for accumulate in (1, 3):
     assert train(shares, folder / str(accumulate), device="cpu") == result
 replicas = recipe.override(["training.accumulate=1", "training.parallel.data_replicate=2"])
 train(replicas, folder / "replicas", device="cpu")
+train(recipe.override(["training.accumulate=1", "training.parallel.context=2"]), folder / "context", device="cpu")
 steps = recipe.training.steps
 assert all(count == counted[0] for count in counted[:steps]), counted
 assert all(count == (3, 3) for count in counted[steps : 2 * steps]), counted  # of two layers and the rest, once each
@@ -249,7 +272,7 @@ def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_
         alone = load_recipe(str(recipe_file), [f"training.accumulate={accumulate}"])
         train(alone, tmp_path / "alone" / str(accumulate), device="cpu")
         expected = losses(tmp_path / "alone" / str(accumulate))
-        for folder in (str(accumulate), *(["replicas"] if accumulate == 1 else [])):
+        for folder in (str(accumulate), *(["replicas", "context"] if accumulate == 1 else [])):
             assert losses(tmp_path / folder) == pytest.approx(expected, rel=1e-5), folder
 
 
@@ -258,10 +281,15 @@ def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
     for override, line in (
         ("training.batch_size=3", "training.batch_size: expected a multiple of the 2 processes, got 3"),
         ("training.parallel.data_shard=3", "training.parallel.data_replicate: 1 times"),
+        ("training.parallel.context=5", "training: context_length must be a multiple of parallel.context 5, got 32"),
+        ("mixer=sliding-window mixer.window=18 training.parallel.context=2", "expected shares of at least 17 tokens"),
         ("training.stepz=1", "training.stepz"),
     ):
-        finished = launch(2, "-m", "zoo", "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", override)
+        finished = launch(
+            2, "-m", "zoo", "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", *override.split()
+        )
         assert finished.returncode != 0
+        assert "(exitcode: 2) local_rank: 0" in finished.stderr
         errors = [text for text in finished.stderr.splitlines() if text.startswith("Error: ")]
         assert len(errors) == 1, finished.stderr
         assert line in errors[0]
@@ -301,19 +329,22 @@ train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("context", [1, 2])
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["evaluation.positions=true", "evaluation.lengths=[16,64]"],
-        ["task=mqar", "task.vocab_size=64", "task.train_lengths=[16,32]", "task.test_lengths=[16,48]"],
+        ["evaluation.positions=true", "evaluation.lengths=[16,63]"],
+        ["task=mqar", "task.vocab_size=64", "task.train_lengths=[16,32]", "task.test_lengths=[16,48,49]"],
     ],
     ids=["text", "task"],
 )
-def test_two_processes_measure_what_one_measures(tmp_path, recipe_file, overrides):
+def test_two_processes_measure_what_one_measures(tmp_path, recipe_file, overrides, context):
     overrides = [*overrides, "training.steps=2", "training.warmup_steps=0"]
     recipe_file.write_text(load_recipe(recipe_file, overrides).to_yaml())
     results = []
     for name, processes in (("one", 1), ("two", 2)):
+        if processes == context == 2:  # lengths that they cannot share evenly among them
+            recipe_file.write_text(recipe_file.read_text().replace("context: 1", "context: 2"))
         run(recipe_file, tmp_path / name, processes)
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -81,6 +81,15 @@ class Around(Mixer):
         self.mixer.check_state(state.mixer, x)
 
     @property
+    @abstractmethod
+    def own_halo(self) -> int:
+        """As `halo`, without the mixer's."""
+
+    @property
+    def halo(self) -> int | None:
+        return None if self.mixer.halo is None else max(self.own_halo, self.mixer.halo)
+
+    @property
     def head_counts(self) -> tuple[int, int] | None:
         return self.mixer.head_counts
 
@@ -114,6 +123,10 @@ class ConvolvedMixer(Around):
     def check_tail(self, tail: Tensor, x: Tensor) -> None:
         self.convolution.check_tail("tail", tail, x)
 
+    @property
+    def own_halo(self) -> int:
+        return self.convolution.width - 1
+
     def flops(self, tokens: int) -> int:
         return super().flops(tokens) + self.convolution.flops(tokens)
 
@@ -123,6 +136,8 @@ class ShiftedMixer(Around):
 
     The gate starts at about one, where RWKV-7's starts small before a projection of zeros.
     """
+
+    own_halo = 1
 
     def __init__(self, mixer: Mixer, context: LayerContext) -> None:
         super().__init__(mixer, context)

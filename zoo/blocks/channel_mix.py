@@ -30,6 +30,8 @@ class ChannelMix(Mixer):
     Source: Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", arXiv 2503.14456.
     """
 
+    halo = 1
+
     def __init__(self, context: LayerContext, hidden: int) -> None:
         super().__init__()
         self.context = context

@@ -9,6 +9,7 @@ from zoo.blocks.checks import check_part
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.window import Token, Window
 from zoo.kernels.precision import concatenate
+from zoo.kernels.sequence import tail as share_tail
 
 __all__ = ["CausalConvolution", "NoConvolution"]
 
@@ -17,7 +18,8 @@ class CausalConvolution(nn.Module):
     """`y_t = b + sum_j w_j x_{t - W + 1 + j}` per channel, over the last W tokens; no token sees one after it.
 
     What came before the first token is zero, or a tail `[B, W - 1, channels]`: the inputs that the next tokens still
-    see. Products are sums of shifted inputs, which the compiler fuses with what surrounds them.
+    see; in a share of a sequence it is the inputs of the process that has the tokens before. Products are sums of
+    shifted inputs, which the compiler fuses with what surrounds them.
 
     Args:
         channels: of the input.
@@ -57,6 +59,8 @@ class CausalConvolution(nn.Module):
         if window.resets is not None:
             document = window.resets.long().cumsum(1)
             document = torch.cat((document.new_zeros(B, before), document), 1)
+        if window.group is not None and before > 0:
+            seen = concatenate((share_tail(self._tail(seen, document, None), before, window.group), x), 1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.to(x.dtype).expand_as(x)
         for j in range(self.width):
             shifted = seen[:, j : j + T]

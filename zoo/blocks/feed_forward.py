@@ -18,6 +18,8 @@ FeedForwardName = Literal["gelu", "swiglu", "rwkv7", "none"]
 class GeluFeedForward(Layer):
     """`W_2 gelu(W_1 x)` with the tanh approximation, as in GPT-2."""
 
+    halo = 0
+
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
         self.expand = nn.Linear(width, hidden, bias)
@@ -29,6 +31,8 @@ class GeluFeedForward(Layer):
 
 class SwiGLUFeedForward(Layer):
     """`W_3 (silu(W_1 x) * W_2 x)`, as in Llama (Shazeer, arXiv 2002.05202)."""
+
+    halo = 0
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()

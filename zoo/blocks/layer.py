@@ -87,6 +87,13 @@ class Layer(nn.Module, ABC):
             InputError: names the part of the state, what it was and what it must be.
         """
 
+    @property
+    def halo(self) -> int | None:
+        """Tokens before a share of a sequence that the layer needs from the process which has them, where several have
+        one sequence (`Window.group`): none in a share may have fewer. None: the layer does not run so.
+        """
+        return None
+
     def flops(self, tokens: int) -> int:
         """Forward FLOPs (a multiply-add is 2) of mixing one sequence of `tokens`, without the linear projections."""
         return 0

@@ -161,7 +161,7 @@ class MatrixStateLayer(Mixer):
         mixed, tail = self.convolution(self.input(x), tail, window)
         o, S = delta_attention(
             *self.read(x, self._split(mixed), window.shared), p=self.p, scale=self.scale, state=S,
-            return_state=window.return_state, lengths=window.lengths, resets=window.resets,
+            return_state=window.return_state, lengths=window.lengths, resets=window.resets, group=window.group,
         )  # fmt: skip
         return self.output(o, x), None if S is None else MatrixState(tail, S)
 
@@ -186,6 +186,10 @@ class MatrixStateLayer(Mixer):
         heads, dtype = self.heads, accumulation_dtype(weight_of(self.input).dtype)
         shape = (x.shape[0], heads.value, state_size(heads.key_width, self.p), heads.value_width)
         check_part("S", state.S, shape, dtype, x.device)
+
+    @property
+    def halo(self) -> int:
+        return self.convolution.width - 1
 
     @property
     def head_counts(self) -> tuple[int, int]:

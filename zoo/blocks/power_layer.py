@@ -63,6 +63,8 @@ class PowerLayer(Mixer):
         retention: range of the gates at the start; None: no gates.
     """
 
+    halo = 0
+
     def __init__(
         self,
         config: HeadConfig,
@@ -99,6 +101,7 @@ class PowerLayer(Mixer):
         o, state = power_attention(
             q, k, v, log_g, p=self.p, offset=self.offset_of_heads, normalize=self.normalize, state=state,
             return_state=window.return_state, lengths=window.lengths, save_states=self.keep_states,
+            group=window.group,
         )  # fmt: skip
         return self.output(o, x), state
 

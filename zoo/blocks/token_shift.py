@@ -5,6 +5,7 @@ from torch import Tensor
 
 from zoo.blocks.window import Window
 from zoo.kernels.precision import concatenate
+from zoo.kernels.sequence import tail
 
 __all__ = ["lerp_start", "shift"]
 
@@ -12,8 +13,11 @@ __all__ = ["lerp_start", "shift"]
 def shift(x: Tensor, last: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
     """Return what stands before each token of `x [B, T, M]`, and the last real token `[B, M]`.
 
-    Before the first token stands `last [B, M]`, or zero where it is None; before one that is reset stands nothing.
+    Before the first token stands `last [B, M]`, or zero where it is None, or what another process has there; before one
+    that is reset stands nothing.
     """
+    if window.group is not None:
+        last = tail(x, 1, window.group)[:, 0]
     first = x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last[:, None].to(x.dtype)
     seen = concatenate((first, x), 1)
     before = seen[:, :-1]

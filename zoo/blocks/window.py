@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from zoo.kernels.sequence import SequenceGroup, check_share, gather
+
 __all__ = ["Progress", "Shared", "Token", "Window", "document_positions", "open_token", "open_window"]
 
 
@@ -49,7 +51,8 @@ class Window(NamedTuple):
     `positions [B or 1, T]` int64 counts tokens from the first of all, over all documents; it has one row where no row
     has seen anything. `starts [B, T + 1]` are the positions at which documents begin: in column 0 the one that stands
     before the first token, in column `t + 1` that of token `t`. `before [B]` and `after [B]` count the tokens seen
-    before this call and with it.
+    before this call and with it. With a `group` the tokens are this process's share of a sequence, and all of this
+    counts from the sequence's first token.
     """
 
     positions: Tensor
@@ -60,6 +63,7 @@ class Window(NamedTuple):
     resets: Tensor | None
     shared: Shared
     return_state: bool
+    group: SequenceGroup | None = None
 
 
 class Token(NamedTuple):
@@ -75,7 +79,13 @@ class Token(NamedTuple):
 
 
 def open_window(
-    x: Tensor, state: Progress | None, *, lengths: Tensor | None, resets: Tensor | None, return_state: bool
+    x: Tensor,
+    state: Progress | None,
+    *,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    return_state: bool,
+    group: SequenceGroup | None = None,
 ) -> Window:
     """Return the window of the tokens of `x [B, T, ...]`.
 
@@ -84,7 +94,14 @@ def open_window(
         lengths: `[B]` integers, how many tokens of each row are real; None: all.
         resets: `[B, T]` bool: a token marked True begins a document; None: none does.
         return_state: whether layers shall return their states after the last token.
+        group: processes of which each has a share of the sequence, all of one length.
+
+    Raises:
+        InputError: there is a state, lengths or `return_state` beside a group.
     """
+    if group is not None:
+        check_share(state=state, lengths=lengths, return_state=return_state or None)
+        return _open_share(x, resets, group)
     B, T = x.shape[:2]
     steps = torch.arange(T, device=x.device)[None]
     if state is None:
@@ -96,6 +113,20 @@ def open_window(
     after = before + (T if lengths is None else lengths)
     starts = _document_starts(positions, start, resets, lengths)
     return Window(positions, starts, before, after, lengths, resets, Shared(), return_state)
+
+
+def _open_share(x: Tensor, resets: Tensor | None, group: SequenceGroup) -> Window:
+    B, T = x.shape[:2]
+    first = group.rank * T
+    positions = first + torch.arange(T, device=x.device)[None]
+    before = first.expand(B)
+    start = torch.zeros(B, device=x.device, dtype=torch.int64)
+    if resets is not None:
+        last_starts = gather(torch.where(resets, positions, 0).amax(1), group)  # of every share, 0 where none begins
+        earlier = torch.arange(group.size, device=x.device) < group.rank
+        start = torch.where(earlier[:, None], last_starts, 0).amax(0)
+    starts = _document_starts(positions, start, resets, None)
+    return Window(positions, starts, before, before + T, None, resets, Shared(), False, group)
 
 
 def open_token(state: Progress) -> Token:

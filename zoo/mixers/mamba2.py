@@ -136,7 +136,7 @@ class Mamba2(Mixer):
         o, past = power_attention(
             q, k, values * steps[..., None].to(values.dtype), with_resets(log_g, window.resets, self.heads),
             p=self.config.p, scale=1.0, normalize=False, state=past, return_state=window.return_state,
-            lengths=window.lengths, save_states=self.keep_states,
+            lengths=window.lengths, save_states=self.keep_states, group=window.group,
         )  # fmt: skip
         return self._output(o, values, z), None if past is None else Mamba2State(tail, *past)
 
@@ -166,6 +166,10 @@ class Mamba2(Mixer):
         self.convolution.check_tail("convolution", state.convolution, x)
         keys, dtype = self.config.state_width, accumulation_dtype(weight_of(self.input).dtype)
         check_power_state(PowerState(state.S, state.z), x, self.heads, keys, self.width, self.config.p, dtype)
+
+    @property
+    def halo(self) -> int:
+        return self.convolution.width - 1
 
     @property
     def head_counts(self) -> tuple[int, int]:

@@ -144,7 +144,7 @@ class Rwkv7(Mixer):
         projected = self._project(x, before, window.shared)
         o, S = rwkv7(
             *projected[:6], state=S, return_state=window.return_state, lengths=window.lengths, resets=window.resets,
-            log_w_floor=_LOG_W_FLOOR,
+            log_w_floor=_LOG_W_FLOOR, group=window.group,
         )  # fmt: skip
         return self._output(o, projected), None if S is None else Rwkv7State(last, S)
 
@@ -166,6 +166,10 @@ class Rwkv7(Mixer):
         rows, sums = x.shape[0], accumulation_dtype(weight_of(self.output).dtype)
         check_part("last", state.last, (rows, self.context.width), None, x.device)
         check_part("S", state.S, (rows, self.heads, self.width, self.width), sums, x.device)
+
+    @property
+    def halo(self) -> int:
+        return 1
 
     @property
     def head_counts(self) -> tuple[int, int]:

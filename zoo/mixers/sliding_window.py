@@ -16,6 +16,7 @@ from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
 from zoo.kernels.interval_attention import interval_attention, supports_flex
 from zoo.kernels.precision import concatenate
+from zoo.kernels.sequence import SequenceGroup, tail
 from zoo.limits import LONGEST
 
 __all__ = ["SlidingWindow", "SlidingWindowConfig"]
@@ -53,7 +54,13 @@ class SlidingWindow(Mixer):
         if self.sink is not None:
             nn.init.zeros_(self.sink)
 
+    @property
+    def halo(self) -> int:
+        return self.window - 1
+
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState | None]:
+        if window.group is not None:
+            return self.output(self._attend_over(x, window, window.group), x), None
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         q, k, v = self.input(x, window.positions)
         if state is None and self.sink is None and supports_flex(q):
@@ -62,6 +69,20 @@ class SlidingWindow(Mixer):
         else:
             attended = banded_attention(q, k, v, past, window, self.window, self.sink)
         return self.output(attended, x), append(past, k, v, window) if window.return_state else None
+
+    def _attend_over(self, x: Tensor, window: Window, group: SequenceGroup) -> Tensor:
+        """Attend to keys of this process's share, and to those at the end of the one before."""
+        q, k, v = self.input(x, window.positions)
+        before = [tail(part, self.halo, group) for part in (k, v)]
+        if self.sink is not None:
+            # A ring: its slots are in no order of time, and one holds what no query sees.
+            slots = (torch.arange(self.window, device=q.device) - window.before[:1]) % self.window
+            past = KeyValueState(*(F.pad(part, (0, 0, 0, 0, 1, 0))[:, slots] for part in before))
+            return banded_attention(q, k, v, past, window, self.window, self.sink)
+        keys, values = (concatenate(both, 1) for both in zip(before, (k, v), strict=True))
+        last = self.halo + torch.arange(q.shape[1], device=q.device)
+        start = window.starts[:, 1:] - window.before[:, None] + self.halo
+        return interval_attention(q, keys, values, torch.maximum(start, last - self.halo), last[None])
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)

@@ -13,6 +13,7 @@ from zoo.blocks.softmax_attention import attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
 from zoo.kernels.interval_attention import interval_attention
+from zoo.kernels.sequence import gather_tokens
 
 __all__ = ["Softmax", "SoftmaxConfig"]
 
@@ -32,6 +33,8 @@ class Softmax(Mixer):
     Source: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762.
     """
 
+    halo = 0
+
     def __init__(self, config: SoftmaxConfig, context: LayerContext) -> None:
         super().__init__()
         self.heads = resolve_heads(config, context)
@@ -40,6 +43,10 @@ class Softmax(Mixer):
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
         q, k, v = self.input(x, window.positions)
+        if window.group is not None:
+            k, v = (gather_tokens(part, window.group) for part in (k, v))
+            o = interval_attention(q, k, v, window.starts[:, 1:], window.positions)
+            return self.output(o, x), KeyValueState(k, v)
         if state is None:
             after = KeyValueState(k.contiguous(), v.contiguous())
         else:

@@ -79,6 +79,12 @@ class Block(nn.Module):
         found = (layer.capacity(part) for (_, layer), part in zip(self._layers(), state, strict=True))
         return min((capacity for capacity in found if capacity is not None), default=None)
 
+    @property
+    def halo(self) -> int | None:
+        """As `Layer.halo`, of the layer that looks back furthest."""
+        found = [layer.halo for _, layer in self._layers()]
+        return None if None in found else max(halo or 0 for halo in found)
+
     def flops(self, tokens: int) -> int:
         """As `Layer.flops`, of all layers."""
         return sum(layer.flops(tokens) for _, layer in self._layers())

@@ -27,7 +27,18 @@ _ATTENTION = (
     "_scaled_dot_product_fused_attention_overrideable",
 )
 
-_OPS = ("power_attention", "delta_attention", "rwkv7", "interval_attention")
+_OPS = (
+    "power_attention",
+    "power_attention_sums",
+    "power_attention_outputs",
+    "delta_attention",
+    "rwkv7",
+    "interval_attention",
+    "pass_on",
+)
+
+# What processes sent one another is not sent again.
+_COLLECTIVES = ("all_gather_into_tensor", "all_to_all_single", "wait_tensor")
 
 
 def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arguments: *Arguments) -> Any:
@@ -45,7 +56,8 @@ def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arg
 def _mixing_ops() -> frozenset[Any]:
     """The ops that mix over time, whose outputs cost more to compute again than to keep."""
     own = (getattr(torch.ops.zoo, name).default for name in _OPS)
-    return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION)))
+    sent = (getattr(torch.ops._c10d_functional, name).default for name in _COLLECTIVES)
+    return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION), *sent))
 
 
 def _keep_mixing(_context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:

@@ -21,6 +21,8 @@ from zoo.kernels.linear_cross_entropy import (
     logits_cross_entropy,
     plain_cross_entropy,
 )
+from zoo.kernels.sequence import SequenceGroup, gather
+from zoo.kernels.targets import IGNORED
 from zoo.kernels.token_scores import TokenScores, linear_scores, logits_scores
 from zoo.mixers import Mixer, MixerConfig
 from zoo.models.block import Block
@@ -76,6 +78,7 @@ class Decoder(CompiledByItself):
         if len(mixer_configs) != config.layers:
             raise ConfigError(f"mixers: expected one for each of {config.layers} layers, got {len(mixer_configs)}")
         self.config = config
+        self.group: SequenceGroup | None = None
         self.mixer_configs = tuple(mixer_configs)
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         learned = config.positions == "learned"
@@ -110,6 +113,26 @@ class Decoder(CompiledByItself):
             elif isinstance(module, Mixer):
                 module.keep_states = mode != "selective"  # they take as much as the outputs that are kept
 
+    def share_sequences(self, group: SequenceGroup) -> None:
+        """From now on take this process's share `[B, T / P]` of each sequence's tokens, targets and resets, and return
+        what is of it. All processes call `forward`, `loss` or `score` together; states and lengths there are none.
+
+        Raises:
+            ConfigError: a layer does not run so.
+        """
+        for config, block in zip(self.mixer_configs, self._blocks(), strict=True):
+            if block.halo is None:
+                raise ConfigError(
+                    f"training.parallel.context: must be 1 with mixer {config.name}, which takes whole sequences, "
+                    f"got {group.size}"
+                )
+        self.group = group
+
+    @property
+    def halo(self) -> int:
+        """Tokens that a share of a sequence must have at least: so far the layers look back."""
+        return max(1, *(block.halo or 0 for block in self._blocks()))
+
     def forward(
         self,
         tokens: Tensor,
@@ -141,6 +164,8 @@ class Decoder(CompiledByItself):
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` given `tokens`, both `[B, T]`.
 
         Logits of a large vocabulary are never all held at once, so that a long context does not need room for them.
+        Of shares of sequences it is the losses' sum, divided by what a process has to divide by on average: the mean
+        over processes is that over all their targets.
 
         Args:
             targets: int64; those of -100 count for nothing, such as a prompt's. The mean over none is 0.
@@ -155,10 +180,12 @@ class Decoder(CompiledByItself):
         targets, weights = targets.flatten(), None if weights is None else weights.flatten()
         weight = self._head_weight
         if weight is None:
-            return logits_cross_entropy(self._head(x), targets, weights).float()
-        in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
-        cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
-        return cross_entropy(x, weight, targets, weights).float()
+            loss = logits_cross_entropy(self._head(x), targets, weights)
+        else:
+            in_parts = x.is_cuda or weight.shape[0] > MOST_CLASSES
+            cross_entropy = linear_cross_entropy if in_parts else plain_cross_entropy
+            loss = cross_entropy(x, weight, targets, weights)
+        return (loss if self.group is None else loss * _share_of_targets(targets, weights, self.group)).float()
 
     @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor, *, resets: Tensor | None = None) -> TokenScores:
@@ -276,7 +303,7 @@ class Decoder(CompiledByItself):
         check_sequence(tokens, lengths, resets)
         if state is not None:
             self.check_state(state, tokens)
-        window = open_window(tokens, state, lengths=lengths, resets=resets, return_state=return_state)
+        window = open_window(tokens, state, lengths=lengths, resets=resets, return_state=return_state, group=self.group)
         x, layers = self._run(tokens, (None,) * len(self.blocks) if state is None else state.layers, window)
         return x, DecoderState(layers, window.after, window.starts[:, -1]) if return_state else None
 
@@ -367,3 +394,11 @@ class Decoder(CompiledByItself):
             raise InputError(
                 f"tokens: expected documents of at most {limit} (max_positions), was {int(positions.amax()) + 1}"
             )
+
+
+def _share_of_targets(targets: Tensor, weights: Tensor | None, group: SequenceGroup) -> Tensor:
+    """What this process's targets count for together, over what those of a process do on average; 0-d."""
+    counts = (targets != IGNORED).double()
+    own = (counts if weights is None else counts * weights.detach()).sum()
+    mean = gather(own, group).mean()
+    return own / torch.where(mean == 0, 1, mean)

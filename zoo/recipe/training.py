@@ -25,7 +25,12 @@ class ParallelConfig(Config):
     into each."""
 
     data_shard: int = Field(default=-1, ge=-1, le=LONGEST)
-    """Processes that parameters, gradients and the optimiser's state of one copy are spread over; -1: all there are."""
+    """Groups of `context` processes that parameters, gradients and the optimiser's state of one copy are spread over;
+    -1: all there are."""
+
+    context: int = Field(default=1, ge=1, le=LONGEST)
+    """Processes that have one sequence together, each a share of its tokens: for sequences that are too long for one.
+    Copies are spread over them as well."""
 
     gather: Literal["float32", "bfloat16"] = "float32"
     """In what parameters are sent to where a layer is computed. bfloat16 sends half the bytes and rounds what is not
@@ -125,6 +130,11 @@ class TrainingConfig(Config):
         if self.warmup_steps > self.steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} must not be above steps {self.steps}; set both for a short run"
+            )
+        if self.context_length % self.parallel.context:
+            raise ValueError(
+                f"context_length must be a multiple of parallel.context {self.parallel.context}, "
+                f"got {self.context_length}"
             )
         return self
 

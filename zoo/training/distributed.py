@@ -3,6 +3,7 @@
 import atexit
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from zoo.data import Batch
 from zoo.errors import ConfigError, InputError, ZooError
 from zoo.kernels.devices import usable_device
+from zoo.kernels.sequence import SequenceGroup
 from zoo.recipe.training import ParallelConfig
 
 __all__ = ["ALONE", "Processes", "choose_device", "join_processes", "own_rank"]
@@ -33,12 +35,30 @@ class Processes:
     rank: int = 0
     count: int = 1
     mesh: DeviceMesh | None = None
-    """None for a single process; else its dimensions are `dp_replicate`, where there are replicas, and `dp_shard`."""
+    """None for a single process; else what a model is spread over: where there are replicas, its first dimension is
+    `dp_replicate`; in its last one sharing of data and of sequences is one."""
+    group: SequenceGroup | None = None
+    """Those that have this process's sequences together with it."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    @property
+    def data_count(self) -> int:
+        """In how many parts the rows of a batch are shared out."""
+        return self.count // self._columns
+
+    @property
+    def data_rank(self) -> int:
+        """Which part this process has."""
+        return self.rank // self._columns
+
+    @property
+    def _columns(self) -> int:
+        """In how many shares a sequence is cut."""
+        return 1 if self.group is None else self.group.size
 
     @property
     def gpus(self) -> list[torch.device]:
@@ -66,13 +86,14 @@ class Processes:
         dist.all_reduce(total)
         return total / self.count
 
-    def join(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes, in their order; as many from each, on the CPU."""
+    def join(self, share: Tensor, rows: int) -> Tensor:
+        """Return, of what each process has of a batch of so many rows as `share_of` cuts it, the whole, on the CPU."""
         if self.mesh is None:
-            return rows
-        parts = [torch.empty_like(rows) for _ in range(self.count)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+            return share
+        parts = [torch.empty_like(share) for _ in range(self.count)]
+        dist.all_gather(parts, share.contiguous())
+        whole = [torch.cat(parts[i : i + self._columns], 1) for i in range(0, self.count, self._columns)]
+        return whole[0] if len(share) == rows else torch.cat(whole)
 
     def from_main(self, action: Callable[[], Agreed], /) -> Agreed:
         """Return what `action` returns on the main process, the only one that calls it.
@@ -101,12 +122,21 @@ class Processes:
         return agreed
 
     def share_of(self, batch: Batch) -> Batch:
-        """Return this process's rows of a batch, all of them where they cannot be shared out evenly."""
+        """Return this process's part of a batch: of its rows, or all where they cannot be shared out evenly, a share of
+        their tokens.
+        """
         rows = len(batch.tokens)
-        if rows % self.count:
-            return batch
-        size = rows // self.count
-        return Batch(*(tensor[self.rank * size : (self.rank + 1) * size] for tensor in batch))
+        if rows % self.data_count == 0:
+            size = rows // self.data_count
+            batch = Batch(*(tensor[self.data_rank * size : (self.data_rank + 1) * size] for tensor in batch))
+        return self.tokens_of(batch)
+
+    def tokens_of(self, rows: Batch) -> Batch:
+        """Return this process's share of the tokens of rows that it has with others, whose number divides theirs."""
+        if self.group is None:
+            return rows
+        place = self.rank % self._columns
+        return Batch(*(tensor.chunk(self._columns, 1)[place] for tensor in rows))
 
 
 ALONE = Processes(torch.device("cpu"))
@@ -141,7 +171,9 @@ def join_processes(
         _join(chosen, count)
     rank = dist.get_rank()
     try:
-        yield Processes(chosen, rank, count, _mesh(chosen.type, layout))
+        mesh = _mesh(chosen.type, layout)
+        group = SequenceGroup.of(mesh["cp"].get_group(), chosen) if layout[-1] > 1 else None
+        yield Processes(chosen, rank, count, _spreading(mesh), group)
     except ZooError as error:
         if not _is_told_by_first(rank, str(error)):
             error.args = (f"rank {rank}: {error}",)
@@ -211,30 +243,45 @@ def _join(device: torch.device, count: int) -> None:
 
 
 def _leave() -> None:
+    """Leave all groups, once gloo's threads have let go of what they sent last.
+
+    For that they need the interpreter's lock, which is free while this sleeps. One that comes to it after the
+    interpreter has gone ends the process by SIGABRT.
+    """
+    time.sleep(0.1)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int]:
-    """Return the numbers of replicas and of shards of each.
+def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int, int]:
+    """Return the numbers of replicas, of shards of each, and of processes that have a sequence together.
 
     Raises:
         ConfigError: they do not multiply to the number of processes.
     """
-    replicas, shards = parallel.data_replicate, parallel.data_shard
+    replicas, shards, context = parallel.data_replicate, parallel.data_shard, parallel.context
     if shards == -1:
-        shards = max(1, count // replicas)
-    if replicas * shards != count:
+        shards = max(1, count // (replicas * context))
+    if replicas * shards * context != count:
         stated = "" if parallel.data_shard == -1 else f" times training.parallel.data_shard {shards}"
+        stated += "" if context == 1 else f" times training.parallel.context {context}"
         raise ConfigError(
             f"training.parallel.data_replicate: {replicas}{stated} must make the number of processes, which is {count}"
         )
-    return replicas, shards
+    return replicas, shards, context
 
 
 @functools.cache  # every mesh makes process groups, which stay
-def _mesh(device_type: str, layout: tuple[int, int]) -> DeviceMesh:
-    replicas, shards = layout
-    if replicas == 1:
-        return init_device_mesh(device_type, (shards,), mesh_dim_names=("dp_shard",))
-    return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard"))
+def _mesh(device_type: str, layout: tuple[int, int, int]) -> DeviceMesh:
+    return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard", "cp"))
+
+
+@functools.cache
+def _spreading(mesh: DeviceMesh) -> DeviceMesh:
+    """Return what parameters are spread over: shards of data and of sequences as one dimension, behind replicas."""
+    replicas, shards, context = mesh.shape
+    if context == 1 or shards == 1:
+        name = "dp_shard" if context == 1 else "cp"
+    else:
+        mesh["dp_shard", "cp"]._flatten(name := "dp_shard_cp")
+    return mesh[name] if replicas == 1 else mesh["dp_replicate", name]

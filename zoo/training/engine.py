@@ -6,11 +6,14 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.data import Batch
 from zoo.errors import TrainingError
+from zoo.kernels.targets import IGNORED
 from zoo.models import Decoder
+from zoo.models.block import Block
 from zoo.models.initialization import draw_seed
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
@@ -49,17 +52,16 @@ class Engine:
         processes: who trains together.
 
     Raises:
-        TrainingError: the batch cannot be shared out evenly.
+        TrainingError: several processes are to have a sequence together, and a layer looks back too far for it.
     """
 
     def __init__(
         self, objective: NextTokenLoss, config: TrainingConfig, examples: Examples, processes: Processes
     ) -> None:
-        if config.batch_size % processes.count:
-            raise TrainingError(
-                f"training.batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}"
-            )
         model = cast(Decoder, objective.model)
+        if processes.group is not None:
+            model.share_sequences(processes.group)
+            _check_shares(model, config)
         self._objective, self._model = objective, model
         self._config, self._examples, self._processes = config, examples, processes
         self._autocast = autocast_dtype(config, processes.device)
@@ -135,12 +137,14 @@ class Engine:
     @torch.no_grad()
     def scores(self, batch: Batch, *, marked: bool) -> Scores:
         """See `zoo.training.measures.Judge`; each process computes its rows of the batch."""
-        share = self._processes.share_of(batch)
-        tokens, targets, resets = self._on_device(share)
+        rows, length = batch.tokens.shape
+        if not marked:
+            batch = batch._replace(resets=torch.zeros_like(batch.resets))
+        padded = self._padded(batch)
+        tokens, targets, resets = self._on_device(self._processes.share_of(padded))
         with autocast(self._autocast, self._processes.device):
-            scores = self._objective.tokens(tokens, targets, resets if marked else None)
-        shared = len(share.tokens) < len(batch.tokens)
-        losses, hits = (self._processes.join(part.cpu()) if shared else part.cpu() for part in scores)
+            scores = self._objective.tokens(tokens, targets, resets if marked or padded is not batch else None)
+        losses, hits = (self._processes.join(part.cpu(), rows)[:, :length] for part in scores)
         return Scores(losses.double().numpy(), hits.numpy())
 
     @property
@@ -177,5 +181,32 @@ class Engine:
             # Without marked documents there is nothing to forget, and mixers need no mask for it.
             return self._objective(tokens, targets, resets if self._examples.marked else None)
 
+    def _padded(self, batch: Batch) -> Batch:
+        """Return a batch that processes can share, with padding, each token a document, behind it where it is short."""
+        group, length = self._processes.group, batch.tokens.shape[1]
+        if group is None:
+            return batch
+        missing = group.size * max(-(-length // group.size), self._model.halo) - length
+        if missing == 0:
+            return batch
+        values = (0, IGNORED, True)
+        return Batch(*(F.pad(part, (0, missing), value=value) for part, value in zip(batch, values, strict=True)))
+
     def _on_device(self, batch: Batch) -> Batch:
         return Batch(*(tensor.to(self._processes.device, non_blocking=True) for tensor in batch))
+
+
+def _check_shares(model: Decoder, config: TrainingConfig) -> None:
+    """Check that no layer looks back further than into the share before.
+
+    Raises:
+        TrainingError: one does.
+    """
+    share = config.context_length // config.parallel.context
+    for mixer, block in zip(model.mixer_configs, blocks_of(model), strict=True):
+        halo = cast(Block, block).halo
+        if halo is not None and halo > share:
+            raise TrainingError(
+                f"training.parallel.context: expected shares of at least {halo} tokens, so far a layer with mixer "
+                f"{mixer.name} looks back, got {share}"
+            )

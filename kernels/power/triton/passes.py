@@ -27,12 +27,13 @@ from zoo.kernels.power.triton.prepare import (
 )
 from zoo.kernels.power.triton.states import Scan, add_lower, add_normalisers, clear_normalisers, scan
 
-__all__ = ["backward", "forward"]
+__all__ = ["backend", "backward", "forward", "gate_gradient", "key_sums", "offset_gradient", "query_sums"]
 
 GATE_BLOCK = 256
 
 
-def _backend(plan: Plan) -> Any:
+def backend(plan: Plan) -> Any:
+    """What makes its sums, outputs and gradients."""
     return hopper if plan.hopper else portable
 
 
@@ -48,7 +49,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
         )
     elif not plan.fused:
         columns = key_columns(plan, operands)
-    o, exact, denominator = _backend(plan).outputs(
+    o, exact, denominator = backend(plan).outputs(
         plan, operands, columns, states if plan.has_states(initial) else None, has_initial=initial is not None,
         exact=options.save_output and operands.v.dtype != torch.float32,
     )  # fmt: skip
@@ -70,17 +71,24 @@ def _states_before(
     plan: Plan, operands: Operands, initial: Tensor | None, *, wants_normaliser: bool, wants_final: bool
 ) -> tuple[Columns, Scan]:
     """The state before each chunk, the final one where it is wanted, and the columns made on the way."""
+    has_normalisers = wants_normaliser or wants_final
+    columns, sums = key_sums(plan, operands, wants_normaliser=has_normalisers, wants_final=wants_final)
+    if initial is not None and not has_normalisers:
+        clear_normalisers(plan, sums)
+    has_normalisers = has_normalisers or initial is not None
+    return columns, scan(plan, operands, sums, initial, wants_final=wants_final, has_normalisers=has_normalisers)
+
+
+def key_sums(plan: Plan, operands: Operands, *, wants_normaliser: bool, wants_final: bool) -> tuple[Columns, Tensor]:
+    """What each chunk adds to the state, z's part where it is wanted, and the columns made on the way."""
     columns, decayed = columns_to_end(plan, operands, exact=wants_final)
     keys = operands.or_nothing(columns.keys)
-    sums = _backend(plan).sums(plan, operands, keys, decayed, operands.v, torch.float32 if wants_final else plan.dtype)
-    if wants_normaliser or wants_final:
+    sums = backend(plan).sums(plan, operands, keys, decayed, operands.v, torch.float32 if wants_final else plan.dtype)
+    if wants_normaliser:
         add_normalisers(plan, operands, sums, keys, decayed, None)
-    elif initial is not None:
-        clear_normalisers(plan, sums)
     if plan.offset:
-        add_lower(plan, operands, sums, decayed, operands.v, None, has_normaliser=wants_normaliser or wants_final)
-    has_normalisers = wants_normaliser or wants_final or initial is not None
-    return columns, scan(plan, operands, sums, initial, wants_final=wants_final, has_normalisers=has_normalisers)
+        add_lower(plan, operands, sums, decayed, operands.v, None, has_normaliser=wants_normaliser)
+    return columns, sums
 
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
@@ -108,13 +116,13 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
             plan, operands, columns, gradient, final_gradient, wants_initial=has_initial,
             others=states if plan.gated and has_states else None,
         )  # fmt: skip
-    dq, dk, dv, q_along, k_along = _backend(plan).gradients(
+    dq, dk, dv, q_along, k_along = backend(plan).gradients(
         plan, operands, columns, gradient, states if has_states else None, dstates if has_dstates else None,
         has_initial=has_initial, has_final=has_final,
     )  # fmt: skip
-    dlog_g = _gate_gradient(plan, operands, q_along, k_along, crossing) if plan.gated else None
+    dlog_g = gate_gradient(plan, operands, q_along, k_along, crossing) if plan.gated else None
     dS, dz = untile_state(plan, operands, initial_gradient, gradient=True)
-    doffset = _offset_gradient(plan, q_along) if plan.offset else None
+    doffset = offset_gradient(plan, q_along) if plan.offset else None
     return Gradients(dq, dk, dv, *(or_empty(x, dq) for x in (dlog_g, dS, dz, doffset)))
 
 
@@ -126,31 +134,42 @@ def _gradients_after(
 
     final: the gradient of the state after the last token.
     """
-    decayed = operands.or_nothing(gradient.queries)
-    queries = decayed if columns.queries is None else columns.queries
-    sums = _backend(plan).sums(
-        plan, operands, queries, decayed, gradient.do, torch.float32 if wants_initial else plan.dtype
-    )
     has_state_beside = wants_initial or final is not None
-    if plan.normalize:
-        add_normalisers(plan, operands, sums, queries, decayed, gradient.delta)
-    elif has_state_beside:
-        clear_normalisers(plan, sums)
-    if plan.offset:
-        add_lower(plan, operands, sums, decayed, gradient.do, gradient, has_normaliser=plan.normalize)
+    sums = query_sums(plan, operands, columns, gradient, wants_initial=wants_initial, fills=has_state_beside)
     return scan(
         plan, operands, sums, final, wants_final=wants_initial, has_normalisers=plan.normalize or has_state_beside,
         others=others, reverse=True,
     )  # fmt: skip
 
 
-def _offset_gradient(plan: Plan, q_along: Tensor) -> Tensor:
+def query_sums(
+    plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient, *, wants_initial: bool, fills: bool
+) -> Tensor:
+    """What each chunk's queries add to the state's gradient.
+
+    fills: z's part with zeros where nothing is added there.
+    """
+    decayed = operands.or_nothing(gradient.queries)
+    queries = decayed if columns.queries is None else columns.queries
+    sums = backend(plan).sums(
+        plan, operands, queries, decayed, gradient.do, torch.float32 if wants_initial else plan.dtype
+    )
+    if plan.normalize:
+        add_normalisers(plan, operands, sums, queries, decayed, gradient.delta)
+    elif fills:
+        clear_normalisers(plan, sums)
+    if plan.offset:
+        add_lower(plan, operands, sums, decayed, gradient.do, gradient, has_normaliser=plan.normalize)
+    return sums
+
+
+def offset_gradient(plan: Plan, q_along: Tensor) -> Tensor:
     """doffset `[Hq]`, from what each output's tokens give it."""
     along = q_along[OF_OFFSETS].sum((0, 2), dtype=torch.float64) / plan.score_scale
     return gather_heads(along, plan.heads.query, 0).float()
 
 
-def _gate_gradient(plan: Plan, operands: Operands, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
+def gate_gradient(plan: Plan, operands: Operands, q_along: Tensor, k_along: Tensor, crossing: Tensor | None) -> Tensor:
     """dlog_g `[B, T, Hv]`; crossing `[slots, Hs, parts]` is of tokens before a chunk with those after it."""
     heads, dlog_g = plan.heads, torch.empty_like(operands.log_g)
     launcher(gate_gradient_kernel)[(plan.slots, heads.value)](

@@ -17,7 +17,7 @@ from zoo.kernels.power.triton.plan import Plan
 
 __all__ = [
     "LOWEST_GATE", "Columns", "Operands", "OutputGradient", "columns_to_end", "key_columns", "output_gradient",
-    "prepare", "room", "tile_state", "untile_state",
+    "plain_columns", "prepare", "room", "tile_state", "untile_state",
 ]  # fmt: skip
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
@@ -129,6 +129,15 @@ def _room_for_columns(plan: Plan, operands: Operands, heads: int, dtype: torch.d
 def key_columns(plan: Plan, operands: Operands) -> Columns:
     """Keys alone."""
     columns = Columns(_room_for_columns(plan, operands, plan.heads.key))
+    _fill_columns(plan, operands, columns, None)
+    return columns
+
+
+def plain_columns(plan: Plan, operands: Operands) -> Columns:
+    """Keys and queries."""
+    heads = plan.heads
+    keys = _room_for_columns(plan, operands, heads.key)
+    columns = Columns(keys, _room_for_columns(plan, operands, heads.query) if plan.p > 1 else None)
     _fill_columns(plan, operands, columns, None)
     return columns
 

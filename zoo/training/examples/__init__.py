@@ -1,6 +1,7 @@
 """What a run trains on and is evaluated by: windows of a corpus, or sequences drawn for a task."""
 
 from zoo.data import Corpus
+from zoo.errors import TrainingError
 from zoo.recipe.evaluation import EvaluationConfig
 from zoo.recipe.training import TrainingConfig
 from zoo.tasks import Task
@@ -19,7 +20,14 @@ def examples_of(
 
     Raises:
         CorpusError: the corpus is too short for one window of a context.
+        TrainingError: the batch cannot be shared out evenly.
     """
+    if config.batch_size % processes.data_count:
+        each = "" if processes.group is None else f" over training.parallel.context {processes.group.size}"
+        raise TrainingError(
+            f"training.batch_size: expected a multiple of the {processes.count} processes{each}, "
+            f"got {config.batch_size}"
+        )
     if isinstance(material, Task):
         return TaskExamples(material, config, evaluation, processes)
     return TextExamples(material, config, evaluation, processes)

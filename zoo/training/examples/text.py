@@ -27,14 +27,14 @@ class TextExamples:
     def __init__(
         self, corpus: Corpus, config: TrainingConfig, evaluation: EvaluationConfig, processes: Processes
     ) -> None:
-        self._corpus, self._config, self._evaluation = corpus, config, evaluation
+        self._corpus, self._config, self._evaluation, self._processes = corpus, config, evaluation, processes
         self._batches = Batches(
             corpus.train,
             config.batch_size,
             config.context_length,
             config.seed,
-            rank=processes.rank,
-            world_size=processes.count,
+            rank=processes.data_rank,
+            world_size=processes.data_count,
         )
         self._validation = self._windows(config.context_length)
         for length in evaluation.lengths:
@@ -57,7 +57,7 @@ class TextExamples:
         return max((self._config.context_length, *self._evaluation.lengths))
 
     def batch(self, number: int) -> Batch:
-        return self._batches.batch(number)
+        return self._processes.tokens_of(self._batches.batch(number))
 
     def origin(self, step: int) -> str:
         windows = self._config.batch_size * self._config.accumulate

@@ -14,6 +14,7 @@ from zoo.kernels.power.triton.configs import block_sizes
 
 from ..error_law import norms
 from ..problems import Problem, Tensors, attend, make_gates, make_state, run
+from ..test_context import run_in_halves
 from .plain import run_in_chunks
 
 pytestmark = [
@@ -266,3 +267,16 @@ def test_offsets_beyond_two_to_the_31st() -> None:
     with torch.no_grad():
         whole = power_attention(q, q, v, p=2).o[-1:].clone()
         assert torch.equal(power_attention(q[-1:], q[-1:], v[-1:], p=2).o, whole)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_halves_of_shares_are_as_near_as_one_call(p: int, dtype: torch.dtype) -> None:
+    problem = make_problem(T=4096, heads=(4, 2, 2), p=p, dtype=dtype, gates="resets", aligned=True)
+    whole, halves = run(problem, "triton"), run_in_halves(problem, 2, use_triton=True)
+    for name, exact in run(problem.double(), "chunked").items():
+        if name not in halves:
+            continue
+        errors = [norms(found[name].double() - exact) for found in (halves, whole)]
+        for ours, theirs, size in zip(*errors, norms(exact), strict=True):
+            assert ours <= 1.5 * theirs + 3e-5 * size, name

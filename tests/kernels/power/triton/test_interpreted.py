@@ -3,6 +3,7 @@
 import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from zoo.kernels.registration import flat
 
 from ..error_law import check_error_law, check_same, vanishes
 from ..problems import Problem, attend, problems, run
+from ..test_context import check_halves
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -98,6 +100,14 @@ def test_inner_blocks_are_trimmed_and_still_agree() -> None:
     """At p = 3 and K = 32 a state has two inner blocks, and gradients gather rows from either."""
     q, k, v, log_g = tensors(40, (1, 1, 1), 32, 16)
     check_error_law(problem(q, k, v, 0.1 * log_g, p=3, chunk_size=32), "triton")
+
+
+@pytest.mark.parametrize(("p", "offset"), [(1, None), (2, 0.7)])
+def test_halves_of_shares_are_one_call(p: int, offset: float | None) -> None:
+    q, k, v, log_g = tensors(80, (2, 1, 1), 16, 16)
+    log_g[:, 60] = -torch.inf
+    offsets = None if offset is None else torch.full((2,), offset)
+    check_halves(replace(problem(q, k, v, log_g, p=p, chunk_size=32), offset=offsets), 2, "triton")
 
 
 @pytest.mark.parametrize(("p", "offset"), [(1, 0.0), (2, 0.0), (2, 0.7)])

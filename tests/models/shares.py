@@ -1,0 +1,83 @@
+"""Run by `torchrun` for `test_shares.py`: models whose sequences several processes have together, beside one process.
+
+Writes `{model: {what: relative error}}` of each process.
+"""
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.torchrun import tell
+from zoo.kernels.sequence import SequenceGroup
+from zoo.kernels.targets import IGNORED
+from zoo.mixers import MixerConfig, mixers
+from zoo.models import Decoder, DecoderConfig
+
+SHARE = 9  # tokens
+MODELS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "gpt": (("gated-power", "softmax"), {"positions": "learned", "max_positions": 64}),
+    "rwkv": (("rwkv7", "power", "rwkv7"), {"feed_forward": "rwkv7", "around": "rwkv7", "norm": "layernorm"}),
+    "mamba": (("mamba2", "gla"), {"feed_forward": "none", "around": "mamba2"}),
+    "shared gates": (("hgrn2", "delta", "hgrn2"), {"feed_forward": "swiglu"}),
+}
+
+
+def build(model: str) -> Decoder:
+    torch.manual_seed(0)
+    names, options = MODELS[model]
+    configs: list[MixerConfig] = [mixers[name].config() for name in names]
+    config = DecoderConfig(vocab_size=31, width=16, layers=len(names), heads=2, **options)
+    return Decoder(config, configs).double()
+
+
+def batch(T: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, targets and resets; far fewer targets in the first share than in the last."""
+    tokens, targets = torch.randint(31, (2, 2, T))
+    resets = torch.rand(2, T) < 0.15
+    targets[:, : SHARE - 2] = IGNORED
+    return tokens, targets, resets
+
+
+def gradients(model: Decoder, tokens: Tensor, targets: Tensor, resets: Tensor) -> dict[str, Tensor]:
+    """The loss and its gradients."""
+    model.zero_grad()
+    loss = model.loss(tokens, targets, resets=resets)
+    torch.autograd.backward(loss)
+    found = {"loss": loss.detach().double()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.clone()
+    return found
+
+
+def compare(name: str, group: SequenceGroup) -> dict[str, float]:
+    torch.manual_seed(1)  # the same for all processes
+    inputs, errors = batch(SHARE * group.size), {}
+    whole = gradients(build(name), *inputs)
+    scores = build(name).score(*inputs[:2], resets=inputs[2]).losses
+    own = [x.chunk(group.size, 1)[int(group.rank)] for x in inputs]
+    for mode in ("none", "selective", "full"):
+        model = build(name)
+        model.share_sequences(group)
+        model.checkpoint(mode)  # type: ignore[arg-type]
+        for part, found in gradients(model, *own).items():
+            dist.all_reduce(found)  # the mean over processes, as of many that train together
+            size = whole[part].norm().clamp(min=1e-300)
+            errors[f"{mode}, {part}"] = float((found / group.size - whole[part]).norm() / size)
+    found = model.score(*own[:2], resets=own[2]).losses
+    errors["scores"] = float((found - scores.chunk(group.size, 1)[int(group.rank)]).abs().max())
+    return errors
+
+
+def main(result: str) -> None:
+    dist.init_process_group("gloo")
+    group = SequenceGroup.of(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
+    found = {name: compare(name, group) for name in MODELS}
+    tell(found, result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,69 @@
+"""Models whose sequences several processes have together."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from zoo.errors import ConfigError, InputError
+from zoo.kernels.sequence import SequenceGroup
+from zoo.mixers import mixers
+
+from ..kernels.exchanges import Received
+from ..torchrun import run_together
+from .shares import MODELS, batch, build, gradients
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    every: list[dict[str, Any]] = run_together(2, "tests.models.shares", tmp_path_factory.mktemp("shares") / "f.json")
+    return every
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_loss_and_gradients_are_those_of_whole_sequences(found: list[dict[str, Any]], model: str) -> None:
+    for rank, one in enumerate(found):
+        for what, error in one[model].items():
+            # A loss is float32, whatever its model is.
+            assert error < (1e-6 if "loss" in what or what == "scores" else 1e-10), f"process {rank}, {what}"
+
+
+@pytest.fixture
+def alone() -> Iterator[SequenceGroup]:
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield SequenceGroup.of(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_selective_checkpointing_sends_nothing_again(alone: SequenceGroup, model: str) -> None:
+    calls = {}
+    for mode in ("none", "selective", "full"):
+        decoder = build(model)
+        decoder.share_sequences(alone)
+        decoder.checkpoint(mode)  # type: ignore[arg-type]
+        with Received() as received:
+            gradients(decoder, *batch(18))
+        calls[mode] = received.calls.total()
+    assert calls["none"] == calls["selective"] < calls["full"]
+
+
+def test_a_mixer_that_takes_whole_sequences_is_refused_by_name(
+    alone: SequenceGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixers["gla"].build, "halo", None)
+    with pytest.raises(ConfigError, match=r"^training\.parallel\.context: must be 1 with mixer gla, which takes whole"):
+        build("mamba").share_sequences(alone)
+
+
+@pytest.mark.parametrize("option", ["state", "lengths", "return_state"])
+def test_what_speaks_of_a_sequences_ends_is_refused(alone: SequenceGroup, option: str) -> None:
+    model = build("gpt")
+    given = {"state": model.init_state(2), "lengths": torch.tensor([3, 3]), "return_state": True}
+    model.share_sequences(alone)
+    with pytest.raises(InputError, match=f"^{option}: expected none where several processes have one sequence"):
+        model(batch(9)[0], **{option: given[option]})
