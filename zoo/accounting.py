@@ -167,7 +167,9 @@ def _owner(name: str) -> str:
         "mixer": "mixers",
         "feed_forward": "feed_forward",
         "mixer_norm": "norms",
+        "mixer_after_norm": "norms",
         "feed_forward_norm": "norms",
+        "feed_forward_after_norm": "norms",
         "norm": "norms",
         "head": "head",
     }[part]

@@ -85,7 +85,7 @@ class Decoder(CompiledByItself):
         self.position_embedding = nn.Embedding(config.max_positions, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, mixer, layer) for layer, mixer in enumerate(mixer_configs))
         self.norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
-        self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, config.head_bias)
         self.reset_parameters(seed=seed)
 
     def reset_parameters(self, *, seed: int | None = None, part: str = "") -> None:
