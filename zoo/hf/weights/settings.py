@@ -30,7 +30,7 @@ class Settings:
     """
 
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.values, self.source = values, source
+        self.values, self.source = dict(values), source
         self._known = set(_MEANINGLESS)
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
@@ -46,6 +46,12 @@ class Settings:
         if default is _REQUIRED:
             raise InputError(f"{self.source}: {name}: missing")
         return default
+
+    def rename(self, old: str, new: str) -> None:
+        """Read an older name of a key, where the newer one is absent."""
+        value = self.values.pop(old, None)
+        if value is not None:
+            self.values.setdefault(new, value)
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Check a value that a zoo model has no setting for: it is absent, null or one of these.
