@@ -12,8 +12,8 @@ from zoo import __version__
 from zoo.cli import main
 
 COMMANDS = [
-    "list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "export", "convert", "evaluate",
-    "data", "tokenizer", "bench", "tune",
+    "list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "export", "convert", "serve",
+    "evaluate", "data", "tokenizer", "bench", "tune",
 ]  # fmt: skip
 
 
