@@ -108,6 +108,7 @@ def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path) -> None:
         ("hybrid={mixer: power, every: 4}", "hybrid.every: must be at most model.layers 3, got 4"),
         ("hybrid={mixer: powr, every: 2}", "hybrid.mixer.name: must be one of .*, got 'powr'"),
         ("mixers=[power, softmax]", "mixers: must be one for each of model.layers 3, or a number .*, got 2"),
+        ("mixers=power", "mixers: must be a list, got 'power'"),
         ("mixers=[]", "mixers: must be one for each of model.layers 3, or a number that divides it, got 0"),
         ("mixers=[power, powr, power]", r"mixers\.1\.name: must be one of .*, got 'powr' .did you mean 'power'"),
         ("name=a/b", "name: must be letters, digits"),

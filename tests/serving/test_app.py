@@ -199,9 +199,9 @@ def test_models_and_health_are_told(client: Client) -> None:
         ("/v1/completions", b" " * (2**23 + 1), 413, "request: expected at most 8,388,608 bytes"),
         ("/v1/completions", [], 400, "request: expected a JSON object with prompt"),
         ("/v1/completions", {"messages": []}, 400, "request: expected a JSON object with prompt"),
-        ("/v1/completions", {"prompt": 3}, 400, "prompt: must be a text or a list of ids, got 3"),
-        ("/v1/completions", {"prompt": ["a", "b"]}, 400, r"prompt: must be a text or a list of ids, got \['a', 'b'\]"),
-        ("/v1/completions", {"prompt": [257]}, 400, "prompt: expected ids from 0 to 256"),
+        ("/v1/completions", {"prompt": 3}, 400, "prompt: expected a text or a list of ids from 0 to 256"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "prompt: expected a text or a list of ids"),
+        ("/v1/completions", {"prompt": [257]}, 400, "prompt: expected a text or a list of ids from 0 to 256"),
         (
             "/v1/completions",
             {"prompt": []},
@@ -231,7 +231,7 @@ def test_models_and_health_are_told(client: Client) -> None:
             "temperatur: unknown key .did you mean 'temperature'",
         ),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "n: expected 1, all that there is here"),
-        ("/v1/completions", {"prompt": "a", "stop": 3}, 400, "stop: must be a text or a list of texts, got 3"),
+        ("/v1/completions", {"prompt": "a", "stop": 3}, 400, "stop: must be a list, got 3"),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user"}]},

@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import reprlib
 import signal
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import uvicorn
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -38,18 +37,6 @@ _NEUTRAL: Mapping[str, Any] = {
 _IGNORED = {"user", "metadata", "store", "service_tier", "parallel_tool_calls"}
 
 
-def _of(kind: type, said: str) -> BeforeValidator:
-    """Return what lets a text or several of `kind` pass."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) or (isinstance(value, tuple) and all(type(each) is kind for each in value)):
-            return value
-        given = list(value) if isinstance(value, tuple) else value
-        raise ValueError(f"must be a text or a list of {said}, got {reprlib.repr(given)}")
-
-    return BeforeValidator(check)
-
-
 class _StreamOptions(Config):
     include_usage: bool = False
 
@@ -57,7 +44,7 @@ class _StreamOptions(Config):
 class _Asked(Config):
     """A request; exactly one of `prompt` and `messages` is there."""
 
-    prompt: Annotated[str | tuple[int, ...] | None, _of(int, "ids")] = None
+    prompt: Any = None
     messages: tuple[dict[str, Any], ...] | None = Field(None, min_length=1)
     model: str = ""
     max_tokens: int | None = Field(None, ge=1)
@@ -66,7 +53,7 @@ class _Asked(Config):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: Annotated[str | tuple[str, ...], _of(str, "texts")] = ()
+    stop: tuple[str, ...] = ()
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
 
@@ -86,24 +73,24 @@ class _Service:
         return JSONResponse({"object": "list", "data": [self.model]})
 
     async def completions(self, request: Request) -> Response:
-        asked = _Asked.from_mapping(await _body(request, "prompt"))
-        self._check_model(asked.model)
+        asked = await self._read(request, "prompt")
         prompt, size = asked.prompt, len(self.speech.tokenizer)
-        ids = self.speech.encode(prompt) if isinstance(prompt, str) else list(prompt or ())
-        if not all(0 <= each < size for each in ids):
-            raise InputError(f"prompt: expected ids from 0 to {size - 1}")
-        return await self._answer(request, asked, ids, asked.max_tokens or 16)
+        ids = self.speech.encode(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(ids, list | tuple) or not all(type(each) is int and 0 <= each < size for each in ids):
+            raise InputError(f"prompt: expected a text or a list of ids from 0 to {size - 1}")
+        return await self._answer(request, asked, list(ids), asked.max_tokens or 16)
 
     async def chat(self, request: Request) -> Response:
-        asked = _Asked.from_mapping(await _body(request, "messages"))
-        self._check_model(asked.model)
+        asked = await self._read(request, "messages")
         ids = self.speech.encode_chat([_message(message) for message in asked.messages or ()])
         most = asked.max_completion_tokens or asked.max_tokens or max(1, self.engine.context_length - len(ids))
         return await self._answer(request, asked, ids, most)
 
-    def _check_model(self, name: str) -> None:
-        if name not in ("", self.name):
-            raise HTTPException(404, f"model: expected {self.name!r}, was {name!r:.90}")
+    async def _read(self, request: Request, needed: str) -> _Asked:
+        asked = _Asked.from_mapping(await _body(request, needed))
+        if asked.model not in ("", self.name):
+            raise HTTPException(404, f"model: expected {self.name!r}, was {asked.model!r:.90}")
+        return asked
 
     async def _answer(self, request: Request, asked: _Asked, ids: list[int], most: int) -> Response:
         if not ids or len(ids) + most > self.engine.context_length:
@@ -116,47 +103,59 @@ class _Service:
         def deliver(piece: Piece) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        stops = (asked.stop,) if isinstance(asked.stop, str) else asked.stop
         sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, len(self.speech.tokenizer))
-        text = TextStream(self.speech.decode, ids, stops)
+        text = TextStream(self.speech.decode, ids, asked.stop)
         job = Job(ids, most, sampling, asked.seed, self.speech.ends, text, deliver)
         self.engine.submit(job)
-        kind = "text_completion" if asked.messages is None else "chat.completion"
-        name = "cmpl" if asked.messages is None else "chatcmpl"
-        head = {"id": f"{name}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
+        chat = asked.messages is not None
+        kind = "chat.completion" if chat else "text_completion"
+        head = {"id": f"{kind}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
         if asked.stream:
-            events = _events(job, pieces, asked, head)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return _Stream(_events(job, pieces, asked, head), job)
         answer = ""
-        async for piece in _until_finished(job, pieces):
-            answer += piece.text
-            if await request.is_disconnected():
-                raise ClientDisconnect
-        said = {"text": answer} if asked.messages is None else {"message": {"role": "assistant", "content": answer}}
+        try:
+            async for piece in _until_finished(pieces):
+                answer += piece.text
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+        finally:
+            job.cancelled = True
+        said = {"message": {"role": "assistant", "content": answer}} if chat else {"text": answer}
         return JSONResponse(_with_choice(head, said, piece.finish) | _usage(job))
 
 
-async def _until_finished(job: Job, pieces: asyncio.Queue[Piece]) -> AsyncIterator[Piece]:
-    """Yield the pieces of an answer; whoever stops listening frees its row."""
-    try:
-        while True:
-            piece = await pieces.get()
-            if piece.finish == "error":
-                raise HTTPException(500, piece.text)
-            yield piece
-            if piece.finish is not None:
-                return
-    finally:
-        job.cancelled = True
+class _Stream(StreamingResponse):
+    """Server-sent events of an answer, whose row is free however they end."""
+
+    def __init__(self, events: AsyncIterator[str], job: Job) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.job = job
+
+    async def __call__(self, *arguments: Any) -> None:
+        try:
+            await super().__call__(*arguments)
+        finally:
+            self.job.cancelled = True
+
+
+async def _until_finished(pieces: asyncio.Queue[Piece]) -> AsyncIterator[Piece]:
+    """Yield the pieces of an answer, or raise what it ended with."""
+    while True:
+        piece = await pieces.get()
+        if piece.finish == "error":
+            raise HTTPException(500, piece.text)
+        yield piece
+        if piece.finish is not None:
+            return
 
 
 async def _events(job: Job, pieces: asyncio.Queue[Piece], asked: _Asked, head: dict[str, Any]) -> AsyncIterator[str]:
     """Yield an answer as server-sent events."""
     if asked.messages is not None:
         head = head | {"object": "chat.completion.chunk"}
-        yield _event(head | {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+        yield _event(_with_choice(head, {"delta": {"role": "assistant"}}, None))
     try:
-        async for piece in _until_finished(job, pieces):
+        async for piece in _until_finished(pieces):
             if piece.text or piece.finish:
                 said = {"text": piece.text} if asked.messages is None else {"delta": {"content": piece.text}}
                 yield _event(_with_choice(head, said, piece.finish))
@@ -204,6 +203,8 @@ async def _body(request: Request, needed: str) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get(needed) is None or {"prompt", "messages"} <= values.keys():
         raise InputError(f"request: expected a JSON object with {needed}")
     values = {key: value for key, value in values.items() if value is not None and key not in _IGNORED}
+    if isinstance(values.get("stop"), str):
+        values["stop"] = [values["stop"]]
     for key in sorted(_NEUTRAL.keys() & values.keys()):
         if values.pop(key) != _NEUTRAL[key]:
             raise InputError(f"{key}: expected {_NEUTRAL[key]!r}, all that there is here")
