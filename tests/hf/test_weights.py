@@ -56,6 +56,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", {}),
     "arcee, with biases": ("Arcee", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5}),
+    "gemma2, without caps": ("Gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3_text": ("Gemma3", {}),
     "gemma3_text, scaled, all full": (
         "Gemma3",
@@ -386,7 +388,7 @@ def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path
 
 
 DECODED = ["llama, llama3", "smollm3", "phi3", "olmo", "granite", "starcoder2", "mamba2"]
-DECODED += ["olmo2", "arcee", "gemma", "gemma3_text, scaled, untied", "stablelm", "gpt_neox", "phi"]
+DECODED += ["olmo2", "arcee", "gemma", "gemma2", "gemma3_text, scaled, untied", "stablelm", "gpt_neox", "phi"]
 
 
 @pytest.mark.parametrize("kind", DECODED)
@@ -413,6 +415,12 @@ def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
         ("granite", "llama", "a llama has no embedding_multiplier, was 3.0"),
         ("olmo2", "llama", "a llama has the mixer softmax with query_key_norm=False .* was softmax"),
         ("gemma", "llama", "a llama has swiglu, rmsnorm and rotary positions, was geglu, offset-rmsnorm, rotary"),
+        (
+            "gemma2, without caps",
+            "gemma3_text",
+            "a gemma3_text has the mixer softmax or sliding-window with query_key_",
+        ),
+        ("gemma3_text", "gemma2", "a gemma2 has the mixer softmax or sliding-window with query_key_norm=False"),
         ("llama", "gemma", "a gemma has geglu, offset-rmsnorm"),
         ("arcee", "llama", "a llama has swiglu, rmsnorm and rotary positions, was squared-relu"),
         ("phi", "starcoder2", "a starcoder2 has parallel False, was True"),

@@ -19,6 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "phi": {"parallel": True, "tie_embeddings": False, "head_bias": True},
     "olmo2": {"norm": "rmsnorm", "norm_placement": "after", "bias": False, "feed_forward": "swiglu"},
     "gemma3": {"norm": "offset-rmsnorm", "norm_placement": "both", "bias": False, "feed_forward": "geglu"},
+    "gemma2": {"norm": "offset-rmsnorm", "feed_forward": "geglu", "logits_cap": 2.0, "tie_embeddings": False},
     "mamba2": {"norm": "rmsnorm", "norm_placement": "after", "feed_forward": "none"},
 }
 every_style = pytest.mark.parametrize("style", STYLES)
@@ -62,6 +63,8 @@ def test_blocks_follow_their_equation(style: str) -> None:
     logits = normed(model.norm, x) @ weight.T
     if model.config.head_bias:
         logits = logits + model.head.bias
+    cap = model.config.logits_cap
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     torch.testing.assert_close(model(tokens).logits, logits)
 
 
@@ -102,6 +105,38 @@ def test_models_start_with_factors_of_one(style: str) -> None:
     fresh = make_norm("offset-rmsnorm", 32, 1e-5, False)
     fresh.reset_parameters()
     torch.testing.assert_close(fresh(x), make_norm("rmsnorm", 32, 1e-5, False)(x))
+
+
+@pytest.mark.parametrize("names", [("softmax", "sliding-window"), ("sliding-window", "softmax")])
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=5)
+@torch.no_grad()
+def test_caps_are_kept_in_pieces_documents_and_steps(names: tuple[str, str], pieces: list[int], seed: int) -> None:
+    torch.manual_seed(0)
+    options: dict[str, dict[str, Any]] = {"softmax": {}, "sliding-window": {"window": 4}}
+    config = DecoderConfig(**TINY, positions="rotary", initializer_range=0.5, logits_cap=3.0)
+    model = Decoder(config, [mixers[name].config(score_cap=0.5, **options[name]) for name in names]).double()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(37, (2, sum(pieces) + 1), generator=generator)
+    resets = torch.rand(2, sum(pieces) + 1, generator=generator) < 0.2
+    whole = model(tokens, resets=resets).logits
+    state, start = model.init_state(2, max_len=tokens.shape[1]), 0
+    for piece in pieces:
+        part = slice(start, start + piece)
+        logits, state = model(tokens[:, part], state, True, resets=resets[:, part])
+        torch.testing.assert_close(logits, whole[:, part], rtol=1e-6, atol=1e-9)
+        start += piece
+    alone = model(tokens).logits
+    state = model.init_state(2, max_len=tokens.shape[1])
+    for t in range(tokens.shape[1]):
+        torch.testing.assert_close(model.step(tokens[:, t], state), alone[:, t], rtol=1e-6, atol=1e-9)
+    model.config = config.replace(logits_cap=None)
+    assert not torch.allclose(model(tokens).logits, alone)
+
+
+def test_caps_and_sinks_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"score_cap: must be null beside sinks, got 2\.0"):
+        mixers["sliding-window"].config(sinks=True, score_cap=2.0)
 
 
 def test_whole_norms_are_over_all_heads_together() -> None:

@@ -95,6 +95,9 @@ class DecoderConfig(Config):
     logits_scaling: float = Field(1.0, gt=0)
     """What logits are divided by."""
 
+    logits_cap: float | None = Field(None, gt=0)
+    """Logits x become `c tanh(x / c)`, below which they stay, as in Gemma 2. A loss then holds all of them."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 

@@ -26,10 +26,14 @@ def read_attention(style: Style, settings: Settings, layers: int) -> list[dict[s
     attention: dict[str, Any] = {"name": "softmax", "query_key_norm": style.query_key_norm}
     if style.power is not None:
         attention |= {"name": "gated-power", "p": style.power}
+    if style.capped:
+        attention["score_cap"] = settings.take("attn_logit_softcapping", None)
     window = settings.take("sliding_window", None)
     if style.alternating:
-        local = attention | {"name": "sliding-window", "window": window, "rotary_base": split_rotary(settings)}
-        return [local if kind == _SLIDING else attention for kind in _layer_types(settings, layers)]
+        local = attention | {"name": "sliding-window", "window": window}
+        if style.local_base:
+            local["rotary_base"] = split_rotary(settings)
+        return [local if kind == _SLIDING else attention for kind in _layer_types(style, settings, layers)]
     settings.expect("layer_types", [_FULL] * layers)
     if style.windowed and window is not None:
         attention |= {"name": "sliding-window", "window": window}
@@ -57,10 +61,13 @@ def write_attention(model_type: str, decoder: Decoder, rotary: Mapping[str, Any]
     if style.skips:
         values["no_rope_layers"] = [int(getattr(each, "rotary", None) is not False) for each in configs]
     if style.alternating:
-        local = {"rope_type": "default", "rope_theta": base or 10_000.0}
         values["sliding_window"] = window or _UNUSED_WINDOW
         values["layer_types"] = [_SLIDING if isinstance(each, SlidingWindowConfig) else _FULL for each in configs]
+    if style.local_base:
+        local = {"rope_type": "default", "rope_theta": base or 10_000.0}
         values["rope_parameters"] = {_FULL: rotary["rope_parameters"], _SLIDING: local}
+    if style.capped:
+        values["attn_logit_softcapping"] = getattr(configs[0], "score_cap", None)
     _check_attention(model_type, configs, read_attention(style, Settings(values, "model"), len(configs)))
     return values
 
@@ -79,9 +86,9 @@ def _check_attention(model_type: str, configs: Sequence[MixerConfig], expected: 
             )
 
 
-def _layer_types(settings: Settings, layers: int) -> list[str]:
+def _layer_types(style: Style, settings: Settings, layers: int) -> list[str]:
     """Return what each layer's attention is; older files say that it is full in every so many layers."""
-    every = settings.take("sliding_window_pattern", settings.take("_sliding_window_pattern", 6))
+    every = settings.take("sliding_window_pattern", settings.take("_sliding_window_pattern", style.alternating))
     types = settings.take("layer_types", [_SLIDING if (layer + 1) % every else _FULL for layer in range(layers)])
     if len(types) != layers or not set(types) <= {_SLIDING, _FULL}:
         raise InputError(f"{settings.source}: layer_types: expected {layers} of {_SLIDING}, {_FULL}, was {types!r:.90}")

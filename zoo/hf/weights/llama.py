@@ -63,6 +63,7 @@ def _read(model_type: str, settings: Settings, names: Set[str]) -> Source:
         rotary_share=rotary.share,
         tie_embeddings=settings.take("tie_word_embeddings", style.tied),
         head_bias="head" in biased,
+        logits_cap=settings.take("final_logit_softcapping", None) if style.capped else None,
         **_multipliers(style, settings, width),
     )
     return Source(config, attention, list(_pieces(style, config, biased)))
@@ -76,7 +77,7 @@ def _ignore(model_type: str, settings: Settings) -> None:
         settings.expect(name, value)
     for name in ("use_sliding_window", "use_bidirectional_attention", "qk_layernorm", "is_decoder"):
         settings.expect(name, False)
-    for name in ("clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"):
+    for name in ("clip_qkv",) if style.capped else ("clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"):
         settings.expect(name)
     settings.ignore(("max_position_embeddings", "original_max_position_embeddings", "embedding_dropout"))
     settings.ignore(("residual_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout", "classifier_dropout"))
@@ -224,6 +225,8 @@ def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> 
     if style.multiplied:
         values |= {name: getattr(config, name) for name in MULTIPLIERS}
         values["attention_multiplier"] = config.attention_multiplier or context.head_width**-0.5
+    if style.capped:
+        values["final_logit_softcapping"] = config.logits_cap
     if style.query_scalar:
         values["query_pre_attn_scalar"] = _query_scalar(model_type, config)
     if style.fused and config.rotary_scaling is not None:
@@ -274,6 +277,8 @@ def _check_style(model_type: str, config: DecoderConfig) -> None:
         raise InputError(f"model: a {model_type} has parallel {style.parallel[1]}, was {config.parallel}")
     if config.head_bias != ("head" in style.fixed):
         raise InputError(f"model: a {model_type} has head_bias {'head' in style.fixed}, was {config.head_bias}")
+    if not style.capped and config.logits_cap is not None:
+        raise InputError(f"model: a {model_type} has no logits_cap, was {config.logits_cap}")
     if not style.multiplied:
         own = {"embedding_multiplier": config.width**0.5} if style.scaled else {}
         check_multipliers(model_type, config, own, known=("attention_multiplier",) if style.query_scalar else ())

@@ -78,8 +78,14 @@ class Style(NamedTuple):
     windowed: bool = False
     """`sliding_window` has an effect, in every layer."""
 
-    alternating: bool = False
-    """Some layers have a window, and a rotary base of their own."""
+    alternating: int = 0
+    """Some layers have a window; all but every so many, where a file does not say it."""
+
+    local_base: bool = False
+    """Layers with a window have a rotary base of their own."""
+
+    capped: bool = False
+    """Scores and logits may have soft caps."""
 
     query_key_norm: QueryKeyNorm = False
     skips: bool = False
@@ -133,6 +139,16 @@ _GEMMA = Style(
     scaled=True,
     activations=("gelu_pytorch_tanh", "gelu_new", "gelu"),  # by all of which its files mean the first
     biases=("attention_bias",),
+)
+_GEMMA2 = _GEMMA._replace(
+    architecture="Gemma2ForCausalLM",
+    names=Names(norms=_BEFORE | _OLMO2_NORMS | {"feed_forward_norm": "pre_feedforward_layernorm"}),
+    norm_placement="both",
+    activation="hidden_activation",
+    activations=(),
+    alternating=2,
+    capped=True,
+    query_scalar=True,
 )
 _NEOX = Names(
     embedding="gpt_neox.embed_in",
@@ -194,15 +210,13 @@ STYLES = {
         biases=("attention_bias", "mlp_bias"),
     ),
     "gemma": _GEMMA,
-    "gemma3_text": _GEMMA._replace(
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2._replace(
         architecture="Gemma3ForCausalLM",
-        names=Names(norms=_BEFORE | _OLMO2_NORMS | {"feed_forward_norm": "pre_feedforward_layernorm"}),
-        norm_placement="both",
-        activation="hidden_activation",
-        activations=(),
-        alternating=True,
+        alternating=6,
+        local_base=True,
+        capped=False,
         query_key_norm=True,
-        query_scalar=True,
         rotary_base=1e6,
     ),
     "stablelm": Style(
@@ -256,7 +270,7 @@ MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multipl
 """Keys that have the same name here."""
 
 
-_LATER = ("parallel", "norm_placement", "head_bias")
+_LATER = ("parallel", "norm_placement", "head_bias", "logits_cap")
 """Settings of a decoder that only some model types have."""
 
 
