@@ -252,6 +252,7 @@ def test_older_files_of_gpt_neox_and_gemma3_are_read(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "gemma" / "config.json").read_text())
     del values["rope_parameters"], values["layer_types"], values["_sliding_window_pattern"]
     values |= {"sliding_window_pattern": 2, "rope_local_base_freq": 500.0, "rope_theta": 1e5}
+    values |= {"cache_implementation": "hybrid", "sliding_window_size": 6, "hidden_act": "gelu_pytorch_tanh"}
     (tmp_path / "gemma" / "config.json").write_text(json.dumps(values))
     decoder = zoo.hf.import_weights(tmp_path / "gemma")
     assert [mixer.name for mixer in decoder.mixer_configs] == ["sliding-window", "softmax", "sliding-window"]

@@ -231,6 +231,8 @@ def test_models_and_health_are_told(client: Client) -> None:
             "temperatur: unknown key .did you mean 'temperature'",
         ),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "n: expected 1, all that there is here"),
+        ("/v1/completions", {"prompt": "a", "stop": ["a"] * 17}, 400, "stop: must have at most 16 items"),
+        ("/v1/completions", {"prompt": "a", "stop": "a" * 257}, 400, "stop.0: must have at most 256 characters"),
         ("/v1/completions", {"prompt": "a", "stop": 3}, 400, "stop: must be a list, got 3"),
         (
             "/v1/chat/completions",

@@ -106,7 +106,7 @@ def evaluate(
             raise InputError(f"{name}: expected a whole number from 1 on, was {value}")
     known, wanted = _find(tasks)
     model, tokenizer, trained_at = load_any(Path(path), device=device)
-    length = context_length or _longest(model) or trained_at
+    length = context_length or trained_at or _longest(model)
     harness = _ZooModel if isinstance(model, ZooForCausalLM) else HFLM
     wrapped = harness(model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, max_length=length)
     try:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
 from pydantic import Field
@@ -53,7 +53,7 @@ class _Asked(Config):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(max_length=256)], ...] = Field((), max_length=16)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
 

@@ -71,8 +71,8 @@ def load_served(
         if not isinstance(model, ZooForCausalLM):
             raise InputError(f"path: expected a zoo model or one of {', '.join(KINDS)}, was {model.config.model_type}")
         decoder = model.decoder
-    if decoder.config.positions == "learned":
-        context = decoder.config.max_positions
+    if context is None:
+        context = decoder.config.max_positions if decoder.config.positions == "learned" else _CONTEXT
     eos = values.get("eos_token_id")
     ends = frozenset((*(eos if isinstance(eos, list) else (eos,)), tokenizer.eos_token_id)) - {None}
-    return decoder.eval(), Speech(tokenizer, ends, template), context or _CONTEXT
+    return decoder.eval(), Speech(tokenizer, ends, template), context

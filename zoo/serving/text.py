@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 __all__ = ["TextStream"]
 
 _BEFORE = 8  # tokens of a prompt that may change how an answer's first one reads
+_LONGEST = 64  # tokens that are held back because they make no character yet; four do, or they never will
 
 
 class TextStream:
@@ -20,7 +21,7 @@ class TextStream:
     def add(self, token: int) -> str:
         """Return what the next token adds to the text that can be told."""
         self._new.append(token)
-        return self._tell(whole=True)
+        return self._tell(whole=len(self._new) < _LONGEST)
 
     def finish(self) -> str:
         """Return what was held back, for there are no more tokens."""

@@ -88,6 +88,9 @@ def _ignore(model_type: str, settings: Settings) -> None:
             settings.ignore(("prefill_chunk_size", "switch_over_seq_len", "chunk_size"))  # of speed alone
         case "gemma":
             settings.expect("hidden_activation", *ACTIVATIONS["geglu"])
+        case "gemma2" | "gemma3_text":
+            settings.expect("hidden_act", *ACTIVATIONS["geglu"])
+            settings.ignore(("sliding_window_size",))  # the window once more
         case "gpt_neox":
             settings.rename("rotary_pct", "partial_rotary_factor")
             settings.rename("rotary_emb_base", "rope_theta")

@@ -11,10 +11,11 @@ from zoo.reading import read_regular
 __all__ = ["Settings", "read_settings"]
 
 _MEANINGLESS = {
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "id2label", "initializer_range", "label2id", "max_window_layers", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
-    "transformers.js_config", "transformers_version", "use_cache", "is_llama_config", "unk_token_id",
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "cache_implementation",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range", "label2id",
+    "max_window_layers", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "torch_dtype", "transformers.js_config", "transformers_version", "use_cache", "is_llama_config",
+    "unk_token_id",
 }  # fmt: skip
 """Of training, of text and of files: no output of a trained model depends on them."""
 
