@@ -48,6 +48,16 @@ def test_the_hybrid_holds_both_mixers() -> None:
     assert [config.name for config in model.mixer_configs] == (["gated-power"] * 3 + ["softmax"]) * 3
 
 
+def test_every_layer_has_the_mixer_that_is_listed_for_it() -> None:
+    recipe = load_recipe("tiny", ["mixers=[sliding-window, {name: power, p: 3}, mamba2]"])
+    model = build(recipe, device="meta")
+    assert model.mixer_configs == recipe.mixers
+    assert [mixer.name for mixer in shrink(recipe).layer_mixers] == ["sliding-window", "power"]
+    with pytest.raises(ConfigError, match="build: p: means nothing beside mixers"):
+        build(recipe, device="meta", p=2)
+    assert build(recipe, mixer="power", p=1, device="meta").mixer_configs == (mixers["power"].config(p=1),) * 3
+
+
 def test_python_and_overrides_describe_the_same_model() -> None:
     assert configure("gpt2-124m", mixer="power", p=3) == load_recipe("gpt2-124m", ["mixer=power", "mixer.p=3"])
     assert configure("tiny", overrides=["mixer=power"], p=3) == configure(

@@ -36,6 +36,7 @@ ROOMS = (
     "compiling",
     "training",
     "hf",
+    "serving",
     "study",
     "bench",
     "tuning",

@@ -124,7 +124,7 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
         per_channel = 2 * recipe.model.width * recipe.model.layers
         width = 64 * max(1, round(2 * abs(counted.total - target) / per_channel / 64))
         raise ConfigError(
-            f"parameters: {recipe.name} with mixer {recipe.mixer.name} has {counted.total:,}, not {target:,}, and no "
+            f"parameters: {recipe.name} with mixer {recipe.mixer_names} has {counted.total:,}, not {target:,}, and no "
             "feed-forward layers to make up for it; give them to all with model.feed_forward=gelu "
             f"model.feed_forward_width={width}"
         )
@@ -136,7 +136,7 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
         if _difference(smallest + (width - 1) * slope, target) <= tolerance:
             return _with_width(recipe, width)
     raise ConfigError(
-        f"parameters: {recipe.name} with mixer {recipe.mixer.name} has {counted.total:,} and no feed-forward width "
+        f"parameters: {recipe.name} with mixer {recipe.mixer_names} has {counted.total:,} and no feed-forward width "
         f"gives it {target:,} within 1%; the least is {smallest:,}"
     )
 
@@ -167,7 +167,9 @@ def _owner(name: str) -> str:
         "mixer": "mixers",
         "feed_forward": "feed_forward",
         "mixer_norm": "norms",
+        "mixer_after_norm": "norms",
         "feed_forward_norm": "norms",
+        "feed_forward_after_norm": "norms",
         "norm": "norms",
         "head": "head",
     }[part]

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.blocks.rotary import turning_width
 from zoo.config import override_list
+from zoo.errors import ConfigError
 from zoo.kernels.devices import usable_device
 from zoo.mixers import MixerConfig
 from zoo.mixers.sliding_window import SlidingWindowConfig
@@ -35,7 +36,7 @@ def build(
 
     Args:
         recipe: a recipe, its name, or the path of its file.
-        mixer: replaces the recipe's mixer (of a hybrid: not the second one).
+        mixer: replaces the recipe's mixer (of a hybrid: not the second one), or its mixers.
         device: where the parameters are made; "meta" allocates nothing, and takes a state of any size.
         dtype: of the parameters, float32 by default.
         overrides: `key=value` for everything else, for example `["model.layers=4"]`.
@@ -72,6 +73,8 @@ def configure(
     configured = base.override([*replaced, *override_list(overrides)])
     if not options:
         return configured
+    if configured.mixers is not None:
+        raise ConfigError(f"build: {next(iter(options))}: means nothing beside mixers, which say what every layer has")
     values = configured.model_dump(mode="json")
     return Recipe.from_mapping(values | {"mixer": values["mixer"] | options}, "build")
 
@@ -90,6 +93,7 @@ def shrink(recipe: Recipe) -> Recipe:
         model=_shrink_model(recipe.model),
         mixer=_shrink_mixer(recipe.mixer),
         hybrid=None if recipe.hybrid is None else Hybrid(mixer=_shrink_mixer(recipe.hybrid.mixer), every=2),
+        mixers=recipe.mixers and tuple(map(_shrink_mixer, dict.fromkeys(recipe.mixers)))[:2],
         data=DataConfig(),
         task=None,
         evaluation=EvaluationConfig(),

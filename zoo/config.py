@@ -186,6 +186,8 @@ def _describe(detail: ErrorDetails, values: object) -> str:
         given += nearest(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a mapping of keys to values"
+    elif kind == "tuple_type":
+        message = "must be a list"
     key = ".".join(location)
     return f"{key}: {message}{given}" if key else f"{message}{given}"
 

@@ -12,8 +12,8 @@ from zoo import __version__
 from zoo.cli import main
 
 COMMANDS = [
-    "list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "export", "convert", "data", "tokenizer",
-    "bench", "tune",
+    "list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "export", "convert", "serve",
+    "evaluate", "data", "tokenizer", "bench", "tune",
 ]  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_every_command_has_help(zoo: Callable[..., Result], command: str) -> Non
     assert f"zoo {command}" in result.stdout or f"main {command}" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["show", "train", "ablate", "generate", "export"])
+@pytest.mark.parametrize("command", ["show", "train", "ablate", "generate", "export", "evaluate"])
 def test_examples_in_help_are_valid_commands(command: str) -> None:
     context = click.Context(main, info_name="zoo")
     help_text = main.get_command(context, command).help

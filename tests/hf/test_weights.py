@@ -51,6 +51,44 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Granite",
         {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 7.0},
     ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2, with biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "arcee": ("Arcee", {}),
+    "arcee, with biases": ("Arcee", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5}),
+    "gemma2, without caps": ("Gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3_text": ("Gemma3", {}),
+    "gemma3_text, scaled, all full": (
+        "Gemma3",
+        {
+            "layer_types": ["full_attention"] * 3,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": ROPE | {"rope_type": "linear", "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
+    "gemma3_text, scaled, untied": (
+        "Gemma3",
+        {
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": ROPE | {"rope_type": "linear", "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "stablelm": ("StableLm", {}),
+    "stablelm, with biases": ("StableLm", {"use_qkv_bias": True}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "gpt_neox, one after the other, without biases": (
+        "GPTNeoX",
+        {"use_parallel_residual": False, "attention_bias": False},
+    ),
+    "phi": ("Phi", {}),
+    "phi, grouped": ("Phi", {"num_key_value_heads": 2}),
     "mamba2": ("Mamba2", {}),
     "mamba2, tied, with biases and limits": (
         "Mamba2",
@@ -77,7 +115,8 @@ def saved(kind: str, folder: Path) -> Any:
 def test_imported_has_the_same_logits_and_goes_back_bit_by_bit(kind: str, tmp_path: Path) -> None:
     model, ids = saved(kind, tmp_path / "in"), tokens(2, 12)
     decoder = zoo.hf.import_weights(tmp_path / "in")
-    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    logits = model(ids).logits
+    torch.testing.assert_close(decoder(ids).logits, logits, rtol=0, atol=1e-6 * float(logits.abs().max()))
 
     zoo.hf.export_weights(decoder, tmp_path / "out", kind.split(",")[0])
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
@@ -161,6 +200,87 @@ def test_settings_that_a_zoo_model_cannot_have_are_refused(change: dict[str, Any
     with pytest.raises(InputError, match=line) as refused:
         zoo.hf.import_weights(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+SOFT_CAP = {"final_logit_softcapping": 30.0}
+SCALED = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}}
+OTHER = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}, "chunked_attention": {}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "line"),
+    [
+        ("gemma3_text", SOFT_CAP, "final_logit_softcapping: expected none, all that a zoo model can be, was 30.0"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected none, .*, was 50.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected False"),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "layer_types: expected 3 of .*, was "),
+        ("gemma3_text", {"layer_types": ["chunked"] * 3}, "layer_types: expected 3 of .*, was "),
+        ("gemma3_text", {"rope_parameters": SCALED}, "sliding_attention.rope_type: expected 'default', .* 'linear'"),
+        ("gemma3_text", {"rope_parameters": OTHER}, "rope_parameters.chunked_attention: unknown key"),
+        (
+            "gemma",
+            {"hidden_act": "silu"},
+            "hidden_act: expected 'gelu_pytorch_tanh' or 'gelu_new' or 'gelu', .* 'silu'",
+        ),
+        ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act: expected 'gelu', all that .*, was 'gelu_fast'"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm: expected False, .*, was True"),
+        ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual: expected False, .*, was True"),
+        *((kind, {"logit_scale": 2.0}, "logit_scale: unknown key") for kind in ("olmo2", "gemma3_text", "gpt_neox")),
+    ],
+)
+def test_other_settings_of_a_model_type_are_refused(
+    kind: str, change: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    saved(kind, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=line):
+        zoo.hf.import_weights(tmp_path)
+
+
+@torch.no_grad()
+def test_older_files_of_gpt_neox_and_gemma3_are_read(tmp_path: Path) -> None:
+    saved("gpt_neox", tmp_path / "neox")
+    values = json.loads((tmp_path / "neox" / "config.json").read_text())
+    expected = zoo.hf.import_weights(tmp_path / "neox").config
+    del values["rope_parameters"]
+    for older in ({"rotary_pct": 0.25, "rotary_emb_base": 10000}, {}):
+        (tmp_path / "neox" / "config.json").write_text(json.dumps(values | older))
+        assert zoo.hf.import_weights(tmp_path / "neox").config == expected
+
+    saved("gemma3_text", tmp_path / "gemma")
+    values = json.loads((tmp_path / "gemma" / "config.json").read_text())
+    del values["rope_parameters"], values["layer_types"], values["_sliding_window_pattern"]
+    values |= {"sliding_window_pattern": 2, "rope_local_base_freq": 500.0, "rope_theta": 1e5}
+    values |= {"cache_implementation": "hybrid", "sliding_window_size": 6, "hidden_act": "gelu_pytorch_tanh"}
+    (tmp_path / "gemma" / "config.json").write_text(json.dumps(values))
+    decoder = zoo.hf.import_weights(tmp_path / "gemma")
+    assert [mixer.name for mixer in decoder.mixer_configs] == ["sliding-window", "softmax", "sliding-window"]
+    assert [mixer.rotary_base for mixer in decoder.mixer_configs] == [500.0, None, 500.0]
+    assert decoder.config.rotary_base == 1e5
+
+
+@torch.no_grad()
+def test_one_norm_of_a_file_is_one_norm(tmp_path: Path) -> None:
+    saved("phi", tmp_path / "in")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    decoder.blocks[1].feed_forward_norm.weight.add_(1)
+    with pytest.raises(InputError, match=r"blocks\.1\.feed_forward_norm\.weight: expected the same as .*mixer_norm"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", "phi")
+    decoder = zoo.hf.import_weights(tmp_path / "in")
+    decoder.config = decoder.config.replace(tie_embeddings=False, head_bias=False)
+    with pytest.raises(InputError, match="a phi has head_bias True, was False"):
+        zoo.hf.export_weights(decoder, tmp_path / "out", "phi")
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "gemma3_text", "gpt_neox", "phi"])
+def test_power_attention_takes_over_the_weights_of_other_blocks(kind: str, tmp_path: Path) -> None:
+    saved(kind, tmp_path)
+    decoder, own = zoo.hf.import_weights(tmp_path, "gated-power"), zoo.hf.import_weights(tmp_path)
+    weights, others = decoder.state_dict(), own.state_dict()
+    assert all(torch.equal(weights[name], x) for name, x in others.items())
+    assert all("gate" in name for name in weights.keys() - others.keys())
+    assert decoder(tokens()).logits.isfinite().all()
 
 
 def test_weights_that_are_missing_or_unknown_are_refused(tmp_path: Path) -> None:
@@ -268,7 +388,11 @@ def test_layers_that_do_not_turn_stay_so_with_another_mixer(mixer: str, tmp_path
         zoo.hf.import_weights(tmp_path, mixer)
 
 
-@pytest.mark.parametrize("kind", ["llama, llama3", "smollm3", "phi3", "olmo", "granite", "starcoder2", "mamba2"])
+DECODED = ["llama, llama3", "smollm3", "phi3", "olmo", "granite", "starcoder2", "mamba2"]
+DECODED += ["olmo2", "arcee", "gemma", "gemma2", "gemma3_text, scaled, untied", "stablelm", "gpt_neox", "phi"]
+
+
+@pytest.mark.parametrize("kind", DECODED)
 @torch.no_grad()
 def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
     model, ids = saved(kind, tmp_path), tokens(1, 8)
@@ -290,6 +414,21 @@ def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
         ("llama, llama3", "phi3", "a phi3 has longrope scaling or none, was llama3"),
         ("llama, tied, with biases, wide heads", "phi3", "a phi3 has heads of width / heads, was 16"),
         ("granite", "llama", "a llama has no embedding_multiplier, was 3.0"),
+        ("olmo2", "llama", "a llama has the mixer softmax with query_key_norm=False .* was softmax"),
+        ("gemma", "llama", "a llama has swiglu, rmsnorm and rotary positions, was geglu, offset-rmsnorm, rotary"),
+        (
+            "gemma2, without caps",
+            "gemma3_text",
+            "a gemma3_text has the mixer softmax or sliding-window with query_key_",
+        ),
+        ("gemma3_text", "gemma2", "a gemma2 has the mixer softmax or sliding-window with query_key_norm=False"),
+        ("llama", "gemma", "a gemma has geglu, offset-rmsnorm"),
+        ("arcee", "llama", "a llama has swiglu, rmsnorm and rotary positions, was squared-relu"),
+        ("phi", "starcoder2", "a starcoder2 has parallel False, was True"),
+        ("starcoder2", "phi", "a phi has parallel True, was False"),
+        ("gemma3_text, scaled, all full", "gemma", "a gemma has the mixer softmax with query_key_norm=False"),
+        ("llama, tied, with biases, wide heads", "olmo2", "a olmo2 has the mixer softmax with query_key_norm=whole"),
+        ("stablelm", "gpt_neox", "a gpt_neox has erf-gelu, layernorm and rotary positions, was swiglu"),
         ("starcoder2", "gpt2", "a gpt2 has gelu, layernorm, learned positions"),
         (
             "llama, tied, with biases, wide heads",

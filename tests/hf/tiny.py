@@ -40,6 +40,7 @@ for _name in ("GPTNeoX", "Phi"):
     ARCHITECTURES[_name] = {k: v for k, v in ARCHITECTURES[_name].items() if v is not None or k == "eos_token_id"}
 
 OTHERS: dict[str, dict[str, Any]] = dict.fromkeys(("Phi3", "Olmo", "Starcoder2", "Granite"), LLAMA)
+OTHERS |= dict.fromkeys(("Olmo2", "Arcee", "StableLm"), LLAMA) | {"Gemma": LLAMA | {"head_dim": 8}}
 OTHERS["Mamba2"] = _SHARED | {
     "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 2
 }  # fmt: skip

@@ -17,7 +17,9 @@ WIDTH = 16
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("softmax", {}),
     "softmax, all norms, gated": ("softmax", {"query_key_norm": True, "output_norm": True, "output_gate": True}),
+    "softmax, capped": ("softmax", {"score_cap": 0.7}),
     "window of 5": ("sliding-window", {"window": 5}),
+    "window of 3, capped": ("sliding-window", {"window": 3, "score_cap": 0.7}),
     "window of 1": ("sliding-window", {"window": 1}),
     "window of 3 with sinks": ("sliding-window", {"window": 3, "sinks": True}),
     "linear": ("linear", {}),

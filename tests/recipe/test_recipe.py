@@ -107,6 +107,10 @@ def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path) -> None:
         ("hybrid={mixer: power, every: 1}", "hybrid.every: must be greater than or equal to 2, got 1"),
         ("hybrid={mixer: power, every: 4}", "hybrid.every: must be at most model.layers 3, got 4"),
         ("hybrid={mixer: powr, every: 2}", "hybrid.mixer.name: must be one of .*, got 'powr'"),
+        ("mixers=[power, softmax]", "mixers: must be one for each of model.layers 3, or a number .*, got 2"),
+        ("mixers=power", "mixers: must be a list, got 'power'"),
+        ("mixers=[]", "mixers: must be one for each of model.layers 3, or a number that divides it, got 0"),
+        ("mixers=[power, powr, power]", r"mixers\.1\.name: must be one of .*, got 'powr' .did you mean 'power'"),
         ("name=a/b", "name: must be letters, digits"),
         ("name=..", "name: must be letters, digits"),
     ],
@@ -157,6 +161,30 @@ def test_a_hybrid_has_its_second_mixer_in_every_so_many_layers() -> None:
     assert recipe.override(["hybrid=null"]).layer_mixers == (recipe.mixer,) * 12
     every_second = load_recipe("tiny", ["hybrid.mixer=linear", "hybrid.every=2"])
     assert [mixer.name for mixer in every_second.layer_mixers] == ["softmax", "linear", "softmax"]
+
+
+@given(st.lists(st.sampled_from(list(mixers)), min_size=1, max_size=4), st.integers(1, 3))
+def test_mixers_are_one_for_each_layer_or_a_repetition(names: list[str], times: int) -> None:
+    recipe = load_recipe("tiny", [f"mixers=[{', '.join(names)}]", f"model.layers={len(names) * times}"])
+    assert [mixer.name for mixer in recipe.layer_mixers] == names * times
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    other = recipe.override(["mixer=power", "mixer.p=3"])
+    assert other.mixers is None
+    assert other.layer_mixers == (mixers["power"].config(p=3),) * len(names) * times
+
+
+def test_mixers_are_told_in_words() -> None:
+    recipe = load_recipe("tiny", ["mixers=[{name: power, p: 3}, softmax, power]"])
+    assert recipe.mixer_names == "power, softmax in 1 of 3 layers"
+    assert recipe.override(["mixer=linear"]).mixer_names == "linear"
+
+
+@pytest.mark.parametrize("overrides", [["mixer=softmax"], ["mixer.rotary=false"], ["mixer.name=power"]])
+def test_what_mixers_leave_no_layer_for_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="overrides: mixer: means nothing beside mixers"):
+        load_recipe("tiny", ["mixers=[power, softmax, power]", *overrides])
+    with pytest.raises(ConfigError, match="hybrid: must be null beside mixers"):
+        load_recipe("tiny", ["mixers=[power]", "hybrid={mixer: softmax, every: 2}"])
 
 
 mixer_overrides = st.one_of(

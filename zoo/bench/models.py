@@ -44,7 +44,7 @@ def softmax_backend(mixer: str) -> AbstractContextManager[Any]:
 def recipe_with(recipe: Recipe, mixer: str) -> Recipe:
     """Return a recipe with another mixer; its own keeps the options it has."""
     name = "softmax" if mixer in _BACKENDS else mixer
-    return recipe if recipe.mixer.name == name else configure(recipe, mixer=name)
+    return recipe if recipe.mixers is None and recipe.mixer.name == name else configure(recipe, mixer=name)
 
 
 def load_documents(recipe: Recipe) -> Corpus:

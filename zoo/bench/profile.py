@@ -124,7 +124,7 @@ def profile_step(step: TrainingStep, *, compiled: bool) -> ModelProfile:
     """Profile a step; a layer launches what the model does beyond one of fewer layers, over the layers it has more."""
     recipe, device = step.recipe, step.device
     forward, whole = profile_kernels(step.forward, device), profile_kernels(step, device)
-    few = 1 if recipe.hybrid is None else recipe.hybrid.every
+    few = len(recipe.repeated_mixers)
     more = (recipe.model.layers - 1) // few * few
     if more < few:
         return ModelProfile(forward, whole, None)

@@ -101,17 +101,23 @@ def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyVal
 
 
 def attend_in_place(
-    q: Tensor, k: Tensor, v: Tensor, state: KeyValueState, token: Token, sink: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: KeyValueState,
+    token: Token,
+    sink: Tensor | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Append one token's keys and values `[B, Hk, K]` in place and attend to them from q `[B, Hq, K]`; `[B, Hq, K]`.
 
-    `sink [Hq]` is as in `attend_where`.
+    `sink [Hq]` and `cap` are as in `attend_where`.
     """
     rows, capacity = state.keys.shape[:2]
     row, slot = torch.arange(rows, device=k.device), token.position % capacity
     state.keys[row, slot] = k.to(state.keys.dtype)
     state.values[row, slot] = v.to(state.values.dtype)
-    if sink is None and supports_cache_attention(q, state.keys, state.values):
+    if sink is None and cap is None and supports_cache_attention(q, state.keys, state.values):
         return cache_attention(q, state.keys, state.values, token.after, token.start)
     visible = held_positions(token.after, capacity) >= token.start[:, None]
-    return attend_where(q[:, None], state.keys, state.values, visible[:, None], sink)[:, 0]
+    return attend_where(q[:, None], state.keys, state.values, visible[:, None], sink, cap)[:, 0]

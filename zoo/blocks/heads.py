@@ -1,6 +1,6 @@
 """Projections into heads and out of them, with their options: rotary embedding, query/key norm, output norm."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.linear import ResidualLinear
-from zoo.blocks.norms import HeadNorm
+from zoo.blocks.norms import HeadNorm, WholeNorm
 from zoo.blocks.rotary import RotaryTable, Rotation, rotate, turning_width
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.limits import MOST, WIDEST_HEAD
 
-__all__ = ["HeadConfig", "HeadOutput", "HeadShape", "QueryKeyValue", "resolve_heads"]
+__all__ = ["HeadConfig", "HeadOutput", "HeadShape", "QueryKeyNorm", "QueryKeyValue", "resolve_heads"]
+
+QueryKeyNorm = bool | Literal["whole"]
+"""RMSNorm over each head of the queries and of the keys, or over all heads of either together (`whole`), or neither."""
 
 
 class HeadConfig(Config):
@@ -32,8 +35,11 @@ class HeadConfig(Config):
     rotary: bool | None = None
     """Rotate queries and keys by their position."""
 
-    query_key_norm: bool = False
-    """RMSNorm over each head of the queries and of the keys, before the rotation."""
+    rotary_base: float | None = Field(None, gt=1)
+    """Base of the rotation in this layer, which the model's `rotary_scaling` then leaves alone; None: the model's."""
+
+    query_key_norm: QueryKeyNorm = False
+    """RMSNorm over each head of the queries and of the keys, before the rotation; `whole`: over all heads together."""
 
     output_norm: bool | None = None
     """RMSNorm over each head's output; None: only where the mixer has no normaliser of its own."""
@@ -89,13 +95,16 @@ class QueryKeyValue(nn.Module):
         self.heads = heads
         rotary = context.rotary if config.rotary is None else config.rotary
         turning = turning_width(heads.width, context.rotary_share)
-        self.rotation = Rotation(turning, context.rotary_base, context.rotary_scaling) if rotary and turning else None
+        scaled = (context.rotary_base, context.rotary_scaling)
+        base, scaling = scaled if config.rotary_base is None else (config.rotary_base, None)
+        self.rotation = Rotation(turning, base, scaling) if rotary and turning else None
         multiplier = context.attention_multiplier  # of scores, which every mixer divides by sqrt(K) already
         self.query_scale = 1.0 if multiplier is None else multiplier * heads.width**0.5
         self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
-        normed = config.query_key_norm
-        self.query_norm = HeadNorm(heads.query, heads.width, context.norm_eps) if normed else nn.Identity()
-        self.key_norm = HeadNorm(heads.key_value, heads.width, context.norm_eps) if normed else nn.Identity()
+        self.query_norm, self.key_norm = (
+            _make_query_key_norm(config.query_key_norm, each, context, heads.width)
+            for each in (heads.query, heads.key_value)
+        )
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`positions` is `[B, T]`, or `[1, T]` where all rows stand at the same place.
@@ -118,6 +127,12 @@ class QueryKeyValue(nn.Module):
         return (q, k, v) if table is None else (rotate(q, table), rotate(k, table), v)
 
 
+def _make_query_key_norm(kind: QueryKeyNorm, heads: int, context: LayerContext, width: int) -> nn.Module:
+    if not kind:
+        return nn.Identity()
+    return (WholeNorm if kind == "whole" else HeadNorm)(heads, width, context.norm_eps, context.norm_offset)
+
+
 class HeadOutput(nn.Module):
     """Project the heads' outputs `[..., Hq, V]` back to `[..., M]`: an RMSNorm of each head and a gate, if there are.
 
@@ -135,7 +150,8 @@ class HeadOutput(nn.Module):
         super().__init__()
         norm = not normalized if config.output_norm is None else config.output_norm
         channels = heads.query * heads.width
-        self.norm = HeadNorm(heads.query, heads.width, context.norm_eps) if norm else nn.Identity()
+        offset = context.norm_offset
+        self.norm = HeadNorm(heads.query, heads.width, context.norm_eps, offset) if norm else nn.Identity()
         self.gate = nn.Linear(context.width, channels, context.bias) if config.output_gate else None
         self.projection = ResidualLinear(channels, context.width, context.bias)
 

@@ -28,6 +28,7 @@ class LayerContext:
     rotary_share: float = 1.0
     attention_multiplier: float | None = None
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0
     layer: int = 0
     layers: int = 1
 

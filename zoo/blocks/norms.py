@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from zoo.blocks.treatment import STEADY
 
 __all__ = [
-    "GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "RMSNorm", "make_norm", "unit_length",
+    "GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "OffsetRMSNorm", "RMSNorm", "WholeNorm",
+    "make_norm", "unit_length",
 ]  # fmt: skip
 
-NormName = Literal["layernorm", "rmsnorm"]
+NormName = Literal["layernorm", "rmsnorm", "offset-rmsnorm"]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -38,26 +39,58 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, self.normalized_shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """RMSNorm whose weights are what the factors are beyond one, as in Gemma: 16 bits hold them better there.
+
+    Computed in float32 at least; the output has the input's dtype.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32))
+        return F.rms_norm(wide, self.normalized_shape, 1 + self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        """Start with factors of one."""
+        nn.init.zeros_(self.weight)
+
+
 class HeadNorm(nn.Module):
     """RMSNorm over the width of every head of `[..., H, K]`, each with a weight of its own, as in RetNet.
 
-    Computed in the wider of the input's and the weight's dtype; output in the input's.
+    Computed in the wider of the input's and the weight's dtype, with an offset at least in float32; output in the
+    input's.
+
+    Args:
+        offset: added to the weights: 1 where they are what factors are beyond one.
     """
 
     treatments: ClassVar = {"weight": STEADY}
 
-    def __init__(self, heads: int, width: int, eps: float) -> None:
+    def __init__(self, heads: int, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((heads, width), 1 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        return (F.rms_norm(wide, x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        if self.offset:
+            wide = torch.promote_types(wide, torch.float32)  # where the sum has the bits of both
+        factor: Tensor = self.weight.to(wide) + self.offset if self.offset else self.weight
+        return (self._divided(x.to(wide)) * factor).to(x.dtype)
+
+    def _divided(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
     def initialize(self, std: float) -> None:
-        """Start at one, whatever `std` other weights have."""
-        nn.init.ones_(self.weight)
+        """Start with factors of one, whatever `std` other weights have."""
+        nn.init.constant_(self.weight, 1 - self.offset)
+
+
+class WholeNorm(HeadNorm):
+    """RMSNorm over all heads of `[..., H, K]` together, as in OLMo 2."""
+
+    def _divided(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.flatten(-2), (x.shape[-2] * x.shape[-1],), eps=self.eps).view_as(x)
 
 
 class HeadLayerNorm(nn.Module):
@@ -112,4 +145,6 @@ def unit_length(x: Tensor) -> Tensor:
 
 def make_norm(name: NormName, width: int, eps: float, bias: bool) -> nn.Module:
     """Return the layer called `name`; only LayerNorm knows a bias."""
-    return LayerNorm(width, eps, bias=bias) if name == "layernorm" else RMSNorm(width, eps)
+    if name == "layernorm":
+        return LayerNorm(width, eps, bias=bias)
+    return RMSNorm(width, eps) if name == "rmsnorm" else OffsetRMSNorm(width, eps)

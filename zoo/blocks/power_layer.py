@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.gate import RetentionGate, with_resets
-from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
+from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyNorm, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
@@ -31,7 +31,7 @@ __all__ = ["PowerHeadConfig", "PowerLayer", "check_power_state"]
 class PowerHeadConfig(HeadConfig):
     """Options of mixers that choose their power."""
 
-    query_key_norm: bool = True
+    query_key_norm: QueryKeyNorm = True
 
     p: int = Field(2, ge=1, le=4)
     """The power of the scores, which sets the size of the state: C(head_width + p - 1, p) rows a head, and

@@ -21,6 +21,8 @@ __all__ = ["main"]
         "generate": ("zoo.cli.generate:generate", "Let a trained model continue a text."),
         "export": ("zoo.cli.export:export", "Write a trained model for Hugging Face transformers."),
         "convert": ("zoo.cli.convert:convert", "Put another mixer into a model of transformers, and train it."),
+        "serve": ("zoo.cli.serve:serve", "Answer requests of OpenAI's clients with a model."),
+        "evaluate": ("zoo.cli.evaluate:evaluate", "Evaluate a model on published tasks."),
         "data": ("zoo.cli.data:data", "Turn text into token shards."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
         "bench": ("zoo.cli.bench:bench", "Measure speed and memory."),

@@ -89,7 +89,7 @@ def _matrix_column(recipe: Recipe) -> _Column:
 
     cells = {}
     for mixer in mixers:
-        own = mixer == recipe.mixer.name
+        own = recipe.mixers is None and mixer == recipe.mixer.name
         millions = f"{_parameters(recipe if own else configure(recipe, mixer=mixer)) / 1e6:.1f}"
         cells[mixer] = f"[bold]{millions}[/bold]" if own else millions
     return recipe.name.replace("-", "-\n"), cells
@@ -102,9 +102,9 @@ def _parameters(recipe: Recipe) -> int:
     from zoo.accounting import count_parameters
     from zoo.budget.layers import layer_costs
 
-    if recipe.hybrid is not None:
+    if len(set(recipe.layer_mixers)) > 1:
         return count_parameters(recipe).total
-    return layer_costs(recipe.model, recipe.mixer, 1, torch.float32).parameters(recipe.model.layers)
+    return layer_costs(recipe.model, recipe.layer_mixers[0], 1, torch.float32).parameters(recipe.model.layers)
 
 
 def _parts(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from zoo.data import RawTokens, tokenizer_of
 from zoo.errors import InputError
+from zoo.hf.folders import load_hf_run
 from zoo.hf.tokenizer import to_hf_tokenizer
-from zoo.hf.zoo_model import to_hf
 from zoo.report.files import writing
-from zoo.training import load_run
 
 __all__ = ["export_run"]
 
@@ -23,10 +22,8 @@ def export_run(run_folder: Path | str, folder: Path | str) -> None:
         CheckpointError: there is no run or no checkpoint yet, or it is damaged.
         InputError: they cannot be written.
     """
-    recipe, decoder = load_run(Path(run_folder))
+    recipe, model = load_hf_run(Path(run_folder))
     tokenizer = tokenizer_of(recipe.data)
-    separator = tokenizer.separator
-    model = to_hf(decoder, bos_token_id=separator, eos_token_id=separator, pad_token_id=separator)
     with writing(Path(folder), InputError):
         model.save_pretrained(folder)
         if not isinstance(tokenizer, RawTokens):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from zoo.data import Corpus, load_corpus
 from zoo.errors import InputError
 from zoo.hf.convert import convert
+from zoo.hf.folders import load_tokenizer, load_transformers
 from zoo.hf.report import ConversionReport
 from zoo.hf.stages import Stage, StageResult, distill, transfer
 from zoo.hf.stages.distill import Trained
@@ -91,7 +92,10 @@ def convert_on_disk(
     if wanted and plan.text is None:
         raise InputError("text: expected the source of a text to train on, was None")
     chosen = choose_device(device)
-    model, tokenizer = _load(path, torch.float32 if wanted else "auto"), _tokenizer(path, required=wanted)
+    model, tokenizer = (
+        load_transformers(path, torch.float32 if wanted else "auto"),
+        load_tokenizer(path, required=wanted),
+    )
     teacher = copy.deepcopy(model).to(chosen) if plan.distill is not None else None
     with seeded(plan.seed, chosen):
         report = convert(model, **plan.options)
@@ -132,50 +136,6 @@ def _check_out(out: Path) -> None:
         raise InputError(f"out: {out} holds a model already; name a new folder")
     if any(out.iterdir()) and not (out / _WORK).is_dir():
         raise InputError(f"out: {out} holds something else; name a new folder")
-
-
-def _place(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return where transformers looks for a model, and how it is told the file."""
-    if path.suffix == ".gguf" and path.is_file():
-        return str(path.parent), {"gguf_file": path.name}
-    if (path / "config.json").is_file():
-        return str(path), {}
-    raise InputError(f"path: expected a folder with config.json and safetensors, or a .gguf file, was {str(path)!r}")
-
-
-def _load(path: Path, dtype: Any) -> PreTrainedModel:
-    folder, options = _place(path)
-    if options:
-        options = options | _unpacked()
-        dtype = torch.float32
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise InputError(f"path: {path} cannot be loaded: {' '.join(str(error).split())}") from error
-    return model.eval()
-
-
-def _unpacked() -> dict[str, Any]:
-    """Options that make whole weights of a GGUF file's."""
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _tokenizer(path: Path, *, required: bool) -> Any:
-    folder, options = _place(path)
-    try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        if not required:
-            return None
-        raise InputError(f"path: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
-    if required and not isinstance(found, PreTrainedTokenizerFast):
-        raise InputError(f"path: expected a tokenizer with a tokenizer.json, was {type(found).__name__}")
-    return found
 
 
 def _write(model: PreTrainedModel, tokenizer: Any, work: Path, out: Path) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from zoo.blocks.gate import Retention
-from zoo.blocks.heads import HeadConfig
+from zoo.blocks.heads import HeadConfig, QueryKeyNorm
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerLayer
 
@@ -14,7 +14,7 @@ class GatedLinearConfig(HeadConfig):
     """Options of gated linear attention."""
 
     name: Literal["gated-linear"] = "gated-linear"
-    query_key_norm: bool = True
+    query_key_norm: QueryKeyNorm = True
 
     retention: Retention = (0.9, 0.9999)
     """Share of the past that the most forgetful and the most retentive head keep a token at the start of training."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from zoo.blocks.heads import HeadConfig
+from zoo.blocks.heads import HeadConfig, QueryKeyNorm
 from zoo.blocks.layer import LayerContext
 from zoo.blocks.power_layer import PowerLayer
 
@@ -13,7 +13,7 @@ class LinearConfig(HeadConfig):
     """Options of linear attention."""
 
     name: Literal["linear"] = "linear"
-    query_key_norm: bool = True
+    query_key_norm: QueryKeyNorm = True
 
 
 class Linear(PowerLayer):

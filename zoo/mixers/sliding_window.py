@@ -1,10 +1,10 @@
 """Sliding-window attention: every token sees itself and the `window - 1` tokens before it."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
@@ -33,6 +33,15 @@ class SlidingWindowConfig(HeadConfig):
     sinks: bool = False
     """A learned score a head that takes its part of the softmax and gives nothing, so that a token may look nowhere."""
 
+    score_cap: float | None = Field(None, gt=0)
+    """Scores s become `c tanh(s / c)`, below which they stay, as in Gemma 2."""
+
+    @model_validator(mode="after")
+    def _check_cap(self) -> Self:
+        if self.sinks and self.score_cap is not None:
+            raise ValueError(f"score_cap: must be null beside sinks, got {self.score_cap}")
+        return self
+
 
 class SlidingWindow(Mixer):
     """Softmax attention over the last `window` tokens; cost linear in T, and a state of fixed size.
@@ -43,7 +52,7 @@ class SlidingWindow(Mixer):
 
     def __init__(self, config: SlidingWindowConfig, context: LayerContext) -> None:
         super().__init__()
-        self.window = config.window
+        self.window, self.cap = config.window, config.score_cap
         self.heads = resolve_heads(config, context)
         self.input = QueryKeyValue(config, context, self.heads)
         self.sink = nn.Parameter(torch.zeros(self.heads.query)) if config.sinks else None
@@ -63,22 +72,22 @@ class SlidingWindow(Mixer):
             return self.output(self._attend_over(x, window, window.group), x), None
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         q, k, v = self.input(x, window.positions)
-        if state is None and self.sink is None and supports_flex(q):
+        if state is None and self.sink is None and self.cap is None and supports_flex(q):
             first = torch.maximum(window.starts[:, 1:], window.positions - (self.window - 1))
             attended = interval_attention(q, k, v, first, window.positions)
         else:
-            attended = banded_attention(q, k, v, past, window, self.window, self.sink)
+            attended = banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
         return self.output(attended, x), append(past, k, v, window) if window.return_state else None
 
     def _attend_over(self, x: Tensor, window: Window, group: SequenceGroup) -> Tensor:
         """Attend to keys of this process's share, and to those at the end of the one before."""
         q, k, v = self.input(x, window.positions)
         before = [tail(part, self.halo, group) for part in (k, v)]
-        if self.sink is not None:
+        if self.sink is not None or self.cap is not None:
             # A ring: its slots are in no order of time, and one holds what no query sees.
             slots = (torch.arange(self.window, device=q.device) - window.before[:1]) % self.window
             past = KeyValueState(*(F.pad(part, (0, 0, 0, 0, 1, 0))[:, slots] for part in before))
-            return banded_attention(q, k, v, past, window, self.window, self.sink)
+            return banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
         keys, values = (concatenate(both, 1) for both in zip(before, (k, v), strict=True))
         last = self.halo + torch.arange(q.shape[1], device=q.device)
         start = window.starts[:, 1:] - window.before[:, None] + self.halo
@@ -86,7 +95,7 @@ class SlidingWindow(Mixer):
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
-        return self.output(attend_in_place(q, k, v, state, token, self.sink), x)
+        return self.output(attend_in_place(q, k, v, state, token, self.sink, self.cap), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
         return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)
@@ -105,11 +114,18 @@ class SlidingWindow(Mixer):
 
 
 def banded_attention(
-    q: Tensor, k: Tensor, v: Tensor, past: KeyValueState, window: Window, width: int, sink: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: KeyValueState,
+    window: Window,
+    width: int,
+    sink: Tensor | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Attend from q `[B, T, Hq, K]` to the `width` keys up to each query, among `past` and k, v `[B, T, Hk, K]`.
 
-    `sink [Hq]` is as in `attend_where`.
+    `sink [Hq]` and `cap` are as in `attend_where`.
 
     The queries are cut into blocks, each of which meets its own block of keys and those before it that its band can
     reach: a quarter of the band to a block, which keeps both the copies of keys and the pairs computed in vain few.
@@ -141,5 +157,5 @@ def banded_attention(
     visible = (in_band & not_before).expand(B, -1, -1, -1).flatten(0, 1)
 
     query_blocks = F.pad(q, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
-    o = attend_where(query_blocks, key_blocks(past.keys, k), key_blocks(past.values, v), visible, sink)
+    o = attend_where(query_blocks, key_blocks(past.keys, k), key_blocks(past.values, v), visible, sink, cap)
     return o.unflatten(0, (B, blocks)).flatten(1, 2)[:, :T]

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, within_room
@@ -9,7 +11,7 @@ from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_head
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
 from zoo.blocks.mixer import Mixer
-from zoo.blocks.softmax_attention import attention_flops, causal_attention
+from zoo.blocks.softmax_attention import attend_where, attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
 from zoo.kernels.interval_attention import interval_attention
@@ -22,6 +24,9 @@ class SoftmaxConfig(HeadConfig):
     """Options of softmax attention."""
 
     name: Literal["softmax"] = "softmax"
+
+    score_cap: float | None = Field(None, gt=0)
+    """Scores s become `c tanh(s / c)`, below which they stay, as in Gemma 2. All pairs are then held in memory."""
 
 
 class Softmax(Mixer):
@@ -37,29 +42,32 @@ class Softmax(Mixer):
 
     def __init__(self, config: SoftmaxConfig, context: LayerContext) -> None:
         super().__init__()
-        self.heads = resolve_heads(config, context)
+        self.heads, self.cap = resolve_heads(config, context), config.score_cap
         self.input = QueryKeyValue(config, context, self.heads)
         self.output = HeadOutput(config, context, self.heads, normalized=True)
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
         q, k, v = self.input(x, window.positions)
         if window.group is not None:
-            k, v = (gather_tokens(part, window.group) for part in (k, v))
-            o = interval_attention(q, k, v, window.starts[:, 1:], window.positions)
-            return self.output(o, x), KeyValueState(k, v)
-        if state is None:
+            after = KeyValueState(*(gather_tokens(part, window.group) for part in (k, v)))
+        elif state is None:
             after = KeyValueState(k.contiguous(), v.contiguous())
         else:
             after = append(state, within_room(k, state.keys.shape[1], window.after), v, window)
-        if state is None and window.resets is None:
+        if self.cap is None and state is None and window.resets is None and window.group is None:
             return self.output(causal_attention(q, k, v), x), after
         last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache
-        return self.output(interval_attention(q, *after, window.starts[:, 1:], last), x), after
+        first = window.starts[:, 1:]
+        if self.cap is None:
+            return self.output(interval_attention(q, *after, first, last), x), after
+        slot = torch.arange(after.keys.shape[1], device=x.device)
+        visible = (slot >= first[..., None]) & (slot <= last[..., None])
+        return self.output(attend_where(q, *after, visible, cap=self.cap), x), after
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
         k = within_room(k, state.keys.shape[1], token.after)
-        return self.output(attend_in_place(q, k, v, state, token), x)
+        return self.output(attend_in_place(q, k, v, state, token, cap=self.cap), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
         if room.max_len is None or room.max_len < 1:

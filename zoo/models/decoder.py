@@ -88,7 +88,7 @@ class Decoder(CompiledByItself):
         self.position_embedding = nn.Embedding(config.max_positions, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, mixer, layer) for layer, mixer in enumerate(mixer_configs))
         self.norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
-        self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, config.head_bias)
         self.reset_parameters(seed=seed)
 
     def reset_parameters(self, *, seed: int | None = None, part: str = "") -> None:
@@ -339,10 +339,9 @@ class Decoder(CompiledByItself):
         return self._head(self._normed(x))
 
     def _head(self, x: Tensor) -> Tensor:
-        if self.head is None:
-            return F.linear(x, self.token_embedding.weight)
-        logits: Tensor = self.head(x)
-        return logits
+        logits: Tensor = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
+        cap = self.config.logits_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _next_logits(self, x: Tensor) -> Tensor:
         """`[B, vocab]` for one token a row, `x [B, M]`.
@@ -356,6 +355,8 @@ class Decoder(CompiledByItself):
     @property
     def _head_weight(self) -> Tensor | None:
         """The matrix that is all there is to the head; None where the head has to be called as a module."""
+        if self.config.logits_cap is not None:
+            return None
         if self.head is None:
             return self.token_embedding.weight
         return self.head.weight if is_plain_linear(self.head) else None

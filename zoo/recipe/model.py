@@ -41,18 +41,26 @@ class DecoderConfig(Config):
     """Width of a head; None: width / heads."""
 
     feed_forward: FeedForwardName = "gelu"
-    """`gelu` with two matrices, `swiglu` with three, `rwkv7` with two and a token shift, or `none`: blocks of a mixer
-    alone, as in Mamba-2."""
+    """`gelu`, `erf-gelu` and `squared-relu` with two matrices, `swiglu` and `geglu` with three, `rwkv7` with two and a
+    token shift, or `none`: blocks of a mixer alone, as in Mamba-2."""
 
     feed_forward_width: int | None = Field(None, ge=1, le=WIDEST)
-    """Hidden width; None: 4 x width for gelu and rwkv7, 8/3 x width rounded up to a multiple of 64 for swiglu."""
+    """Hidden width; None: 4 x width, and 8/3 x width rounded up to a multiple of 64 for swiglu and geglu."""
+
+    parallel: bool = False
+    """A block's feed-forward layer reads what its mixer reads, and not what the mixer has added to, as in GPT-NeoX."""
 
     around: AroundName = "none"
     """Layers that stay around a mixer that is not the architecture's own: `mamba2`, a short convolution before it and a
     gate behind it, or `rwkv7`, a token shift before it and a gate of low rank behind it."""
 
     norm: NormName = "layernorm"
-    """`layernorm` or `rmsnorm`, before every mixer and feed-forward layer and before the head."""
+    """`layernorm`, `rmsnorm`, or `offset-rmsnorm`, whose weights are what factors are beyond one, as in Gemma; of every
+    mixer and feed-forward layer, and before the head."""
+
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Whether what a mixer or a feed-forward layer reads is normed, or what it adds to the residual stream (`after`, as
+    in OLMo 2), or both, as in Gemma 3."""
 
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance in every norm."""
@@ -87,11 +95,17 @@ class DecoderConfig(Config):
     logits_scaling: float = Field(1.0, gt=0)
     """What logits are divided by."""
 
+    logits_cap: float | None = Field(None, gt=0)
+    """Logits x become `c tanh(x / c)`, below which they stay, as in Gemma 2. A loss then holds all of them."""
+
     embedding_norm: bool = False
     """A norm after the token embedding, as in RWKV."""
 
     tie_embeddings: bool = True
     """Use the token embedding as the head's matrix."""
+
+    head_bias: bool = False
+    """A bias of the head, which is then not tied."""
 
     initialization: Literal["normal", "rwkv7"] = "normal"
     """How embeddings and the head start: normal numbers, or as in RWKV-7 (tiny, and orthogonal)."""
@@ -105,6 +119,8 @@ class DecoderConfig(Config):
             raise ValueError(f"heads must divide width {self.width} (or set head_width), got {self.heads}")
         if self.key_value_heads is not None and self.heads % self.key_value_heads:
             raise ValueError(f"key_value_heads must divide the {self.heads} heads, got {self.key_value_heads}")
+        if self.head_bias and self.tie_embeddings:
+            raise ValueError("head_bias: must be false where tie_embeddings is true")
         return self
 
     @property
@@ -127,6 +143,7 @@ class DecoderConfig(Config):
             rotary_share=self.rotary_share,
             attention_multiplier=self.attention_multiplier,
             norm_eps=self.norm_eps,
+            norm_offset=1.0 if self.norm == "offset-rmsnorm" else 0.0,
             layer=layer,
             layers=self.layers,
         )

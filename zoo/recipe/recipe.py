@@ -1,6 +1,7 @@
 """A recipe: a model, its mixers, its data and its training as one strict data file."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -58,6 +59,9 @@ class Recipe(Config):
     """A mixer's name, or a mapping of its `name` and options."""
 
     hybrid: Hybrid | None = None
+    mixers: tuple[NamedMixer, ...] | None = None
+    """In place of `mixer` and `hybrid`: one for each layer, or for so many that the layers are a repetition of."""
+
     data: DataConfig = DataConfig()
     task: NamedTask = None
     """A task's kind, or a mapping of its `kind` and options, to train on in place of `data`; None (or `text`): text."""
@@ -87,6 +91,13 @@ class Recipe(Config):
         model, context_length = self.model, self.training.context_length
         if self.hybrid is not None and self.hybrid.every > model.layers:
             raise ValueError(f"hybrid.every: must be at most model.layers {model.layers}, got {self.hybrid.every}")
+        if self.mixers is not None and self.hybrid is not None:
+            raise ValueError("hybrid: must be null beside mixers, which say what every layer has")
+        if self.mixers is not None and (not self.mixers or model.layers % len(self.mixers)):
+            raise ValueError(
+                f"mixers: must be one for each of model.layers {model.layers}, or a number that divides it, "
+                f"got {len(self.mixers)}"
+            )
         if model.positions == "learned" and context_length > model.max_positions:
             raise ValueError(
                 f"training.context_length: must be at most model.max_positions {model.max_positions}, "
@@ -105,17 +116,28 @@ class Recipe(Config):
     @property
     def layer_mixers(self) -> tuple[MixerConfig, ...]:
         """The mixer of each layer."""
-        hybrid = self.hybrid
-        return tuple(
-            self.mixer if hybrid is None or (layer + 1) % hybrid.every else hybrid.mixer
-            for layer in range(self.model.layers)
-        )
+        return tuple(self.repeated_mixers[layer % len(self.repeated_mixers)] for layer in range(self.model.layers))
+
+    @property
+    def repeated_mixers(self) -> tuple[MixerConfig, ...]:
+        """Those of the first layers, which the others repeat."""
+        if self.mixers is not None:
+            return self.mixers
+        return (self.mixer,) if self.hybrid is None else (self.mixer,) * (self.hybrid.every - 1) + (self.hybrid.mixer,)
+
+    @property
+    def mixer_names(self) -> str:
+        """What mixes over time, in words."""
+        repeated = self.repeated_mixers
+        (name, _), *others = Counter(mixer.name for mixer in repeated).items()
+        return ", ".join([name, *(f"{other} in {count} of {len(repeated)} layers" for other, count in others)])
 
     def override(self, overrides: Iterable[str]) -> "Recipe":
         """Return the recipe with `key=value` overrides applied; see `zoo.config.apply_overrides`.
 
-        `mixer=power` (or `mixer.name=power`) replaces the mixer by a fresh one, `mixer.p=2` sets one option; so do
-        `task=mqar` and `task.pairs=8`. With another task's vocabulary, `model.vocab_size` follows unless it is set too.
+        `mixer=power` (or `mixer.name=power`) replaces the mixer by a fresh one, and `mixers` too, `mixer.p=2` sets one
+        option; so do `task=mqar` and `task.pairs=8`. With another task's vocabulary, `model.vocab_size` follows unless
+        it is set too.
 
         Raises:
             ConfigError: an override is malformed, names an unknown key or gives an invalid value.
@@ -133,7 +155,12 @@ class Recipe(Config):
         # A mixer's options mean nothing to another one, so its name stands for the whole section; a task's kind too.
         normal = [re.sub(r"^((?:hybrid\.)?mixer)\.name=", r"\1=", override) for override in override_list(overrides)]
         normal = [re.sub(r"^task(?:\.kind)?=([a-z]\w*)$", _as_kind, override) for override in normal]
-        values = apply_overrides(self.model_dump(mode="json"), normal)
+        values = self.model_dump(mode="json")
+        if self.mixers is not None and any(override.startswith("mixer=") for override in normal):
+            values["mixers"] = None
+        values = apply_overrides(values, normal)
+        if values["mixers"] is not None and any(override.startswith(("mixer=", "mixer.")) for override in normal):
+            raise ConfigError("overrides: mixer: means nothing beside mixers, which say what every layer has")
         if not any(override.startswith(("model=", "model.vocab_size=")) for override in normal):
             vocabulary = task_vocabulary(values["task"], "overrides")
             if vocabulary is not None and vocabulary != (self.task and self.task.vocabulary):

@@ -42,7 +42,7 @@ def _match_flops(recipe: Recipe, first: Recipe) -> Recipe:
         return recipe
     if recipe.model.feed_forward == "none":
         raise ConfigError(
-            f"match: {recipe.name} with mixer {recipe.mixer.name} takes {_flops(recipe):,} FLOPs for a sequence, not "
+            f"match: {recipe.name} with mixer {recipe.mixer_names} takes {_flops(recipe):,} FLOPs for a sequence, not "
             f"{target:,}, and has no feed-forward layers to make up for it"
         )
     least = _flops(_with_hidden(recipe, 1))
@@ -51,7 +51,7 @@ def _match_flops(recipe: Recipe, first: Recipe) -> Recipe:
     matched = _with_hidden(recipe, width)
     if _differ(_flops(matched), target) > _TOLERANCE["flops"]:
         raise ConfigError(
-            f"match: no feed-forward width gives {recipe.name} with mixer {recipe.mixer.name} {target:,} FLOPs for a "
+            f"match: no feed-forward width gives {recipe.name} with mixer {recipe.mixer_names} {target:,} FLOPs for a "
             f"sequence within 1%; the nearest is {_flops(matched):,}"
         )
     return matched
@@ -61,7 +61,9 @@ def _match_state(recipe: Recipe, first: Recipe) -> Recipe:
     target = _state(first)
     if _differ(_state(recipe), target) <= _TOLERANCE["state"] / 2:
         return recipe
-    if isinstance(recipe.mixer, SlidingWindowConfig):
+    if recipe.mixers is not None:
+        matched = recipe
+    elif isinstance(recipe.mixer, SlidingWindowConfig):
         matched = _nearest(lambda window: _with_mixer(recipe, window=window), recipe.training.context_length, target)
     elif {"heads", "head_width"} <= set(type(recipe.mixer).model_fields):
         matched = _nearest(lambda width: _with_heads(recipe, width), _WIDEST_HEAD, target)
@@ -69,7 +71,7 @@ def _match_state(recipe: Recipe, first: Recipe) -> Recipe:
         matched = recipe
     if _differ(_state(matched), target) > _TOLERANCE["state"]:
         raise ConfigError(
-            f"match: the state of {recipe.name} with mixer {recipe.mixer.name} has {_state(recipe):,} bytes at a "
+            f"match: the state of {recipe.name} with mixer {recipe.mixer_names} has {_state(recipe):,} bytes at a "
             f"context of {recipe.training.context_length:,}, and {_state(matched):,} at best, not {target:,} within 10%"
         )
     return matched

@@ -17,7 +17,7 @@ __all__ = ["resolve_study"]
 
 _RATE, _STEPS = "training.learning_rate", "training.steps"
 _BUDGET = ("context_length", "batch_size", "accumulate", "steps", "evaluation_tokens", "seed")
-_OWN = {"name", "description", "model", "mixer", "hybrid", "training"}
+_OWN = {"name", "description", "model", "mixer", "hybrid", "mixers", "training"}
 """Sections of a recipe that variants may have of their own; of `training` but for what is budget."""
 
 

@@ -44,10 +44,7 @@ class Variant:
     @property
     def mixer(self) -> str:
         """What mixes over time, in words."""
-        hybrid = self.recipe.hybrid
-        if hybrid is None:
-            return self.recipe.mixer.name
-        return f"{self.recipe.mixer.name}, {hybrid.mixer.name} in 1 of {hybrid.every} layers"
+        return self.recipe.mixer_names
 
     @property
     def steps(self) -> int:

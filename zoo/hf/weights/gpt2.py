@@ -9,7 +9,7 @@ from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Piece, Same, Transposed
 from zoo.hf.weights.settings import Settings
-from zoo.hf.weights.styles import check_multipliers
+from zoo.hf.weights.styles import check_defaults
 from zoo.mixers.softmax import SoftmaxConfig
 from zoo.models import Decoder, DecoderConfig
 
@@ -63,7 +63,7 @@ def _pieces(config: DecoderConfig) -> Iterator[Piece]:
 
 def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     config = decoder.config
-    check_multipliers("gpt2", config)
+    check_defaults("gpt2", config)
     style = (config.feed_forward, config.norm, config.positions, config.around, config.embedding_norm, config.bias)
     if style != ("gelu", "layernorm", "learned", "none", False, True):
         raise InputError(f"model: a gpt2 has gelu, layernorm, learned positions and biases, was {', '.join(style[:3])}")

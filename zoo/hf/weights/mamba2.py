@@ -10,7 +10,7 @@ from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Piece, Same, Squeezed, Zeros
 from zoo.hf.weights.settings import Settings
-from zoo.hf.weights.styles import check_multipliers
+from zoo.hf.weights.styles import check_defaults
 from zoo.mixers.mamba2 import Mamba2Config
 from zoo.models import Decoder, DecoderConfig
 
@@ -100,7 +100,7 @@ def _pieces(config: DecoderConfig, embedding: str, convolved: bool) -> Iterator[
 
 def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     config, mixer = decoder.config, decoder.mixer_configs[0]
-    check_multipliers("mamba2", config)
+    check_defaults("mamba2", config)
     style = (config.feed_forward, config.norm, config.positions, config.embedding_norm)
     if style != ("none", "rmsnorm", "none", False):
         raise InputError(

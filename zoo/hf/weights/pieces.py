@@ -10,11 +10,13 @@ from torch import Tensor
 from zoo.errors import InputError
 
 __all__ = [
+    "Interleaved",
     "Joined",
     "Ones",
     "Piece",
     "Reshaped",
     "Same",
+    "Shared",
     "SharedByHeads",
     "Split",
     "Squeezed",
@@ -124,6 +126,37 @@ class Split(Piece):
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [torch.cat(list(tensors))]
+
+
+@dataclass(frozen=True)
+class Interleaved(Piece):
+    """Rows of all queries, then keys, then values, which the file has head by head, of so many heads each."""
+
+    heads: int
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        (x,) = tensors
+        if len(x) % (3 * self.heads):
+            return [x]  # of a shape that is refused
+        return [x.unflatten(0, (self.heads, 3, -1)).transpose(0, 1).flatten(0, 2)]
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        (x,) = tensors
+        return [x.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)]
+
+
+class Shared(Piece):
+    """Tensors that are one and the same of the file."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return [tensors[0]] * len(shapes)
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        first, *others = tensors
+        for name, x in zip(self.names[1:], others, strict=True):
+            if not torch.equal(x, first):
+                raise InputError(f"{name}: expected the same as {self.names[0]}, which is all that the file holds")
+        return [first]
 
 
 class SharedByHeads(Piece):

@@ -14,7 +14,7 @@ from zoo.blocks.rotary_scaling import (
 from zoo.errors import ConfigError, InputError
 from zoo.hf.weights.settings import Settings
 
-__all__ = ["Rotary", "read_rotary", "write_rotary"]
+__all__ = ["Rotary", "read_rotary", "split_rotary", "write_rotary"]
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -57,11 +57,11 @@ class Rotary(NamedTuple):
     share: float
 
 
-def read_rotary(settings: Settings, *, base: float = 10_000.0, least_share: float = 1.0) -> Rotary:
+def read_rotary(settings: Settings, *, base: float = 10_000.0, share: float = 1.0, least_share: float = 1.0) -> Rotary:
     """Read `rope_parameters` of a config.json, or `rope_theta` and `rope_scaling` of older ones.
 
     Args:
-        base: of files that do not say it.
+        base, share: of files that do not say it.
         least_share: the least share of a head's channels that turns in such a model.
 
     Raises:
@@ -69,7 +69,7 @@ def read_rotary(settings: Settings, *, base: float = 10_000.0, least_share: floa
     """
     parameters = _parameters(settings)
     base = float(parameters.get("rope_theta") or settings.take("rope_theta", base))
-    share = float(settings.take("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0))
+    share = float(settings.take("partial_rotary_factor", parameters.get("partial_rotary_factor") or share))
     if not least_share <= share <= 1:
         expected = "1.0, all that such a model can be" if least_share == 1 else "more than 0 and at most 1"
         raise InputError(f"{settings.source}: partial_rotary_factor: expected {expected}, was {share}")
@@ -95,6 +95,29 @@ def read_rotary(settings: Settings, *, base: float = 10_000.0, least_share: floa
         return Rotary(base, cast(RotaryScaling, scaling), share)
     except ConfigError as error:
         raise InputError(str(error)) from None
+
+
+def split_rotary(settings: Settings) -> float:
+    """Return the base of layers with a window, and leave `rope_parameters` of the others in the place of those of both.
+
+    Raises:
+        InputError: they are of another kind of layer, or scaled in layers with a window.
+    """
+    parameters = settings.values.get("rope_parameters")
+    base = float(settings.take("rope_local_base_freq", 10_000.0))  # as older files have it
+    if not isinstance(parameters, dict) or "sliding_attention" not in parameters:
+        return base
+    for name in sorted(parameters.keys() - {"sliding_attention", "full_attention"}):
+        raise InputError(f"{settings.source}: rope_parameters.{name}: unknown key")
+    local = Settings({"rope_parameters": parameters["sliding_attention"]}, settings.source)
+    rotary = read_rotary(local, base=base)
+    if rotary.scaling is not None:
+        raise InputError(
+            f"{settings.source}: rope_parameters.sliding_attention.rope_type: expected 'default', all that a zoo model "
+            f"can be, was {rotary.scaling.kind!r}"
+        )
+    settings.values["rope_parameters"] = parameters.get("full_attention")
+    return rotary.base
 
 
 def write_rotary(base: float, scaling: RotaryScaling | None, share: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import Piece, Reshaped, Same, Stacked, Transposed
 from zoo.hf.weights.settings import Settings
-from zoo.hf.weights.styles import check_multipliers
+from zoo.hf.weights.styles import check_defaults
 from zoo.mixers.rwkv7 import Rwkv7Config
 from zoo.models import Decoder, DecoderConfig
 
@@ -113,7 +113,7 @@ def _norm(name: str, source: str) -> Iterator[Piece]:
 
 def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     config = decoder.config
-    check_multipliers("rwkv7", config)
+    check_defaults("rwkv7", config)
     style = (config.feed_forward, config.norm, config.positions, config.bias, config.embedding_norm)
     if style != ("rwkv7", "layernorm", "none", True, True) or config.tie_embeddings or config.norm_eps != 1e-5:
         raise InputError(

@@ -11,10 +11,11 @@ from zoo.reading import read_regular
 __all__ = ["Settings", "read_settings"]
 
 _MEANINGLESS = {
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "id2label", "initializer_range", "label2id", "max_window_layers", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
-    "transformers.js_config", "transformers_version", "use_cache", "is_llama_config", "unk_token_id",
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "cache_implementation",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range", "label2id",
+    "max_window_layers", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "torch_dtype", "transformers.js_config", "transformers_version", "use_cache", "is_llama_config",
+    "unk_token_id",
 }  # fmt: skip
 """Of training, of text and of files: no output of a trained model depends on them."""
 
@@ -30,7 +31,7 @@ class Settings:
     """
 
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.values, self.source = values, source
+        self.values, self.source = dict(values), source
         self._known = set(_MEANINGLESS)
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
@@ -46,6 +47,12 @@ class Settings:
         if default is _REQUIRED:
             raise InputError(f"{self.source}: {name}: missing")
         return default
+
+    def rename(self, old: str, new: str) -> None:
+        """Read an older name of a key, where the newer one is absent."""
+        value = self.values.pop(old, None)
+        if value is not None:
+            self.values.setdefault(new, value)
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Check a value that a zoo model has no setting for: it is absent, null or one of these.
