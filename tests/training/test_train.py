@@ -193,6 +193,29 @@ def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
 
 
+def test_layers_compiled_by_themselves_share_their_graphs(tmp_path, corpus):
+    overrides = ["model.layers=3", "mixer=linear"]
+    train(short_recipe("tiny", *overrides), tmp_path / "plain", corpus=corpus)
+    result = train(short_recipe("tiny", *overrides, "training.compile=layers"), tmp_path / "layers", corpus=corpus)
+    assert (result.graph_breaks, result.recompiles) == (0, 0)
+    found, wanted = (dict(losses(tmp_path / name)) for name in ("layers", "plain"))
+    for step in sorted(wanted)[:2]:  # of steps before the rounding of gradients grows
+        assert found[step] == pytest.approx(wanted[step], rel=5e-5)
+    facts = json.loads((tmp_path / "layers" / "checkpoints" / "step-00000006" / "checkpoint.json").read_text())["facts"]
+    assert facts["compilation"]["graphs"] == 2  # of all three layers, one for steps and one for evaluations
+
+
+def test_any_number_of_layers_that_differ_compile_by_themselves(tmp_path, corpus, monkeypatch):
+    """Those of HGRN2 all do, by their least gates; the compiler alone gives up after eight."""
+    compile_by = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_by(self, backend="aot_eager", **options)
+    )
+    overrides = ["model.layers=11", "mixer=hgrn2", "training.compile=layers"]
+    result = train(short_recipe("tiny", *overrides), tmp_path, corpus=corpus)
+    assert (result.graph_breaks, result.recompiles) == (0, 0)
+
+
 @pytest.mark.parametrize("mixer", ["gated-power", "gated-linear", "mamba2", "rwkv7", "softmax"])
 def test_divergence_has_the_same_words_wherever_values_are_looked_at(tmp_path, corpus, monkeypatch, mixer):
     """On a CPU, gates that are not finite are refused by the op; on a GPU, and compiled, the loss tells them."""

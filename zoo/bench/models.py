@@ -88,7 +88,7 @@ class TrainingStep:
         recipe: its `training` section says precision and checkpointing.
         batches: what it sees, one a step, in turn.
         device: where the model is built, and the batches are.
-        compiled: run through `torch.compile(fullgraph=True)`, for this length alone.
+        compiled: run through `torch.compile(fullgraph=True)`, for this length alone; layer by layer if the recipe says.
         optimize: also clip the gradients and let AdamW step.
     """
 
@@ -103,7 +103,8 @@ class TrainingStep:
         self._autocast = autocast_dtype(self._config, device)
         self._objective = NextTokenLoss(self.model)
         if compiled:
-            self._objective.compile(fullgraph=True, dynamic=False)
+            by_layer = recipe.training.compile == "layers"
+            self._objective.compile_layers() if by_layer else self._objective.compile_whole()
         self._optimizer = build_optimizer(self.model, self._config) if optimize else None
         self._turns = cycle(batches)
 

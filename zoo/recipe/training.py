@@ -105,8 +105,9 @@ class TrainingConfig(Config):
     """Precision of matrix products: `auto` is bfloat16 on a CUDA device that has it, and none on a CPU, where bfloat16
     is faster on few machines and makes a run depend on the machine."""
 
-    compile: bool = True
-    """Train through `torch.compile(model, fullgraph=True)`; a model that does not compile whole is an error."""
+    compile: bool | Literal["layers"] = True
+    """Train through `torch.compile(model, fullgraph=True)`; a model that does not compile whole is an error. `layers`
+    compiles each kind of layer once, by itself: training begins sooner, and what is around layers is not fused."""
 
     checkpointing: Checkpointing = "none"
     """Activations that layers keep for the backward pass: `none`, all that it wants; `selective`, their inputs and the

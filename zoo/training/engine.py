@@ -19,7 +19,7 @@ from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
 from zoo.training.examples import Examples
 from zoo.training.measures import Measures, Scores
-from zoo.training.objective import Evaluation, NextTokenLoss
+from zoo.training.objective import Evaluation, NextTokenLoss, blocks_of
 from zoo.training.optimizer import (
     autocast,
     autocast_dtype,
@@ -29,7 +29,7 @@ from zoo.training.optimizer import (
     set_learning_rate,
 )
 from zoo.training.run.checkpoint import Checkpoint
-from zoo.training.spread import blocks_of, communicate_at_the_end, free_gathered, keep_gathered, spread
+from zoo.training.spread import communicate_at_the_end, free_gathered, keep_gathered, spread
 from zoo.training.state import (
     generator_tensors,
     model_tensors,
@@ -71,14 +71,11 @@ class Engine:
             gather = getattr(torch, config.parallel.gather)
             torch.manual_seed(config.seed)  # so that the seed drawn is that of a single process, which builds first
             seed = draw_seed()
-            spread(model, processes.mesh, processes.device, seed=seed, gather=gather, compiled=config.compile)
+            spread(model, processes.mesh, processes.device, seed=seed, gather=gather, compiled=bool(config.compile))
             if config.accumulate > 1:
                 keep_gathered(model)
         elif config.compile and not objective.is_compiled:
-            # Every batch has one of two shapes, so that sizes need not become variables.
-            objective.compile(fullgraph=True, dynamic=False)
-            # Measures have many: a graph for the first, and one for all others.
-            objective.tokens.compile(fullgraph=True)
+            objective.compile_layers() if config.compile == "layers" else objective.compile_whole()
         self._optimizer = build_optimizer(model, config)
         self._modes: set[str] = set()
 
@@ -123,8 +120,7 @@ class Engine:
         """Return everything that is asked of a trained model."""
         self._model.eval()
         # Layers that are compiled each by itself would compile anew for every length.
-        sharded = self._processes.mesh is not None
-        with torch.compiler.set_stance("force_eager") if sharded else nullcontext():
+        with torch.compiler.set_stance("force_eager") if self._by_layer else nullcontext():
             measures = self._examples.measure(self)
         free_gathered(self._model)
         return measures
@@ -151,9 +147,14 @@ class Engine:
     def expected_graphs(self) -> int:
         """How many graphs the compiler needs for what was done so far: one for steps, one for evaluations.
 
-        Where the parameters are sharded, the layers compile each by itself, and may or may not share graphs.
+        Layers that compile each by itself may or may not share graphs.
         """
-        return len(self._modes) * (1 if self._processes.mesh is None else len(blocks_of(self._model)))
+        return len(self._modes) * (len(blocks_of(self._model)) if self._by_layer else 1)
+
+    @property
+    def _by_layer(self) -> bool:
+        """Whether layers are compiled each by itself; gathering their parameters stays outside of graphs."""
+        return self._config.compile == "layers" or (self._processes.mesh is not None and self._config.compile)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the whole state, by file of a checkpoint and name. Every process has to call it."""
@@ -177,7 +178,10 @@ class Engine:
 
     def _loss(self, batch: Batch) -> Tensor:
         tokens, targets, resets = self._on_device(batch)
-        with autocast(self._autocast, self._processes.device):
+        # Layers of one class have one code, of which the compiler otherwise makes eight graphs and then gives up.
+        graphs = max(torch._dynamo.config.recompile_limit, 2 * len(blocks_of(self._model)))
+        limit = torch._dynamo.config.patch(recompile_limit=graphs) if self._by_layer else nullcontext()
+        with limit, autocast(self._autocast, self._processes.device):
             # Without marked documents there is nothing to forget, and mixers need no mask for it.
             return self._objective(tokens, targets, resets if self._examples.marked else None)
 

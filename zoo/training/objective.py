@@ -11,7 +11,7 @@ from torch.nn import functional
 from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_of
 from zoo.kernels.token_scores import TokenScores, logits_scores
 
-__all__ = ["HALVES", "Evaluation", "NextTokenLoss", "TokenByToken", "evaluate"]
+__all__ = ["HALVES", "Evaluation", "NextTokenLoss", "TokenByToken", "blocks_of", "evaluate"]
 
 HALVES = ("bits_per_byte_of_even_batches", "bits_per_byte_of_odd_batches")
 """What metrics call `Evaluation.halves`."""
@@ -32,8 +32,20 @@ class NextTokenLoss(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether `compile` was called."""
-        return self._compiled_call_impl is not None
+        """Whether `compile_whole` or `compile_layers` was called."""
+        return any(module._compiled_call_impl is not None for module in (self, *blocks_of(self.model)))
+
+    def compile_whole(self) -> None:
+        """Let the compiler take the model with its loss, and with the losses of tokens, as one graph each."""
+        # Every batch has one of two shapes, so that sizes need not become variables.
+        self.compile(fullgraph=True, dynamic=False)
+        # Measures have many: a graph for the first, and one for all others.
+        self.tokens.compile(fullgraph=True)
+
+    def compile_layers(self) -> None:
+        """Let the compiler take each layer as a graph; those that are alike share it."""
+        for layer in blocks_of(self.model):
+            layer.compile(fullgraph=True, dynamic=False)
 
     def forward(self, tokens: Tensor, targets: Tensor, resets: Tensor | None) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` `[B, T]` given `tokens` `[B, T]`."""
@@ -64,6 +76,11 @@ class TokenByToken(nn.Module):
         logits = self.model(tokens, resets=resets).logits
         scores = logits_scores(logits.flatten(0, 1), targets.flatten())
         return TokenScores(*(score.view_as(targets) for score in scores))
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the model's layers: the members of every list of modules it has directly."""
+    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
 class Evaluation(NamedTuple):

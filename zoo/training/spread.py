@@ -7,12 +7,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from zoo.models import Decoder
 
-__all__ = ["blocks_of", "communicate_at_the_end", "free_gathered", "keep_gathered", "spread"]
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the model's layers: the members of every list of modules it has directly."""
-    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+__all__ = ["communicate_at_the_end", "free_gathered", "keep_gathered", "spread"]
 
 
 def spread(
