@@ -107,6 +107,8 @@ def test_what_cannot_be_served_is_refused(
     zoo: Callable[..., Result], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     assert "path: expected a folder with config.json" in refused("serve", tmp_path, "--port", "0")
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json: cannot be read: " in refused("serve", tmp_path, "--port", "0")
     learned = build(shrink(load_recipe("gpt2-124m")))
     zoo_hf.to_hf(learned).save_pretrained(tmp_path)
     zoo_hf.to_hf_tokenizer(ByteTokenizer()).save_pretrained(tmp_path)

@@ -19,7 +19,9 @@ __all__ = ["serve"]
 @click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Answers that are made at a time.")
 @click.option("--waiting", default=64, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
 @click.option(
-    "--context", type=click.IntRange(2), help="Tokens of a prompt and its answer.  [default: what it was trained at]"
+    "--context",
+    type=click.IntRange(2),
+    help="Tokens of a prompt and its answer.  [default: what it was trained at, at most 8192]",
 )
 @click.option(
     "--chat-template",
@@ -62,7 +64,7 @@ def serve(
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
         template = None if chat_template is None else chat_template.read_text()
         decoder, speech, trained_at = load_served(path, device=device, template=template)
-        length, limit = context or trained_at, decoder.config.max_positions
+        length, limit = context or min(trained_at, 8192), decoder.config.max_positions
         if decoder.config.positions == "learned" and length > limit:
             raise InputError(f"context: expected at most {limit}, the positions of the model, was {length}")
         states = size(state_bytes(decoder.init_state(rows, max_len=length, device="meta")))

@@ -1,6 +1,5 @@
 """What is served: a decoder, and between text and its ids the tokenizer that belongs to it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ from jinja2 import TemplateError
 from zoo.errors import InputError
 from zoo.hf import ZooForCausalLM, import_weights
 from zoo.hf.folders import is_run, load_any, load_tokenizer
+from zoo.hf.weights.settings import read_settings
 from zoo.hf.weights.transfer import KINDS
 from zoo.models import Decoder
-from zoo.reading import read_regular
 from zoo.training.distributed import choose_device
 
 __all__ = ["Speech", "load_served"]
@@ -61,8 +60,7 @@ def load_served(
         CheckpointError: the run has no checkpoint yet, or it is damaged.
         InputError: there is no such model here, it knows no text, or it has no tokenizer.
     """
-    file = path / "config.json"
-    values = json.loads(read_regular(file)) if file.is_file() and not is_run(path) else {}
+    values = {} if is_run(path) or not (path / "config.json").is_file() else read_settings(path).values
     if values.get("model_type") in KINDS:
         decoder, tokenizer = import_weights(path).to(choose_device(device)), load_tokenizer(path, required=True)
         context = values.get("max_position_embeddings")
