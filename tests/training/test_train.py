@@ -193,6 +193,38 @@ def test_a_compiled_run_compiles_once_for_each_mode(tmp_path, corpus):
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path, corpus):
+    before = train(short_recipe("tiny"), tmp_path / "before", corpus=corpus)
+    recipe = short_recipe("tiny", f"training.start_from={tmp_path / 'before'}", "training.seed=5")
+    straight = train(recipe, tmp_path / "straight", corpus=corpus)
+    found = [r["bits_per_byte"] for r in read_metrics(tmp_path / "straight" / "metrics.jsonl") if "bits_per_byte" in r]
+    assert found[0] == before.final_bits_per_byte
+    with pytest.raises(StopError):
+        train(recipe, tmp_path / "resumed", corpus=corpus, progress=StopAt(5))
+    shutil.rmtree(tmp_path / "before")  # of no use any more
+    assert train(recipe, tmp_path / "resumed", corpus=corpus).final_bits_per_byte == straight.final_bits_per_byte
+    with pytest.raises(CheckpointError, match=r"holds a run with training.start_from=None, not "):
+        train(recipe, train_and_name(tmp_path / "drawn", corpus), corpus=corpus)
+
+
+def train_and_name(folder, corpus):
+    train(short_recipe("tiny", "training.seed=5"), folder, corpus=corpus)
+    return folder
+
+
+def test_weights_that_a_run_can_not_begin_with_leave_nothing_behind(tmp_path, corpus):
+    train(short_recipe("tiny"), tmp_path / "before", corpus=corpus)
+    for source, overrides, says in (
+        ("missing", (), "training.start_from: .*missing: holds no run"),
+        ("before", ("model.layers=5",), "training.start_from: .*before.*is of another model"),
+        ("before", ("data.tokenizer=none", "data.vocab_size=257"), "expected a run with data.tokenizer=none, .*bytes"),
+    ):
+        recipe = short_recipe("tiny", f"training.start_from={tmp_path / source}", *overrides)
+        with pytest.raises(CheckpointError, match=says):
+            train(recipe, tmp_path / "run", corpus=corpus)
+        assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
 def test_layers_compiled_by_themselves_share_their_graphs(tmp_path, corpus):
     overrides = ["model.layers=3", "mixer=linear"]
     train(short_recipe("tiny", *overrides), tmp_path / "plain", corpus=corpus)

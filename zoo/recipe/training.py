@@ -97,6 +97,9 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Determines the initial weights and the order of the data."""
 
+    start_from: str | None = Field(default=None, min_length=1)
+    """Folder of a run whose newest weights training begins with, in place of such as are drawn; all else is new."""
+
     spike: Literal["warn", "skip", "stop"] = "warn"
     """What a step does whose loss is above the mean of the 32 before by 1 nat per token and by 6 standard deviations of
     theirs: it is told, its update is left out (which takes reading the loss at every step), or training ends there."""

@@ -164,6 +164,15 @@ class Engine:
             "generators": generator_tensors(self._processes.device),
         }
 
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take the weights alone from a checkpoint of another run, which the first process alone reads.
+
+        Raises:
+            CheckpointError: it is of another model, or cannot be read.
+        """
+        tensors = partial(checkpoint.tensors, "model")
+        restore_model(self._model, tensors, f"training.start_from: {checkpoint.path}", self._processes)
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take the state from a checkpoint, which the first process alone reads.
 

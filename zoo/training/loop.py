@@ -32,6 +32,7 @@ from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
 from zoo.training.run.checkpoint import Checkpoint, first_not_finite
+from zoo.training.run.folder import trained
 from zoo.training.run.growth import check_same_run
 from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
 from zoo.training.run.result import TrainingResult, summarise
@@ -106,6 +107,9 @@ class Trainer:
         with ExitStack() as stack:
             signals = stack.enter_context(watching_signals())
             self._check_examples()
+            start = self._processes.from_main(self._find_start)
+            if start is not None:  # before anything is written, for it may be of another model
+                self._engine.start_from(start)
             self._processes.from_main(lambda: self._claim(stack))
             self._resume()
             if self._processes.is_main:
@@ -287,6 +291,22 @@ class Trainer:
             "peak_memory_bytes": self._peak_memory.bytes(),
         }
         return self._run.checkpoints.save(self._step, tensors, facts)
+
+    def _find_start(self) -> Checkpoint | None:
+        """The checkpoint of another run that this one begins with; None: of none, or this one goes on."""
+        source = self._config.start_from
+        if source is None or self._run.checkpoints.newest_step() > 0:
+            return None
+        try:
+            recipe, checkpoint = trained(Path(source))
+        except CheckpointError as error:
+            raise CheckpointError(f"training.start_from: {error}") from None
+        if self._recipe.task is None and recipe.data.tokenizer != self._recipe.data.tokenizer:
+            raise CheckpointError(
+                f"training.start_from: expected a run with data.tokenizer={self._recipe.data.tokenizer}, {source} has "
+                f"{recipe.data.tokenizer}"
+            )
+        return checkpoint
 
     def _resume(self) -> None:
         checkpoint = self._processes.from_main(self._find_checkpoint)

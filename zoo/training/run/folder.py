@@ -29,6 +29,7 @@ __all__ = [
     "load_result",
     "load_run",
     "run_status",
+    "trained",
 ]
 
 RunStatus = Literal["missing", "unfinished", "finished"]
@@ -182,11 +183,11 @@ def load_result(folder: Path) -> TrainingResult:
     return run.result()
 
 
-def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple[Recipe, Decoder]:
-    """Return the recipe of the run in `folder` and its model with the weights of the newest checkpoint, for inference.
+def trained(folder: Path) -> tuple[Recipe, Checkpoint]:
+    """Return the recipe of the run in `folder` and its newest checkpoint.
 
     Raises:
-        CheckpointError: there is no run or no checkpoint yet, or it is damaged or of another model.
+        CheckpointError: there is no run or no checkpoint yet, or it is damaged.
     """
     run = RunFolder(Path(folder))
     if run.status() == "missing":
@@ -195,6 +196,16 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise CheckpointError(f"{folder}: has no checkpoint yet")
+    return recipe, checkpoint
+
+
+def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple[Recipe, Decoder]:
+    """Return the recipe of the run in `folder` and its model with the weights of the newest checkpoint, for inference.
+
+    Raises:
+        CheckpointError: there is no run or no checkpoint yet, or it is damaged or of another model.
+    """
+    recipe, checkpoint = trained(folder)
     model = build(recipe, device=None if device is None else choose_device(device))
     restore_model(model, partial(checkpoint.tensors, "model"), str(checkpoint.path))
     return recipe, model.eval()
