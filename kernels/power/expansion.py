@@ -35,9 +35,9 @@ class Level(NamedTuple):
 def state_size(K: int, p: int, *, offset: bool = False) -> int:
     """Rows `D` of a packed state: the distinct monomials of degree `p` in `K` channels, in one more with an offset."""
     size, K = 1, K + 1 if offset else K  # no sum with a bool, which torch 2.11 doesn't trace
-    for i in range(p):  # the binomial coefficient, of a K that may be symbolic
-        size *= K + i
-    return size // math.factorial(p)  # one division: torch 2.11 can't print a quotient of quotients
+    for i in range(p):  # the binomial coefficient, in steps that a symbolic K can take
+        size = size * (K + i) // (i + 1)
+    return size
 
 
 # The tables are kept as arrays, not tensors: a tensor made while a model is being traced or under inference mode would
