@@ -4,6 +4,8 @@ The shape legend: `B` batch, `T` tokens, `H` heads, `N` channels of a head, whic
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,15 +97,17 @@ def rwkv7(
         r, log_w, k, v, kappa, a = (x.masked_fill(past_end, 0) for x in (r, log_w, k, v, kappa, a))
     check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
     tokens = Tokens(r, log_w, k, v, kappa, a)
-    options = Options(False, chunk_size or 0, resolve_base(log_w_floor))
+    mix = partial(_mix, impl=impl, chunk_size=chunk_size or 0, log_w_floor=log_w_floor)
     if group is not None:
         check_share(state=state, lengths=lengths, return_state=return_state or None)
-        state = _state_before(tokens, options, impl, group)
-    o, after = _mix(tokens, state, options, impl)
+        state = _state_before(tokens, mix, group)
+    o, after = mix(tokens, state)
     return Rwkv7Output(o, after if return_state else None)
 
 
-def _mix(tokens: Tokens, state: Tensor | None, options: Options, impl: Implementation | None) -> tuple[Tensor, Tensor]:
+def _mix(
+    tokens: Tokens, state: Tensor | None, *, impl: Implementation | None, chunk_size: int, log_w_floor: float
+) -> tuple[Tensor, Tensor]:
     """The output and the state after it, by the implementation of this name, None for the fastest."""
     r = tokens.r
     if impl in ("triton", "chunked"):
@@ -118,19 +122,21 @@ def _mix(tokens: Tokens, state: Tensor | None, options: Options, impl: Implement
         wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tokens, state))
         # Here, and not inside the op, where checkpointing would keep the copies with the op's outputs.
         tokens = Tokens(*(x.contiguous() for x in tokens))
-        options = options._replace(use_triton=True, save=wants_gradient)
+        options = Options(True, chunk_size, resolve_base(log_w_floor), wants_gradient)
     else:
-        options = Options(False, options.chunk_size)
+        options = Options(False, chunk_size)
     o, after, *_ = op.mix(*tokens, state, *options)
     return o, after
 
 
-def _state_before(tokens: Tokens, options: Options, impl: Implementation | None, group: SequenceGroup) -> Tensor:
+def _state_before(
+    tokens: Tokens, mix: Callable[[Tokens, Tensor | None], tuple[Tensor, Tensor]], group: SequenceGroup
+) -> Tensor:
     """S before this process's share of the tokens, from what each share does to an empty state and to any."""
-    _, S = _mix(tokens, None, options, impl)
+    _, S = mix(tokens, None)
     nothing = torch.zeros_like(tokens.v)
     unit = torch.eye(S.shape[-1], device=S.device, dtype=S.dtype).expand_as(S).contiguous()
-    _, maps = _mix(tokens._replace(k=nothing, v=nothing), unit, options, impl)
+    _, maps = mix(tokens._replace(k=nothing, v=nothing), unit)
     return mapped_before(S, maps, group)
 
 
