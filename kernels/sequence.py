@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.cache_key import key_compiled_code_by_sources
 from zoo.kernels.errors import InputError
 from zoo.kernels.precision import without_autocast
 
@@ -27,6 +28,9 @@ __all__ = [
     "states_before",
     "tail",
 ]
+
+
+key_compiled_code_by_sources()
 
 
 class SequenceGroup(NamedTuple):
