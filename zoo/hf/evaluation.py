@@ -22,7 +22,7 @@ try:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 except ImportError as error:
-    raise ImportError(f"evaluate: needs an optional library ({error.name}): pip install 'mixer-zoo[eval]'") from error
+    raise ImportError("evaluate: needs an optional library (lm_eval): pip install 'mixer-zoo[eval]'") from error
 
 __all__ = ["Evaluation", "Score", "evaluate"]
 
