@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from zoo.kernels.delta import delta_attention
 from zoo.kernels.delta.call import Incoming, Inputs, Options
+from zoo.kernels.delta.triton import plan
 from zoo.kernels.delta.triton.plan import Sizes, group_length, make_plan, using
 from zoo.kernels.errors import InputError
 
 from ...interpreted_bfloat16 import bfloat16_as_on_a_gpu
+from ...interpreted_tensor_cores import tensor_cores_as_on_a_gpu
 from ..plain import run_in_chunks
 from ..problems import Problem, attend, check_error_law, check_same, problems, random_problem, run
 
@@ -60,6 +62,22 @@ def test_error_law_in_bfloat16(T: int, gates: str) -> None:
     for name, reference in exact.items():
         error, allowed = (float((x[name].double() - reference).norm()) for x in (ours, plain))
         assert error <= 1.5 * allowed + 1e-5 * float(reference.norm()), f"{name}: {error:.2e}, plain {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rates"), [(torch.float16, "half"), (torch.float16, "any"), (torch.float32, "near two")]
+)
+def test_error_law_of_a_key_that_repeats(dtype: torch.dtype, rates: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU's digits: what a rounded map writes beside the key stays there, and what products cut off adds up."""
+    monkeypatch.setattr(plan, "INTERPRETED", False)  # which precision is asked for
+    problem = random_problem(200, gates="none", rates=rates, shape=(1, 1, 32, 32), dtype=dtype)
+    problem = replace(problem, k=problem.k[:, :1].expand(problem.k.shape))
+    with using(Sizes(output_warps=2)), tensor_cores_as_on_a_gpu():
+        ours = run(problem, "triton")
+    exact, plain = run(problem.double(), "recurrent"), run_in_chunks(problem)
+    for name, reference in exact.items():
+        error, allowed = (float((x[name].double() - reference).norm()) for x in (ours, plain))
+        assert error <= 1.5 * allowed, f"{name}: {error:.2e}, plain {allowed:.2e}"
 
 
 CASES = [("none", False, "any"), ("mild", False, "near two"), ("resets", True, "any"), ("mixed", False, "none")]
