@@ -39,12 +39,12 @@ test-thorough: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not browser and not gpu" --hypothesis-profile=thorough --timeout=7200
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=thorough --timeout=7200 $(INTERPRETED)
 
-# Processes that share the GPU: most of their time is compilation.
+# Processes that share the GPU: most of their time is compilation. Each test is told as it ends, should a run be cut short.
 GPU_WORKERS ?= 12
 
 ## The tests that need a GPU: ten minutes beside 16 cores.
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -n $(GPU_WORKERS) --dist worksteal -m gpu $(ON_GPU)
+	$(BIN)/python -m pytest -n $(GPU_WORKERS) --dist worksteal -vv -m gpu $(ON_GPU)
 
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)
