@@ -103,8 +103,7 @@ class TrainingStep:
         self._autocast = autocast_dtype(self._config, device)
         self._objective = NextTokenLoss(self.model)
         if compiled:
-            by_layer = recipe.training.compile == "layers"
-            self._objective.compile_layers() if by_layer else self._objective.compile_whole()
+            self._objective.compile_for(recipe.training)
         self._optimizer = build_optimizer(self.model, self._config) if optimize else None
         self._turns = cycle(batches)
 

@@ -1,7 +1,7 @@
 """One optimiser step, one evaluation, and the state that they change."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -75,7 +75,7 @@ class Engine:
             if config.accumulate > 1:
                 keep_gathered(model)
         elif config.compile and not objective.is_compiled:
-            objective.compile_layers() if config.compile == "layers" else objective.compile_whole()
+            objective.compile_for(config)
         self._optimizer = build_optimizer(model, config)
         self._modes: set[str] = set()
 
@@ -187,12 +187,16 @@ class Engine:
 
     def _loss(self, batch: Batch) -> Tensor:
         tokens, targets, resets = self._on_device(batch)
-        # Layers of one class have one code, of which the compiler otherwise makes eight graphs and then gives up.
-        graphs = max(torch._dynamo.config.recompile_limit, 2 * len(blocks_of(self._model)))
-        limit = torch._dynamo.config.patch(recompile_limit=graphs) if self._by_layer else nullcontext()
-        with limit, autocast(self._autocast, self._processes.device):
+        with self._compiling(), autocast(self._autocast, self._processes.device):
             # Without marked documents there is nothing to forget, and mixers need no mask for it.
             return self._objective(tokens, targets, resets if self._examples.marked else None)
+
+    def _compiling(self) -> AbstractContextManager[object]:
+        """Layers of one class have one code, of which the compiler otherwise makes eight graphs and then gives up."""
+        if not self._by_layer:
+            return nullcontext()
+        limit: int = max(torch._dynamo.config.recompile_limit, 2 * len(blocks_of(self._model)))
+        return torch._dynamo.config.patch(recompile_limit=limit)
 
     def _padded(self, batch: Batch) -> Batch:
         """Return a batch that processes can share, with padding, each token a document, behind it where it is short."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from zoo.data import Batch, Tokenizer, bits_per_byte, bytes_of
 from zoo.kernels.token_scores import TokenScores, logits_scores
+from zoo.recipe.training import TrainingConfig
 
 __all__ = ["HALVES", "Evaluation", "NextTokenLoss", "TokenByToken", "blocks_of", "evaluate"]
 
@@ -32,20 +33,20 @@ class NextTokenLoss(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether `compile_whole` or `compile_layers` was called."""
+        """Whether `compile_for` was called."""
         return any(module._compiled_call_impl is not None for module in (self, *blocks_of(self.model)))
 
-    def compile_whole(self) -> None:
-        """Let the compiler take the model with its loss, and with the losses of tokens, as one graph each."""
+    def compile_for(self, config: TrainingConfig) -> None:
+        """Let the compiler take the model with its loss, and with the losses of tokens, as one graph each, or, where
+        `config.compile` is `layers`, each layer as a graph, which those that are alike share."""
+        if config.compile == "layers":
+            for layer in blocks_of(self.model):
+                layer.compile(fullgraph=True, dynamic=False)
+            return
         # Every batch has one of two shapes, so that sizes need not become variables.
         self.compile(fullgraph=True, dynamic=False)
         # Measures have many: a graph for the first, and one for all others.
         self.tokens.compile(fullgraph=True)
-
-    def compile_layers(self) -> None:
-        """Let the compiler take each layer as a graph; those that are alike share it."""
-        for layer in blocks_of(self.model):
-            layer.compile(fullgraph=True, dynamic=False)
 
     def forward(self, tokens: Tensor, targets: Tensor, resets: Tensor | None) -> Tensor:
         """Return the mean cross-entropy in nats, 0-d float32, of `targets` `[B, T]` given `tokens` `[B, T]`."""
