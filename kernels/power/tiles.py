@@ -1,7 +1,7 @@
 """Monomials in tiles: the layout that the chunked implementation works in, and its way to the packed one.
 
 The packed layout has no duplicates, but gathering its rows costs more than the products that use them. A tile is
-`(block of BLOCK channels) x (all monomials of degree p - 1 from that block on)`, an outer product of contiguous rows.
+`(block of channels) x (all monomials of degree p - 1 from that block on)`, an outer product of contiguous rows.
 Monomials whose first two channels share a block occur more than once; their coefficient is shared among them, so sums
 over tiles are the sums over packed rows. At K = 32 this holds 640 rows for D = 528 at p = 2.
 
@@ -23,7 +23,6 @@ from zoo.kernels.power.expansion import coefficient_array, state_size
 
 __all__ = ["Tiles", "Workspace", "add_gradient", "add_query", "add_update", "tiled_rows", "tiles"]
 
-BLOCK = 8
 # Elements of the largest temporary of `add_gradient`: 1 MiB in float32.
 _PRODUCT_ELEMENTS = 2**18
 
@@ -44,41 +43,54 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
+def _block(K: int, p: int) -> int:
+    """Channels of a tile: wide ones are few, but from p = 3 on most of their rows are copies, which cost products, and
+    digits, for equal terms are rounded alike."""
+    return 8 if p <= 2 else min(8, max(2, K // 8))
+
+
 class _Tile(NamedTuple):
     channels: slice  # of x
     lower: slice  # rows of degree p - 1 that start at or after these channels
     rows: slice  # of degree p
 
 
-def _tile_rows(K: int, p: int) -> list[_Tile]:
+def _tile_rows(K: int, p: int, block: int) -> list[_Tile]:
     """The tiles of degree p, in order."""
     result, start = [], 0
-    for channel in range(0, K, BLOCK):
-        channels = slice(channel, min(channel + BLOCK, K))
-        total = tiled_rows(K, p - 1)
-        lower = slice(total - tiled_rows(K - channel, p - 1), total)
+    for channel in range(0, K, block):
+        channels = slice(channel, min(channel + block, K))
+        total = _rows(K, p - 1, block)
+        lower = slice(total - _rows(K - channel, p - 1, block), total)
         stop = start + (channels.stop - channel) * (lower.stop - lower.start)
         result.append(_Tile(channels, lower, slice(start, stop)))
         start = stop
     return result
 
 
-@lru_cache(maxsize=256)
 def tiled_rows(K: int, p: int) -> int:
-    """Rows of the tiled layout; channels count from the end: a suffix of blocks has `tiled_rows(K - start, p)`."""
+    """Rows of the tiled layout of degree p in K channels."""
+    return _rows(K, p, _block(K, p))
+
+
+@lru_cache(maxsize=256)
+def _rows(channels: int, p: int, block: int) -> int:
+    """Rows of the last channels, in blocks of so many."""
     if p <= 1:
-        return K if p == 1 else 1
-    return sum(min(BLOCK, K - start) * tiled_rows(K - start, p - 1) for start in range(0, K, BLOCK))
+        return channels if p == 1 else 1
+    return sum(
+        min(block, channels - start) * _rows(channels - start, p - 1, block) for start in range(0, channels, block)
+    )
 
 
 @lru_cache(maxsize=64)
-def _tuples(K: int, p: int) -> np.ndarray:
+def _tuples(K: int, p: int, block: int) -> np.ndarray:
     """The channels of every tiled row `[rows, p]`, in the order in which they were multiplied."""
     if p == 1:
         return np.arange(K)[:, None]
-    lower = _tuples(K, p - 1)
+    lower = _tuples(K, p - 1, block)
     parts = []
-    for tile in _tile_rows(K, p):
+    for tile in _tile_rows(K, p, block):
         channels = np.arange(tile.channels.start, tile.channels.stop)
         rest = lower[tile.lower]
         parts.append(
@@ -95,8 +107,8 @@ def _ranks(tuples: np.ndarray, K: int, p: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _tables(K: int, p: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    packed = _ranks(_tuples(K, p), K, p)
+def _tables(K: int, p: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    packed = _ranks(_tuples(K, p, block), K, p)
     D = state_size(K, p)
     copies = np.bincount(packed, minlength=D)
     coefficients = (coefficient_array(K, p) / copies)[packed]
@@ -104,9 +116,9 @@ def _tables(K: int, p: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     unpacked[packed] = np.arange(len(packed))
     if p == 1:
         return packed, unpacked, coefficients, np.arange(K), np.ones(1)
-    lower = _tuples(K, p - 1)
+    lower = _tuples(K, p - 1, block)
     joined = np.concatenate([np.repeat(np.arange(K), len(lower))[:, None], np.tile(lower, (K, 1))], axis=1)
-    lower_coefficients = _tables(K, p - 1)[2] * p
+    lower_coefficients = _tables(K, p - 1, block)[2] * p
     return packed, unpacked, coefficients, unpacked[_ranks(joined, K, p)], lower_coefficients
 
 
@@ -115,6 +127,7 @@ class Tiles(NamedTuple):
 
     K: int
     p: int
+    block: int  # channels of a tile
     rows: int
     lower_rows: int  # D', rows of degree p - 1
     tiles: list[_Tile]
@@ -127,11 +140,12 @@ class Tiles(NamedTuple):
 
 def tiles(K: int, p: int, dtype: torch.dtype, device: torch.device) -> Tiles:
     """The tiled layout for keys of width K."""
-    packed, unpacked, coefficients, symmetric, lower = _tables(K, p)
+    block = _block(K, p)
+    packed, unpacked, coefficients, symmetric, lower = _tables(K, p, block)
     index = [torch.from_numpy(x).to(device) for x in (packed, unpacked, symmetric)]
     weights = [torch.from_numpy(x).to(device, dtype, copy=True) for x in (coefficients, lower)]
     return Tiles(
-        K, p, len(packed), len(lower), _tile_rows(K, p), index[0], index[1], weights[0],
+        K, p, block, len(packed), len(lower), _tile_rows(K, p, block), index[0], index[1], weights[0],
         symmetric=index[2], lower_coefficients=weights[1][:, None],
     )  # fmt: skip
 
@@ -147,8 +161,8 @@ def _lower(x: Tensor, layout: Tiles, workspace: Workspace) -> Tensor:
     """Monomials of degree p - 1 `[n, D', C]` (p >= 2)."""
     monomials = x
     for degree in range(2, layout.p):
-        out = workspace(f"degree {degree}", x.shape[0], tiled_rows(layout.K, degree), x.shape[2])
-        for tile in _tile_rows(layout.K, degree):
+        out = workspace(f"degree {degree}", x.shape[0], _rows(layout.K, degree, layout.block), x.shape[2])
+        for tile in _tile_rows(layout.K, degree, layout.block):
             _outer(x, monomials, tile, out[:, tile.rows])
         monomials = out
     return monomials

@@ -47,6 +47,16 @@ def test_error_law_where_the_reference_is_uncertain() -> None:
     check_error_law(Problem(q, k, v, None, None, None, do, None, None, 4, 3**-0.5, True, None), "quadratic")
 
 
+def test_error_law_beside_one_large_monomial() -> None:
+    """What is small beside it is rounded to a few digits, and copies of it all alike."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v, do = (torch.randn(1, 3, 64, K, generator=random) for K in (6, 6, 1, 1))
+    k[:, -1] = torch.tensor([-3.3312, -0.7479, 1.1173, 0.2981, 0.1099, -0.6463])
+    dS = torch.randn(1, 64, 126, 1, generator=random)
+    problem = Problem(q, k, v, None, None, None, do, dS, None, 4, 6**-0.5, False, None)
+    check_error_law_to_last_digits(problem, "chunked")
+
+
 @pytest.mark.parametrize("T", [1, 15, 17])
 @pytest.mark.parametrize("gate", [-1.0, -50.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
