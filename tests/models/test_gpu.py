@@ -20,8 +20,8 @@ LENGTHS: dict[Checkpointing, tuple[int, ...]] = {"none": (64, 2, 1000, 4096), "s
 # FlexAttention takes whole blocks of tokens without a copy, which is a program of its own.
 PROGRAMS = {"softmax": 4, "sliding-window": 4}
 # A document's first token is `q.k` times its value, normalised: rounding turns it around where the two are nearly
-# orthogonal, and one such token's luck decides how large a draw's error is.
-DRAWS = 25
+# orthogonal. Which tokens those are follows from the weights, so that each draw has weights of its own.
+DRAWS = 11
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ def _unpadded() -> Iterator[None]:
         yield
 
 
-def build(name: str, mode: Checkpointing = "none") -> Decoder:
-    torch.manual_seed(0)
+def build(name: str, mode: Checkpointing = "none", seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
     config = DecoderConfig(
         vocab_size=61, width=128, layers=2, heads=2, key_value_heads=1, positions="rotary", initializer_range=0.1
     )
@@ -46,12 +46,14 @@ def build(name: str, mode: Checkpointing = "none") -> Decoder:
 @pytest.mark.parametrize("name", mixers)
 def test_trains_compiled_under_autocast(name: str, mode: Checkpointing) -> None:
     torch.compiler.reset()
-    model, plain = build(name, mode), build(name)
+    model = build(name, mode)
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(model.loss, fullgraph=True, backend=counter)
     for T in LENGTHS[mode]:
         draws = []
-        for _ in range(DRAWS):
+        for draw in range(DRAWS):
+            plain = build(name, seed=draw)
+            model.load_state_dict(plain.state_dict())
             tokens, targets = (torch.randint(0, 61, (2, T), device="cuda") for _ in range(2))
             resets = torch.rand(2, T, device="cuda") < 0.01
             with torch.autocast("cuda", dtype=torch.bfloat16):
