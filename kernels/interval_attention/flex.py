@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from zoo.kernels.cache_key import key_compiled_code_by_sources
 
-__all__ = ["block_lists", "flex_interval_attention", "supports_flex"]
+__all__ = ["flex_interval_attention", "mask_tensors", "supports_flex"]
 
 key_compiled_code_by_sources()
 
@@ -64,11 +64,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Ten
     first, last = first[:, place].int(), last[:, place].int()
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, n - x.shape[1])) for x, n in ((q, queries), (k, keys), (v, keys)))
 
+    first, last, *found = mask_tensors(first, last, keys // BLOCK)
+
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         at = (row if rows > 1 else 0, query)
         return (key >= first[at]) & (key <= last[at])
 
-    lists = dict(zip(_LISTS, block_lists(first, last, keys // BLOCK), strict=True))
+    lists = dict(zip(_LISTS, found, strict=True))
     mask = BlockMask((queries, keys), **lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     # Always the one kernel: that for short queries splits the keys by rules of its own.
@@ -80,14 +82,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor, last: Tensor) -> Ten
     return o.transpose(1, 2)[:, :tokens]
 
 
-@torch.library.custom_op("zoo::interval_block_lists", mutates_args=())
-def block_lists(first: Tensor, last: Tensor, key_blocks: int) -> list[Tensor]:
-    """A block mask's eight lists for queries that see keys `first` to `last`, `[B or 1, T]` int32, T in whole blocks.
+@torch.library.custom_op("zoo::interval_mask_tensors", mutates_args=())
+def mask_tensors(first: Tensor, last: Tensor, key_blocks: int) -> list[Tensor]:
+    """What a block mask reads for queries that see keys `first` to `last`, `[B or 1, T]` int32, T in whole blocks.
 
-    Of the blocks of keys that a block of queries meets in part: how many `[B or 1, 1, N]`, and which
-    `[B or 1, 1, N, key_blocks]`; the same of those it sees whole; then both of the blocks of queries that a block of
-    keys meets. An op of its own: FlexAttention's kernels read the lists by bare pointers, so these have to be whole
-    tensors in memory and not something that the compiler takes into other loops.
+    Copies of both, then eight lists. Of the blocks of keys that a block of queries meets in part: how many
+    `[B or 1, 1, N]`, and which `[B or 1, 1, N, key_blocks]`; the same of those it sees whole; then both of the blocks
+    of queries that a block of keys meets. An op of its own: FlexAttention's kernels read all of them by bare pointers,
+    so these have to be whole tensors in memory. What the compiler knows how to compute, such as bounds that follow from
+    places alone, it would write into the kernel, in words that are none there.
     """
     begin, end = first.unflatten(1, (-1, BLOCK)), last.unflatten(1, (-1, BLOCK))
     # Blocks of keys that some query of a block sees, and those that all of them see whole.
@@ -95,15 +98,18 @@ def block_lists(first: Tensor, last: Tensor, key_blocks: int) -> list[Tensor]:
     whole = _Span((begin[..., -1] + BLOCK - 1) // BLOCK, (end[..., 0] + 1) // BLOCK - 1)
     query_blocks = begin.shape[1]
     return [
+        first.clone(memory_format=torch.contiguous_format),
+        last.clone(memory_format=torch.contiguous_format),
         *_lists(met, whole, key_blocks),
         *_lists(met.transposed(key_blocks), whole.transposed(key_blocks), query_blocks),
     ]
 
 
-@block_lists.register_fake
+@mask_tensors.register_fake
 def _(first: Tensor, last: Tensor, key_blocks: int) -> list[Tensor]:
     rows, query_blocks = first.shape[0], first.shape[1] // BLOCK
-    return [
+    bounds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (first, last)]
+    return bounds + [
         first.new_empty(rows, 1, blocks, *others)
         for blocks, other in ((query_blocks, key_blocks), (key_blocks, query_blocks))
         for _ in ("in part", "whole")

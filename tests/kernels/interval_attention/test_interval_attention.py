@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.kernels.interval_attention import interval_attention
 from zoo.kernels.interval_attention.blocks import attend
-from zoo.kernels.interval_attention.flex import BLOCK, block_lists
+from zoo.kernels.interval_attention.flex import BLOCK, mask_tensors
 
 LENGTHS = (1, 2, 15, 127, 128, 129, 300, 513)
 
@@ -98,7 +98,7 @@ def listed(counts: Tensor, places: Tensor, columns: int) -> Tensor:
 @given(intervals(lengths=(128, 384, 640)))
 def test_a_block_mask_lists_each_block_that_is_seen(seen: Intervals) -> None:
     query_blocks, key_blocks = seen.first.shape[1] // BLOCK, -(-seen.keys // BLOCK)
-    lists = block_lists(seen.first.int(), seen.last.int(), key_blocks)
+    _, _, *lists = mask_tensors(seen.first.int(), seen.last.int(), key_blocks)
     visible = F.pad(seen.visible, (0, key_blocks * BLOCK - seen.keys))
     pairs = visible.unflatten(1, (query_blocks, BLOCK)).unflatten(3, (key_blocks, BLOCK))
     part, whole = (listed(*lists[i : i + 2], key_blocks) for i in (0, 2))
@@ -112,7 +112,7 @@ def test_a_block_mask_lists_each_block_that_is_seen(seen: Intervals) -> None:
 @settings(max_examples=5)
 @given(intervals(lengths=(128, 384)))
 def test_the_lists_are_an_op_as_it_should_be(seen: Intervals) -> None:
-    torch.library.opcheck(block_lists, (seen.first.int(), seen.last.int(), -(-seen.keys // BLOCK)))
+    torch.library.opcheck(mask_tensors, (seen.first.int(), seen.last.int(), -(-seen.keys // BLOCK)))
 
 
 @settings(max_examples=5)
@@ -181,6 +181,21 @@ def test_on_a_gpu_many_kinds_of_call_never_make_all_pairs() -> None:
             expected = by_mask(q, k, v, Intervals(torch.zeros_like(last), last, tokens + older).visible)
             found = interval_attention(q, k, v, torch.zeros_like(last), last)
             torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("T", [128, 300])
+def test_on_a_gpu_bounds_that_follow_from_places_compile(T: int) -> None:
+    """As those of a window over sequences that nothing cuts."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        place = torch.arange(T, device="cuda")[None]
+        return interval_attention(q, k, v, (place - 31).clamp(min=0), place)
+
+    inputs = [torch.randn(4, T, 2, 32, device="cuda", requires_grad=True) for _ in range(3)]
+    found, expected = torch.compile(attend, fullgraph=True)(*inputs), attend(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    torch.autograd.grad(found.square().sum(), inputs)
 
 
 @pytest.mark.gpu
