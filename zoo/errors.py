@@ -48,6 +48,10 @@ class DivergenceError(TrainingError):
     """Training whose loss, gradient or weights are no longer finite: the same run from the same state ends so again."""
 
 
+class UntrainableError(TrainingError):
+    """A model that cannot be trained where it is: it does not compile, or does not fit in memory."""
+
+
 class InUseError(TrainingError):
     """A folder that another process has at the moment."""
 

@@ -8,7 +8,15 @@ import pytest
 from matplotlib.image import imread
 
 from zoo.data import load_corpus
-from zoo.errors import CheckpointError, ConfigError, CorpusError, DivergenceError, InputError, TrainingError
+from zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    DivergenceError,
+    InputError,
+    TrainingError,
+    UntrainableError,
+)
 from zoo.recipe import Recipe
 from zoo.recipe.study import DEFAULT_MIXERS
 from zoo.study import Study, StudySummary, load_study
@@ -107,6 +115,21 @@ def test_after_a_failure_the_rest_is_done_by_the_same_call(
     assert run_study(study, tmp_path, progress=False).unfinished == ()
     assert training.trained[3:] == ["power", "gated-power"]
     assert "Not finished" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_that_cannot_be_trained_here_keeps_nobody_else(
+    study: Study, training: FakeTraining, tmp_path: Path
+) -> None:
+    training.fails |= {name: UntrainableError("out of memory") for name in ("linear", "power")}
+    message = r"^variant 'linear': out of memory; so it is with 1 more$"
+    with pytest.raises(UntrainableError, match=message):
+        run_study(study, tmp_path, progress=False)
+    assert training.trained == list(study.variants)
+    assert StudySummary.from_json((tmp_path / "summary.json").read_text()).unfinished == ("linear", "power")
+
+    training.fails.clear()
+    assert run_study(study, tmp_path, progress=False).unfinished == ()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import calculate_time_spent, counters
 from torch._inductor.exc import InductorError
 
-from zoo.errors import TrainingError
+from zoo.errors import UntrainableError
 
 __all__ = ["CompileReport", "CompileWatch", "compiling_seconds", "naming_compile_errors", "watch_anew"]
 
@@ -86,7 +86,7 @@ def naming_compile_errors() -> Iterator[None]:
     """Turn what stops the compiler, which fills a screen, into one line; the rest is in the error's cause.
 
     Raises:
-        TrainingError: a model did not compile whole.
+        UntrainableError: a model did not compile whole.
     """
     try:
         yield
@@ -94,4 +94,5 @@ def naming_compile_errors() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # What happened and why; hints, graphs and traces follow.
         reason = " ".join(lines[:2]) or type(error).__name__
-        raise TrainingError(f"torch.compile: {reason.rstrip('.')}; training.compile=false trains without it") from error
+        line = f"torch.compile: {reason.rstrip('.')}; training.compile=false trains without it"
+        raise UntrainableError(line) from error

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from zoo.config import load_yaml
-from zoo.errors import Interruption, ZooError
+from zoo.errors import Interruption, UntrainableError, ZooError
 from zoo.recipe.study import Study
+from zoo.study.processes import UNTRAINABLE
 from zoo.study.run import work_on
 
 __all__ = ["main"]
@@ -29,7 +30,7 @@ def main(folder: str, number: str, count: str, early_stop: str, device: str, par
         work_on(study, place, device=device or None, early_stop=early_stop == "1", place=(int(number), int(count)))
     except ZooError as error:
         print("Error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return UNTRAINABLE if isinstance(error, UntrainableError) else 2
     except Interruption as error:
         return 128 + error.signal
     return 0

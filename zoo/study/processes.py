@@ -17,7 +17,10 @@ from zoo.study.progress import StudyProgress
 from zoo.study.status import look
 from zoo.study.variants import Part
 
-__all__ = ["Crew", "default_processes"]
+__all__ = ["UNTRAINABLE", "Crew", "default_processes"]
+
+UNTRAINABLE = 3
+"""The exit code of a process that has trained all but variants that cannot be trained where it is."""
 
 _GLANCE = 0.2  # seconds between two looks at whether a process has ended
 _LOOK = 2.0  # and at how far the runs are
@@ -89,7 +92,8 @@ class Crew:
     def _watch(self) -> None:
         next_look = 0.0
         while any(process.poll() is None for process, _ in self._running):
-            failed = next((each for each in self._running if each[0].poll()), None)
+            # One that has said what it could not train has trained the rest; anything else is of all of them.
+            failed = next((each for each in self._running if each[0].poll() not in (None, 0, UNTRAINABLE)), None)
             if failed is not None:
                 raise TrainingError(_last_line(*failed))
             if time.monotonic() >= next_look:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from zoo.data import Corpus
-from zoo.errors import DivergenceError, InUseError, TrainingError, ZooError
+from zoo.errors import DivergenceError, InUseError, TrainingError, UntrainableError, ZooError
 from zoo.study.collect import has_ended
 from zoo.study.divergence import keep_divergence, read_divergence
 from zoo.study.halving import allowed_steps, read_stop
@@ -59,6 +59,7 @@ class Worker:
         first = place[0] * len(chosen) // place[1]
         self._order = [*chosen[first:], *chosen[:first]]
         self._told: set[str] = set()
+        self._untrainable: dict[str, UntrainableError] = {}  # by variant; the others go on
 
     def work(self) -> None:
         """Return once every run has ended, here or elsewhere.
@@ -66,6 +67,7 @@ class Worker:
         Raises:
             CheckpointError: a folder holds the run of another recipe or corpus.
             TrainingError: training of a run cannot go on, or a file cannot be written.
+            UntrainableError: a variant's model does not compile or fit in memory; all runs of the others have ended.
             Interruption: a signal came, or the time is up.
         """
         while True:
@@ -74,12 +76,27 @@ class Worker:
                 for outcome in self._train_variant(part, variant):
                     taken, left = taken or outcome, True
             if not left:
+                self._raise_untrainable()
                 return
             if not taken:
                 time.sleep(_PATIENCE)
 
     def _train_variant(self, part: Part, variant: Variant) -> Iterator[bool]:
         """Train what there is of a variant, and yield for each of its runs that had not ended whether it was taken."""
+        try:
+            yield from self._train_runs(part, variant)
+        except UntrainableError as error:
+            self._progress.say(str(error))
+            self._untrainable[f"{part.folder}/{variant.name}"] = error
+
+    def _raise_untrainable(self) -> None:
+        if self._untrainable:
+            first, *others = self._untrainable.values()
+            raise UntrainableError(f"{first}; so it is with {len(others)} more" if others else str(first)) from first
+
+    def _train_runs(self, part: Part, variant: Variant) -> Iterator[bool]:
+        if f"{part.folder}/{variant.name}" in self._untrainable:
+            return
         if variant.seconds is not None and not (variant.is_paced and self._have_all_ended(variant)):
             try:
                 pace = find_pace(variant, self._folder, self._corpora(part), self._device, self._workshop)
@@ -122,7 +139,8 @@ class Worker:
             keep_divergence(variant, run, place, error)
             self._tell(run.name, f"diverged: {error}")
         except ZooError as error:
-            raise TrainingError(f"variant {run.name!r}: {error}") from error
+            kind = UntrainableError if isinstance(error, UntrainableError) else TrainingError
+            raise kind(f"variant {run.name!r}: {error}") from error
         return True
 
     def _have_all_ended(self, variant: Variant) -> bool:

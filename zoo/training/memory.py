@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from zoo.errors import TrainingError
+from zoo.errors import UntrainableError
 from zoo.recipe.training import TrainingConfig
 
 __all__ = ["BUILDING", "READING", "PeakMemory", "advice", "is_out_of_memory", "naming_memory_errors"]
@@ -73,11 +73,11 @@ def naming_memory_errors(what: str) -> Iterator[None]:
         what: when it happened, and what takes less.
 
     Raises:
-        TrainingError: memory ran out.
+        UntrainableError: memory ran out.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory {what}") from error
+        raise UntrainableError(f"out of memory {what}") from error
