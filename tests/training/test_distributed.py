@@ -147,7 +147,7 @@ def launch(processes, *command, launcher=()):
     """Run a script, or a module after -m, in so many processes."""
     options = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *launcher]
     arguments = [sys.executable, *(options if processes > 1 else []), *map(str, command)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
 
 
 def run(recipe_file, folder, processes, stop_at=0):
@@ -325,6 +325,54 @@ def killing(self, number, accept=None):
 
 engine.Engine.step = killing
 train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [1, 2])
+def test_ranks_that_are_killed_at_random_cost_nothing(tmp_path, recipe_file, context, monkeypatch):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    recipe_file.write_text(
+        load_recipe(recipe_file, ["training.steps=40", f"training.parallel.context={context}"]).to_yaml()
+    )
+    script, kills = tmp_path / "killed.py", tmp_path / "kills"
+    script.write_text(KILLED_AT_RANDOM)
+    run(recipe_file, tmp_path / "whole", 2)
+    finished = launch(2, script, recipe_file, tmp_path / "killed", kills, launcher=["--max-restarts=20"])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert len(kills.read_text().splitlines()) == 20
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/step-00000040/{name}.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+KILLED_AT_RANDOM = """
+import os, random, signal, sys, threading
+from zoo.recipe import load_recipe
+from zoo.training import train
+import zoo.training.engine as engine
+
+restarts, draw = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), random.Random(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+def kill():
+    with open(sys.argv[3], "a") as file:
+        file.write(f"{restarts}\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+recipe, step = load_recipe(sys.argv[1]), engine.Engine.step
+
+def killing(self, number, accept=None):
+    if number == recipe.training.steps:
+        kill()
+    return step(self, number, accept)
+
+if restarts < 20 and draw.randrange(2) == int(os.environ["RANK"]):
+    engine.Engine.step = killing
+    timer = threading.Timer(draw.uniform(0, 1.5), kill)
+    timer.daemon = True
+    timer.start()
+train(recipe, sys.argv[2], device="cpu")
 """
 
 
