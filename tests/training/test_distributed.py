@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -238,7 +239,7 @@ def counting(self, number, accept=None):
     return values
 
 Engine.step = counting
-for accumulate in (1, 3):
+for accumulate in (1, 30):
     shares = recipe.override([f"training.accumulate={accumulate}"])
     result = train(shares, folder / str(accumulate), device="cpu")  # one after the other in the same processes
     assert train(shares, folder / str(accumulate), device="cpu") == result
@@ -268,7 +269,7 @@ def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_
     script.write_text(TOGETHER)
     finished = launch(2, script, recipe_file, tmp_path)
     assert finished.stdout.count("all of it") == 2, finished.stderr[-3000:]
-    for accumulate in (1, 3):
+    for accumulate in (1, 30):
         alone = load_recipe(str(recipe_file), [f"training.accumulate={accumulate}"])
         train(alone, tmp_path / "alone" / str(accumulate), device="cpu")
         expected = losses(tmp_path / "alone" / str(accumulate))
@@ -276,18 +277,32 @@ def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_
             assert losses(tmp_path / folder) == pytest.approx(expected, rel=1e-5), folder
 
 
+BUILT_WITHOUT_SHARES = """
+from zoo.cli import main
+from zoo.mixers import mixers
+mixers["gla"].build.halo = None
+main()
+"""
+
+
 @pytest.mark.slow
 def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
+    script = tmp_path / "without_shares.py"
+    script.write_text(BUILT_WITHOUT_SHARES)
     for override, line in (
+        ("mixer=gla training.parallel.context=2", "training.parallel.context: must be 1 with mixer gla, which takes"),
+        ("training.parallel.data_replicate=3", "training.parallel.data_replicate: 3 must make the number of processes"),
         ("training.batch_size=3", "training.batch_size: expected a multiple of the 2 processes, got 3"),
         ("training.parallel.data_shard=3", "training.parallel.data_replicate: 1 times"),
         ("training.parallel.context=5", "training: context_length must be a multiple of parallel.context 5, got 32"),
         ("mixer=sliding-window mixer.window=18 training.parallel.context=2", "expected shares of at least 17 tokens"),
         ("training.stepz=1", "training.stepz"),
     ):
+        begun = time.monotonic()
         finished = launch(
-            2, "-m", "zoo", "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", *override.split()
+            2, script, "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", *override.split()
         )
+        assert time.monotonic() - begun < 120  # nobody waits for the others
         assert finished.returncode != 0
         assert "(exitcode: 2) local_rank: 0" in finished.stderr
         errors = [text for text in finished.stderr.splitlines() if text.startswith("Error: ")]
