@@ -141,10 +141,17 @@ def _weights(log_decays: Tensor | None, states: Tensor, group: SequenceGroup) ->
     decays = gather(log_decays.double(), group)
     forgets = decays == -torch.inf
     # Sums over the shares between, never differences of sums from the start.
-    between = ((source[..., None] < share) & (share < to[..., None])).double()
-    total = torch.einsum("tfs,sbh->tfbh", between, decays.masked_fill(forgets, 0))
-    forgotten = torch.einsum("tfs,sbh->tfbh", between, forgets.double()) > 0
+    total = _sums_between(decays.masked_fill(forgets, 0))
+    forgotten = _sums_between(forgets.double()) > 0
     return total.exp().masked_fill(forgotten | ~earlier[..., None, None], 0).to(states.dtype)
+
+
+def _sums_between(x: Tensor) -> Tensor:
+    """Return the sums of x `[P, ...]` over shares after one and before another, `[to, from, ...]`."""
+    share = torch.arange(len(x), device=x.device)
+    after = (share[:, None] > share).double().view(len(x), len(x), *[1] * (x.ndim - 1))
+    sums = (x[:, None] * after).cumsum(0)
+    return torch.cat((torch.zeros_like(sums[:1]), sums[:-1]))
 
 
 def _exchange(states: Tensor, weights: Tensor, group: SequenceGroup) -> Tensor:

@@ -16,7 +16,7 @@ def run_together(processes: int, module: str, result: Path, *arguments: str) -> 
     """Return what the processes that run `module` write to the file `result`, their first argument, as JSON."""
     options = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
     command = [sys.executable, *options, str(result), *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads(result.read_text())
 

@@ -4,38 +4,18 @@ Writes `{what: largest error}` of all processes, and how many bytes a process re
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.torchrun import tell
+from zoo.budget.traffic import Received
 from zoo.kernels.power import power_attention
 from zoo.kernels.sequence import SequenceGroup, gather, mapped_before, states_after, states_before, tail
 
 B, H, D, V = 2, 3, 5, 7
-
-
-class Received(TorchDispatchMode):
-    """Counts collectives, and the bytes that each kind brings from other processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.name().split("::")[1]
-        if (func.namespace == "_c10d_functional" and name != "wait_tensor") or name == "pass_on":
-            others = (dist.get_world_size() - 1) / dist.get_world_size()
-            self.calls[name] += 1
-            self.bytes[name] += round(found.numel() * found.element_size() * others)
-        return found
 
 
 def error(one: Tensor, other: Tensor) -> float:
@@ -137,10 +117,10 @@ def power(group: SequenceGroup) -> dict[str, dict[str, float]]:
 def received(group: SequenceGroup) -> dict[str, int]:
     q, k, v = (torch.randn(2, 12, 3, 4).requires_grad_() for _ in range(3))
     counts = {}
-    with Received() as forward:
+    with Received(group.size) as forward:
         o = power_attention(q, k, v, group=group).o
     counts["forward"] = forward.bytes.total()
-    with Received() as backward:
+    with Received(group.size) as backward:
         torch.autograd.backward(o.sum())
     counts["backward"] = backward.bytes.total()
     return counts

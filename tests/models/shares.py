@@ -11,12 +11,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.torchrun import tell
+from zoo.budget.traffic import Received, count_pass
+from zoo.builder import build as make
+from zoo.builder import shrink
 from zoo.kernels.sequence import SequenceGroup
 from zoo.kernels.targets import IGNORED
 from zoo.mixers import MixerConfig, mixers
 from zoo.models import Decoder, DecoderConfig
+from zoo.recipe import load_recipe
+from zoo.recipe.training import Checkpointing
 
 SHARE = 9  # tokens
+MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 MODELS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "gpt": (("gated-power", "softmax"), {"positions": "learned", "max_positions": 64}),
     "rwkv": (("rwkv7", "power", "rwkv7"), {"feed_forward": "rwkv7", "around": "rwkv7", "norm": "layernorm"}),
@@ -59,10 +65,10 @@ def compare(name: str, group: SequenceGroup) -> dict[str, float]:
     whole = gradients(build(name), *inputs)
     scores = build(name).score(*inputs[:2], resets=inputs[2]).losses
     own = [x.chunk(group.size, 1)[int(group.rank)] for x in inputs]
-    for mode in ("none", "selective", "full"):
+    for mode in MODES:
         model = build(name)
         model.share_sequences(group)
-        model.checkpoint(mode)  # type: ignore[arg-type]
+        model.checkpoint(mode)
         for part, found in gradients(model, *own).items():
             dist.all_reduce(found)  # the mean over processes, as of many that train together
             size = whole[part].norm().clamp(min=1e-300)
@@ -72,10 +78,27 @@ def compare(name: str, group: SequenceGroup) -> dict[str, float]:
     return errors
 
 
+def traffic(mixer: str, mode: Checkpointing, group: SequenceGroup) -> dict[str, list[int]]:
+    """Bytes and collectives of a pass as it is, and as it is counted without other processes."""
+    recipe = shrink(load_recipe("tiny", [f"mixer={mixer}"]))
+    model = make(recipe)
+    model.share_sequences(group)
+    model.checkpoint(mode)
+    tokens = torch.zeros(1, 32, dtype=torch.int64)
+    with Received(group.size) as received:
+        torch.autograd.backward(model.loss(tokens, tokens))
+    counted = count_pass(recipe, 32, group.size, mode, torch.float32)
+    return {
+        "is": [received.bytes.total(), received.calls.total()],
+        "counted": [counted.received, counted.collectives],
+    }
+
+
 def main(result: str) -> None:
     dist.init_process_group("gloo")
     group = SequenceGroup.of(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
-    found = {name: compare(name, group) for name in MODELS}
+    found: dict[str, Any] = {name: compare(name, group) for name in MODELS}
+    found["traffic"] = {f"{mixer}, {mode}": traffic(mixer, mode, group) for mixer in mixers for mode in MODES}
     tell(found, result)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from zoo.budget.traffic import Received
 from zoo.errors import ConfigError, InputError
 from zoo.kernels.sequence import SequenceGroup
 from zoo.mixers import mixers
 
-from ..kernels.exchanges import Received
 from ..torchrun import run_together
-from .shares import MODELS, batch, build, gradients
+from .shares import MODELS, MODES, batch, build, gradients
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,15 @@ def test_loss_and_gradients_are_those_of_whole_sequences(found: list[dict[str, A
             assert error < (1e-6 if "loss" in what or what == "scores" else 1e-10), f"process {rank}, {what}"
 
 
+@pytest.mark.parametrize("mixer", mixers)
+def test_what_is_sent_is_counted_without_sending(found: list[dict[str, Any]], mixer: str) -> None:
+    for one in found:
+        for mode in MODES:
+            bytes_and_calls = one["traffic"][f"{mixer}, {mode}"]
+            assert bytes_and_calls["is"] == bytes_and_calls["counted"], mode
+            assert bytes_and_calls["is"][0] > 0
+
+
 @pytest.fixture
 def alone() -> Iterator[SequenceGroup]:
     """A group of this process alone."""
@@ -42,11 +51,11 @@ def alone() -> Iterator[SequenceGroup]:
 @pytest.mark.parametrize("model", MODELS)
 def test_selective_checkpointing_sends_nothing_again(alone: SequenceGroup, model: str) -> None:
     calls = {}
-    for mode in ("none", "selective", "full"):
+    for mode in MODES:
         decoder = build(model)
         decoder.share_sequences(alone)
-        decoder.checkpoint(mode)  # type: ignore[arg-type]
-        with Received() as received:
+        decoder.checkpoint(mode)
+        with Received(2) as received:
             gradients(decoder, *batch(18))
         calls[mode] = received.calls.total()
     assert calls["none"] == calls["selective"] < calls["full"]

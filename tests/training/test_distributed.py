@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def launch(processes, *command, launcher=()):
     """Run a script, or a module after -m, in so many processes."""
     options = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *launcher]
     arguments = [sys.executable, *(options if processes > 1 else []), *map(str, command)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
 
 
 def run(recipe_file, folder, processes, stop_at=0):
@@ -238,7 +239,7 @@ def counting(self, number, accept=None):
     return values
 
 Engine.step = counting
-for accumulate in (1, 3):
+for accumulate in (1, 30):
     shares = recipe.override([f"training.accumulate={accumulate}"])
     result = train(shares, folder / str(accumulate), device="cpu")  # one after the other in the same processes
     assert train(shares, folder / str(accumulate), device="cpu") == result
@@ -268,7 +269,7 @@ def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_
     script.write_text(TOGETHER)
     finished = launch(2, script, recipe_file, tmp_path)
     assert finished.stdout.count("all of it") == 2, finished.stderr[-3000:]
-    for accumulate in (1, 3):
+    for accumulate in (1, 30):
         alone = load_recipe(str(recipe_file), [f"training.accumulate={accumulate}"])
         train(alone, tmp_path / "alone" / str(accumulate), device="cpu")
         expected = losses(tmp_path / "alone" / str(accumulate))
@@ -276,18 +277,32 @@ def test_two_processes_train_twice_and_communicate_once_a_step(tmp_path, recipe_
             assert losses(tmp_path / folder) == pytest.approx(expected, rel=1e-5), folder
 
 
+BUILT_WITHOUT_SHARES = """
+from zoo.cli import main
+from zoo.mixers import mixers
+mixers["gla"].build.halo = None
+main()
+"""
+
+
 @pytest.mark.slow
 def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
+    script = tmp_path / "without_shares.py"
+    script.write_text(BUILT_WITHOUT_SHARES)
     for override, line in (
+        ("mixer=gla training.parallel.context=2", "training.parallel.context: must be 1 with mixer gla, which takes"),
+        ("training.parallel.data_replicate=3", "training.parallel.data_replicate: 3 must make the number of processes"),
         ("training.batch_size=3", "training.batch_size: expected a multiple of the 2 processes, got 3"),
         ("training.parallel.data_shard=3", "training.parallel.data_replicate: 1 times"),
         ("training.parallel.context=5", "training: context_length must be a multiple of parallel.context 5, got 32"),
         ("mixer=sliding-window mixer.window=18 training.parallel.context=2", "expected shares of at least 17 tokens"),
         ("training.stepz=1", "training.stepz"),
     ):
+        begun = time.monotonic()
         finished = launch(
-            2, "-m", "zoo", "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", *override.split()
+            2, script, "train", recipe_file, "--folder", tmp_path / "run", "--device=cpu", *override.split()
         )
+        assert time.monotonic() - begun < 120  # nobody waits for the others
         assert finished.returncode != 0
         assert "(exitcode: 2) local_rank: 0" in finished.stderr
         errors = [text for text in finished.stderr.splitlines() if text.startswith("Error: ")]
@@ -325,6 +340,54 @@ def killing(self, number, accept=None):
 
 engine.Engine.step = killing
 train(load_recipe(sys.argv[1]), sys.argv[2], device="cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [1, 2])
+def test_ranks_that_are_killed_at_random_cost_nothing(tmp_path, recipe_file, context, monkeypatch):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    recipe_file.write_text(
+        load_recipe(recipe_file, ["training.steps=40", f"training.parallel.context={context}"]).to_yaml()
+    )
+    script, kills = tmp_path / "killed.py", tmp_path / "kills"
+    script.write_text(KILLED_AT_RANDOM)
+    run(recipe_file, tmp_path / "whole", 2)
+    finished = launch(2, script, recipe_file, tmp_path / "killed", kills, launcher=["--max-restarts=20"])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert len(kills.read_text().splitlines()) == 20
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/step-00000040/{name}.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+KILLED_AT_RANDOM = """
+import os, random, signal, sys, threading
+from zoo.recipe import load_recipe
+from zoo.training import train
+import zoo.training.engine as engine
+
+restarts, draw = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), random.Random(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+def kill():
+    with open(sys.argv[3], "a") as file:
+        file.write(f"{restarts}\\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+recipe, step = load_recipe(sys.argv[1]), engine.Engine.step
+
+def killing(self, number, accept=None):
+    if number == recipe.training.steps:
+        kill()
+    return step(self, number, accept)
+
+if restarts < 20 and draw.randrange(2) == int(os.environ["RANK"]):
+    engine.Engine.step = killing
+    timer = threading.Timer(draw.uniform(0, 1.5), kill)
+    timer.daemon = True
+    timer.start()
+train(recipe, sys.argv[2], device="cpu")
 """
 
 

@@ -63,24 +63,32 @@ class Times:
     def mixing(self, choice: Choice) -> MixingTime | None:
         """Return what a model's mixing takes at the plan's context, or None where nothing like it was timed.
 
+        See `of_heads`.
+        """
+        context = choice.budget.context
+        seconds = self.of_heads(choice.mixer, choice.p, choice.head_width, context)
+        if seconds is None:
+            return None
+        seconds *= choice.layers * choice.width // choice.head_width
+        return MixingTime(seconds, 3 * choice.budget.state_flops * context / seconds / self.peak)
+
+    def of_heads(self, mixer: str, p: int | None, head_width: int, context: int) -> float | None:
+        """Return the seconds that mixing takes a head for a sequence, or None where nothing like it was timed.
+
         The row of the length nearest to the context counts, a token costing what it does there; with softmax, which
         has no state, in proportion to the length.
         """
-        op, contestant = _OPS.get(choice.mixer, (None, None))
-        p = choice.p or 1
+        op, contestant = _OPS.get(mixer, (None, None))
         alike = [
             row for row in self.rows
-            if (row.op, row.contestant, row.head_width) == (op, contestant, choice.head_width)
-            and (choice.mixer in ("softmax", "rwkv7") or row.p == p)
+            if (row.op, row.contestant, row.head_width) == (op, contestant, head_width)
+            and (mixer in ("softmax", "rwkv7") or row.p == (p or 1))
         ]  # fmt: skip
         if not alike:
             return None
-        context = choice.budget.context
         nearest = min(alike, key=lambda row: abs(math.log(row.tokens / context)))
         longer = context / nearest.tokens
-        heads = choice.layers * choice.width // choice.head_width
-        seconds = nearest.seconds * heads * (longer**2 if choice.mixer == "softmax" else longer)
-        return MixingTime(seconds, 3 * choice.budget.state_flops * context / seconds / self.peak)
+        return nearest.seconds * (longer**2 if mixer == "softmax" else longer)
 
 
 def read_times(path: Path = MEASURED) -> Times:

@@ -53,7 +53,7 @@ def _let_the_first_speak(message: str) -> None:
         SystemExit: that is so.
     """
     if os.environ.get("RANK", "0") != "0" and not message.startswith("rank "):
-        time.sleep(1)
+        time.sleep(10)  # or until the launcher ends this one
         raise SystemExit(_Refused.exit_code)
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import (
 
 from zoo.recipe.training import Checkpointing
 
-__all__ = ["run_checkpointed"]
+__all__ = ["mixing_ops", "run_checkpointed"]
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -53,12 +53,12 @@ def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arg
 
 
 @cache
-def _mixing_ops() -> frozenset[Any]:
-    """The ops that mix over time, whose outputs cost more to compute again than to keep."""
+def mixing_ops() -> frozenset[Any]:
+    """Return the ops that mix over time, whose outputs `selective` keeps: they cost more to compute again."""
     own = (getattr(torch.ops.zoo, name).default for name in _OPS)
     sent = (getattr(torch.ops._c10d_functional, name).default for name in _COLLECTIVES)
     return frozenset((*own, *(getattr(torch.ops.aten, name).default for name in _ATTENTION), *sent))
 
 
 def _keep_mixing(_context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _mixing_ops() else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in mixing_ops() else CheckpointPolicy.PREFER_RECOMPUTE

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,6 +61,11 @@ class Processes:
         return 1 if self.group is None else self.group.size
 
     @property
+    def files(self) -> dist.ProcessGroup:
+        """All of several processes, to agree on files beside what they compute."""
+        return _files()
+
+    @property
     def gpus(self) -> list[torch.device]:
         """The GPU that this process computes on, if any."""
         return [self.device] if self.device.type == "cuda" else []
@@ -94,6 +99,14 @@ class Processes:
         dist.all_gather(parts, share.contiguous())
         whole = [torch.cat(parts[i : i + self._columns], 1) for i in range(0, self.count, self._columns)]
         return whole[0] if len(share) == rows else torch.cat(whole)
+
+    def first(self, own: Agreed | None, /) -> Agreed | None:
+        """Return what the first process has of those that have anything but None."""
+        if self.mesh is None:
+            return own
+        every: list[Agreed | None] = [None] * self.count
+        dist.all_gather_object(every, own)
+        return next((one for one in every if one is not None), None)
 
     def from_main(self, action: Callable[[], Agreed], /) -> Agreed:
         """Return what `action` returns on the main process, the only one that calls it.
@@ -274,6 +287,11 @@ def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int, int]:
 @functools.cache  # every mesh makes process groups, which stay
 def _mesh(device_type: str, layout: tuple[int, int, int]) -> DeviceMesh:
     return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard", "cp"))
+
+
+@functools.cache
+def _files() -> dist.ProcessGroup:
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
 
 
 @functools.cache

@@ -29,14 +29,18 @@ from zoo.training.optimizer import (
     set_learning_rate,
 )
 from zoo.training.run.checkpoint import Checkpoint
+from zoo.training.run.parts import Kinds, kinds_of, read_parts
 from zoo.training.spread import communicate_at_the_end, free_gathered, keep_gathered, spread
 from zoo.training.state import (
+    check_own,
     generator_tensors,
     model_tensors,
     optimizer_tensors,
+    own_tensors,
     restore_generators,
     restore_model,
     restore_optimizer,
+    restore_own,
 )
 
 __all__ = ["Engine"]
@@ -156,8 +160,16 @@ class Engine:
         """Whether layers are compiled each by itself; gathering their parameters stays outside of graphs."""
         return self._config.compile == "layers" or (self._processes.mesh is not None and self._config.compile)
 
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Return the state by group and name as it is, not copied: of what is spread over processes, this one's part.
+
+        The state of random numbers is the first process's, which goes for all.
+        """
+        generators = generator_tensors(self._processes.device) if self._processes.is_main else {}
+        return own_tensors(self._model, self._optimizer) | {"generators": generators}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the whole state, by file of a checkpoint and name. Every process has to call it."""
+        """Return a copy of the whole state, by group and name, on the first process. Every one has to call it."""
         return {
             "model": model_tensors(self._model),
             "optimizer": optimizer_tensors(self._model, self._optimizer),
@@ -174,15 +186,35 @@ class Engine:
         restore_model(self._model, tensors, f"training.start_from: {checkpoint.path}", self._processes)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take the state from a checkpoint, which the first process alone reads.
+        """Take the state from a checkpoint: each process its part, where it is in parts and all of them see it.
+
+        Otherwise the first process alone reads it.
 
         Raises:
             CheckpointError: it is of another model, or cannot be read.
         """
         processes, source = self._processes, str(checkpoint.path)
+        if processes.mesh is not None and checkpoint.is_in_parts and not processes.any(not checkpoint.path.is_dir()):
+            self._restore_parts(checkpoint)
+            return
         restore_model(self._model, partial(checkpoint.tensors, "model"), source, processes)
         restore_optimizer(self._model, self._optimizer, partial(checkpoint.tensors, "optimizer"), source, processes)
         generators = processes.from_main(partial(checkpoint.tensors, "generators"))
+        restore_generators(processes.device, generators)
+
+    def _restore_parts(self, checkpoint: Checkpoint) -> None:
+        processes, folder = self._processes, checkpoint.path
+        own = own_tensors(self._model, self._optimizer)
+
+        def check() -> Kinds:
+            check_own(own, {group: kinds_of(folder, group) for group in own}, str(folder))
+            return kinds_of(folder, "generators")
+
+        generators = {
+            name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in processes.from_main(check).items()
+        }
+        read_parts(folder, own | {"generators": generators}, processes.files)
+        restore_own(self._model, self._optimizer, own)
         restore_generators(processes.device, generators)
 
     def _loss(self, batch: Batch) -> Tensor:

@@ -6,10 +6,10 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,11 +31,13 @@ from zoo.training.objective import HALVES, NextTokenLoss
 from zoo.training.optimizer import deterministic_on_cpu, learning_rate_at
 from zoo.training.progress import ProgressReporter
 from zoo.training.run import RunFolder
-from zoo.training.run.checkpoint import Checkpoint, first_not_finite
+from zoo.training.run.checkpoint import Checkpoint
 from zoo.training.run.folder import trained
 from zoo.training.run.growth import check_same_run
 from zoo.training.run.metrics import EventLog, Extent, MetricsLog, check_metrics, read_metrics
+from zoo.training.run.parts import first_not_finite
 from zoo.training.run.result import TrainingResult, summarise
+from zoo.training.saving import Saver
 from zoo.training.signals import SignalWatch, watching_signals
 
 __all__ = ["Stopwatch", "Trainer"]
@@ -86,7 +88,7 @@ class Trainer:
         self._stopwatch = Stopwatch()
         self._losses = StepLosses(processes.mean, self._on_spike, self._not_finite)
         self._saved_step = -1  # what the newest checkpoint is of
-        self._last_checkpoint: Path | None = None
+        self._saver = Saver(run.checkpoints, processes)
         self._metrics_extent: Extent | None = None  # at the step that training goes on from
         self._metrics: MetricsLog | None = None
         self._events: EventLog | None = None
@@ -154,9 +156,11 @@ class Trainer:
     def _train(self, signals: SignalWatch) -> None:
         if self._step == 0:
             self._evaluate()
-        while self._step < self._config.steps:
+        while True:
             if self._processes.any(signals.received is not None):
                 raise self._interruption(signals.received or signal.SIGTERM)
+            if self._step >= self._config.steps:
+                return
             self._stopwatch.start()
             self._step += 1
             self._make_step()
@@ -173,6 +177,7 @@ class Trainer:
             return Interruption(number)
         if self._step != self._saved_step:
             self._save()
+        self._saver.finish()
         return Interruption(number, saved=self._step)
 
     def _is_due(self, every: int) -> bool:
@@ -224,9 +229,10 @@ class Trainer:
         return f"step {step}: {what}, on {self._examples.origin(step)}, at learning rate {rate:g}"
 
     def _kept(self) -> str:
-        return (
-            f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "there is no checkpoint yet"
-        )
+        with suppress(TrainingError):  # what ends training is told, not what was to be saved before
+            self._saver.finish()
+        newest = self._saver.newest
+        return "there is no checkpoint yet" if newest is None else f"the last checkpoint is {newest}"
 
     def _log(self) -> None:
         self._read_losses()
@@ -270,16 +276,16 @@ class Trainer:
 
     def _save(self) -> None:
         self._read_losses()
-        tensors = self._engine.tensors()
-        self._last_checkpoint = self._processes.from_main(lambda: self._write(tensors))
+        if (name := self._processes.first(first_not_finite(self._engine.parts()))) is not None:
+            raise DivergenceError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
+        save = self._saver.save if self._step == self._config.steps else self._saver.begin
+        save(self._step, self._engine, self._facts)
         self._saved_step = self._step
 
-    def _write(self, tensors: dict[str, dict[str, Tensor]]) -> Path:
-        if (name := first_not_finite(tensors)) is not None:
-            raise DivergenceError(f"{self._describe(self._step, f'{name} is not finite after it')}; {self._kept()}")
+    def _facts(self) -> dict[str, Any]:
         assert self._metrics is not None
         self._metrics.sync()  # to resume from a checkpoint takes the lines up to it
-        facts = {
+        return {
             **self._position(),
             "recipe": self._recipe.model_dump(mode="json"),
             "corpus": self._examples.hash,
@@ -290,7 +296,6 @@ class Trainer:
             "losses_before_spikes": list(self._losses.spikes.recent),
             "peak_memory_bytes": self._peak_memory.bytes(),
         }
-        return self._run.checkpoints.save(self._step, tensors, facts)
 
     def _find_start(self) -> Checkpoint | None:
         """The checkpoint of another run that this one begins with; None: of none, or this one goes on."""
@@ -315,7 +320,7 @@ class Trainer:
         facts = checkpoint.facts
         self._engine.restore(checkpoint)
         self._step = self._saved_step = checkpoint.step
-        self._last_checkpoint = checkpoint.path
+        self._saver.newest = checkpoint.path
         self._metrics_extent = Extent(*facts["metrics"]) if "metrics" in facts else None
         self._stopwatch = Stopwatch(facts["seconds"])
         self._peak_memory = PeakMemory(self._processes.device, facts.get("peak_memory_bytes"))

@@ -1,7 +1,8 @@
 """Everything that training changes in memory, as named tensors, and back again.
 
 torch's distributed state dicts name optimiser state by parameter instead of by number, and gather and scatter what is
-sharded over processes, so that one process is the same code as many.
+sharded over processes, so that one process is the same code as many. Where processes read and write their parts by
+themselves, nothing is gathered (`own_tensors`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,24 +20,26 @@ from torch.distributed.checkpoint.state_dict import (
 
 from zoo.errors import CheckpointError
 from zoo.training.distributed import ALONE, Processes
+from zoo.training.run.parts import Kinds
 
 __all__ = [
+    "check_own",
     "generator_tensors",
     "model_tensors",
     "optimizer_tensors",
+    "own_tensors",
     "restore_generators",
     "restore_model",
     "restore_optimizer",
+    "restore_own",
 ]
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name, whole and on the CPU; shared ones under their first name."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    own = dict(model.named_parameters())
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own.keys()
-    tensors = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
-    return {name: tensor.contiguous() for name, tensor in tensors.items() if name not in aliases}
+    return {name: tensor.contiguous() for name, tensor in _without_aliases(model, _WHOLE).items()}
 
 
 def restore_model(
@@ -51,8 +54,7 @@ def restore_model(
     Raises:
         CheckpointError: they are those of another model, by name, shape or dtype.
     """
-    expected = {name: (value.shape, value.dtype) for name, value in _model_values(model).items()}
-    found = _read(tensors, expected, source, processes)
+    found = _read(tensors, _kinds(_model_values(model)), source, processes)
     # Not strict, for shared parameters stand in the file once.
     set_model_state_dict(model, dict(found), options=_handing_out(processes, strict=False))
 
@@ -62,9 +64,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
     The options of the parameter groups are not in it: they follow from the config.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = _optimizer_values(model, optimizer, options).get("state", {})
-    return {f"{name}.{kind}": value.contiguous() for name, kinds in state.items() for kind, value in kinds.items()}
+    state = _optimizer_values(model, optimizer, _WHOLE).get("state", {})
+    return {name: value.contiguous() for name, value in _by_kind(state).items()}
 
 
 def restore_optimizer(
@@ -80,17 +81,38 @@ def restore_optimizer(
         CheckpointError: it is the state of another optimiser or model.
     """
     values = _optimizer_values(model, optimizer, StateDictOptions())
-    expected = {
-        f"{name}.{kind}": (value.shape, value.dtype)
-        for name, kinds in values["state"].items()
-        for kind, value in kinds.items()
-    }
-    found = _read(tensors, expected, source, processes)
+    found = _read(tensors, _kinds(_by_kind(values["state"])), source, processes)
     # A new mapping: the inner ones of `values` are the optimiser's own.
     state = {}
     if processes.is_main:
         state = {name: {kind: found[f"{name}.{kind}"] for kind in kinds} for name, kinds in values["state"].items()}
     set_optimizer_state_dict(model, optimizer, values | {"state": state}, options=_handing_out(processes, strict=True))
+
+
+def own_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Return the state of both as it is, not copied: of what is spread over processes, this one's part."""
+    values = _optimizer_values(model, optimizer, StateDictOptions())
+    return {"model": _without_aliases(model, StateDictOptions()), "optimizer": _by_kind(values["state"])}
+
+
+def check_own(own: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Kinds], source: str) -> None:
+    """Check that what is found is, whole, what `own_tensors` returned.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    for group, tensors in own.items():
+        _check_same(found[group], _kinds(tensors), source)
+
+
+def restore_own(model: nn.Module, optimizer: torch.optim.Optimizer, own: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Give a model and its new optimiser what `own_tensors` returned, with other values in it."""
+    set_model_state_dict(model, dict(own["model"]), options=StateDictOptions(strict=False))
+    values = _optimizer_values(model, optimizer, StateDictOptions())
+    state = {
+        name: {kind: own["optimizer"][f"{name}.{kind}"] for kind in kinds} for name, kinds in values["state"].items()
+    }
+    set_optimizer_state_dict(model, optimizer, values | {"state": state})
 
 
 def generator_tensors(device: torch.device) -> dict[str, Tensor]:
@@ -116,7 +138,7 @@ def _model_values(model: nn.Module) -> dict[str, Tensor]:
 
 def _read(
     tensors: Callable[[], Mapping[str, Tensor]],
-    expected: Mapping[str, tuple[torch.Size, torch.dtype]],
+    expected: Kinds,
     source: str,
     processes: Processes,
 ) -> dict[str, Tensor]:
@@ -125,7 +147,7 @@ def _read(
 
     def read_and_check() -> None:
         found.update(tensors())
-        _check_same(found, expected, source)
+        _check_same(_kinds(found), expected, source)
 
     processes.from_main(read_and_check)
     return found
@@ -135,20 +157,32 @@ def _handing_out(processes: Processes, *, strict: bool) -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, strict=strict, broadcast_from_rank0=processes.mesh is not None)
 
 
-def _check_same(
-    found: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], source: str
-) -> None:
+def _check_same(found: Kinds, expected: Kinds, source: str) -> None:
     missing = next((name for name in expected if name not in found), None)
     if missing is not None:
         raise CheckpointError(f"{source}: lacks {missing}, so it is of another model")
-    for name, tensor in found.items():
+    for name, kind in found.items():
         if name not in expected:
             raise CheckpointError(f"{source}: has {name}, which this model has not")
-        shape, dtype = expected[name]
-        if tensor.shape != shape or tensor.dtype != dtype:
-            was = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-            must = f"{dtype} {list(shape)}".removeprefix("torch.")
+        if kind != expected[name]:
+            was, must = (f"{dtype} {list(shape)}".removeprefix("torch.") for shape, dtype in (kind, expected[name]))
             raise CheckpointError(f"{source}: {name} is {was}, this model's is {must}")
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> Kinds:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _without_aliases(model: nn.Module, options: StateDictOptions) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, shared ones under their first."""
+    own = dict(model.named_parameters())
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own.keys()
+    tensors = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+    return {name: tensor for name, tensor in tensors.items() if name not in aliases}
+
+
+def _by_kind(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{name}.{kind}": value for name, kinds in state.items() for kind, value in kinds.items()}
 
 
 def _optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer, options: StateDictOptions) -> dict[str, Any]:

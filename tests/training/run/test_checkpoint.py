@@ -5,16 +5,20 @@ import errno
 import logging
 import math
 import resource
+import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.errors import CheckpointError, TrainingError
 from zoo.report import files as files_module
+from zoo.report.files import writing
 from zoo.training.run import checkpoint as checkpoint_module
 from zoo.training.run.checkpoint import CheckpointStore
+from zoo.training.run.parts import begin_saving, wait_for
 
 
 def tensors(step):
@@ -32,39 +36,69 @@ def assert_whole(checkpoint, step):
     assert checkpoint.tensors("optimizer")["weight.step"].item() == step
 
 
+def save_whole(store, step, given=None):
+    store.save(step, given or tensors(step), facts(step))
+
+
+def save_in_parts(store, step, given=None):
+    """As several processes do, of which there is one here."""
+    folder = store.begin(step)
+    with writing(store.place(step)):
+        wait_for(
+            begin_saving(
+                given or tensors(step),
+                folder,
+                lambda files: store.complete(folder, step, files, facts(step)),
+                dist.group.WORLD,
+            )
+        )
+
+
+every_form = pytest.mark.parametrize("save", [save_whole, save_in_parts])
+PART = "shard-00001-model-00001-of-00001.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.fixture
 def store(tmp_path):
     return CheckpointStore(tmp_path / "run" / "checkpoints")
 
 
-def test_the_newest_two_are_kept(store):
+@every_form
+def test_the_newest_two_are_kept(store, save):
     assert store.newest() is None
     for step in (5, 40, 100, 123456789):
-        store.save(step, tensors(step), facts(step))
+        save(store, step)
         assert_whole(store.newest(), step)
     assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000100", "step-123456789"]
-    assert sorted(path.name for path in (store.folder / "step-00000100").iterdir()) == [
-        "checkpoint.json",
-        "model.safetensors",
-        "optimizer.safetensors",
-    ]
+    files = ["model.safetensors", "optimizer.safetensors"] if save is save_whole else [PART]
+    assert sorted(path.name for path in (store.folder / "step-00000100").iterdir()) == ["checkpoint.json", *files]
 
 
 FAULTS = {"full disk": lambda: OSError(errno.ENOSPC, "No space left on device"), "Ctrl-C": KeyboardInterrupt}
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(sorted(FAULTS)), at=st.integers(1, 60), after=st.booleans(), saved=st.integers(0, 3))
-def test_a_fault_at_any_call_leaves_whole_checkpoints(kind, at, after, saved, tmp_path_factory, fault_at):
+@given(
+    save=st.sampled_from([save_whole, save_in_parts]), kind=st.sampled_from(sorted(FAULTS)), at=st.integers(1, 60),
+    after=st.booleans(), saved=st.integers(0, 3),
+)  # fmt: skip
+def test_a_fault_at_any_call_leaves_whole_checkpoints(save, kind, at, after, saved, tmp_path_factory, fault_at):
     store = CheckpointStore(tmp_path_factory.mktemp("faults") / "checkpoints")
     for step in range(1, saved + 1):
-        store.save(step, tensors(step), facts(step))
+        save(store, step)
     new = saved + 1
     with pytest.MonkeyPatch.context() as monkeypatch:
         fault_at(monkeypatch, FAULTS[kind](), at, after)
         caught = None
         try:
-            store.save(new, tensors(new), facts(new))
+            save(store, new)
         except (TrainingError, KeyboardInterrupt) as error:
             caught = error
     if isinstance(caught, TrainingError):
@@ -79,7 +113,7 @@ def test_a_fault_at_any_call_leaves_whole_checkpoints(kind, at, after, saved, tm
 
     store.clean()
     assert not list(store.folder.glob(".*"))
-    store.save(new, tensors(new), facts(new))
+    save(store, new)
     assert_whole(store.newest(), new)
     assert len(list(store.folder.iterdir())) == min(new, 2)
 
@@ -122,9 +156,10 @@ def damage(path, data):
 @given(data=st.data())
 def test_damage_anywhere_is_found_and_the_one_before_is_used(data, tmp_path_factory):
     store = CheckpointStore(tmp_path_factory.mktemp("damage") / "checkpoints")
+    save = data.draw(st.sampled_from([save_whole, save_in_parts]), label="save")
     for step in (1, 2):
-        store.save(step, tensors(step), facts(step))
-    file = data.draw(st.sampled_from(["checkpoint.json", "model.safetensors", "optimizer.safetensors"]))
+        save(store, step)
+    file = data.draw(st.sampled_from(sorted(path.name for path in store.place(2).iterdir())), label="file")
     damage(store.folder / "step-00000002" / file, data)
     # A flipped blank between JSON's words may leave it saying the same.
     assert_whole(store.newest(), store.newest().step)
@@ -148,17 +183,37 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(store, caplog):
     assert len(list(store.folder.iterdir())) == 2
 
 
+@every_form
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("file", ["model", "optimizer"])
-def test_one_that_is_not_finite_is_passed_over_in_one_line(store, caplog, value, file):
-    store.save(1, tensors(1), facts(1))
+@pytest.mark.parametrize("group", ["model", "optimizer"])
+def test_one_that_is_not_finite_is_passed_over_in_one_line(store, caplog, value, group, save):
+    save(store, 1)
     unsound = tensors(2)
-    unsound[file]["other"] = torch.tensor([0.0, value])
-    store.save(2, unsound, facts(2))
+    unsound[group]["other"] = torch.tensor([0.0, value])
+    save(store, 2, unsound)
     with caplog.at_level(logging.WARNING):
         assert_whole(store.newest(), 1)
-    place = f"{store.folder}/step-00000002/{file}.safetensors"
-    assert caplog.messages[0] == f"{place} is not sound: other is not finite; trying the one before"
+    found = f"{group}.safetensors is not sound: other" if save is save_whole else f"{PART} is not sound: {group}/other"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings[0] == f"{store.folder}/step-00000002/{found} is not finite; trying the one before"
+
+
+def test_training_goes_on_while_parts_are_written(store):
+    go_on, folder, changing = threading.Event(), store.begin(2), tensors(2)
+
+    def complete(files):
+        go_on.wait(60)
+        store.complete(folder, 2, files, facts(2))
+
+    saving = begin_saving(changing, folder, complete, dist.group.WORLD)
+    for group in changing.values():
+        for tensor in group.values():
+            tensor.zero_()
+    assert not saving.done()
+    assert store.newest() is None
+    go_on.set()
+    wait_for(saving)
+    assert_whole(store.newest(), 2)
 
 
 def test_later_ones_go_when_training_has_gone_back(store):
@@ -179,10 +234,10 @@ def test_when_all_are_damaged_the_run_does_not_silently_start_anew(store):
 
 def test_another_format_is_refused_not_passed_over(store, monkeypatch):
     store.save(1, tensors(1), facts(1))
-    monkeypatch.setattr(checkpoint_module, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoint_module, "_WHOLE", 3)
     store.save(2, tensors(2), facts(2))
-    monkeypatch.setattr(checkpoint_module, "_FORMAT", 1)
-    with pytest.raises(CheckpointError, match=r"step-00000002: has checkpoint format 2, this version reads 1"):
+    monkeypatch.setattr(checkpoint_module, "_WHOLE", 1)
+    with pytest.raises(CheckpointError, match=r"step-00000002: has checkpoint format 3, this version reads up to 2"):
         store.newest()
 
 

@@ -2,6 +2,9 @@
 
 A checkpoint is written to a hidden folder beside its place and renamed into it; what must go is renamed away before it
 is deleted. So a folder called `step-...` was whole when it got that name, and hidden ones are leftovers.
+
+One process writes a file for the model, one for the optimiser and so on. Several write a file each, of the parts that
+they have (`zoo.training.run.parts`), and any number of processes reads either.
 """
 
 import json
@@ -11,6 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,11 @@ from torch import Tensor
 from zoo.errors import CheckpointError
 from zoo.reading import hash_document, hash_file, read_regular
 from zoo.report.files import sync_file, sync_folder, writing
+from zoo.training.run.parts import first_not_finite, read_whole
 
-__all__ = ["Checkpoint", "CheckpointStore", "first_not_finite"]
+__all__ = ["Checkpoint", "CheckpointStore"]
 
-_FORMAT = 1
+_WHOLE, _IN_PARTS = 1, 2  # formats
 _FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _logger = logging.getLogger(__name__)
@@ -43,13 +48,17 @@ class Checkpoint:
     step: int
     facts: dict[str, Any]
     """As given to `CheckpointStore.save`."""
+    is_in_parts: bool = False
+    """Each of its files is what one of several processes had (`zoo.training.run.parts`)."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors saved as `name`, on the CPU.
+        """Return the tensors saved as `name`, whole and on the CPU.
 
         Raises:
-            CheckpointError: there is no such file in this checkpoint, or it cannot be read.
+            CheckpointError: there are none of that name in this checkpoint, or they cannot be read.
         """
+        if self.is_in_parts:
+            return read_whole(self.path, name)
         path = self.path / f"{name}.safetensors"
         try:
             return safetensors.torch.load_file(path)
@@ -82,19 +91,59 @@ class CheckpointStore:
         Raises:
             TrainingError: it cannot be written, for example on a full disk; all others stay as they are.
         """
-        place = self.folder / f"step-{step:08d}"
+        with writing(self.place(step)):
+            partial = self.begin(step)
+            try:
+                return self._complete(partial, _WHOLE, step, _write(partial, tensors), facts)
+            finally:
+                self.give_up(partial)
+
+    def begin(self, step: int) -> Path:
+        """Make and return the folder that several processes write the parts of a checkpoint into, for `complete`.
+
+        Raises:
+            TrainingError: it cannot be made.
+        """
+        place = self.place(step)
         partial = _hidden(place, "partial")
         with writing(place):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                _write(partial, step, tensors, facts)
-                for unsound in self._from(step):
-                    self._discard(unsound)
-                os.rename(partial, place)
-                sync_folder(self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        self.prune()
+            partial.mkdir()
+        return partial
+
+    def complete(self, partial: Path, step: int, files: Mapping[str, str], facts: Mapping[str, Any]) -> Path:
+        """Make parts that were written a checkpoint, as `save` does, and return its folder.
+
+        Args:
+            partial: what `begin` returned.
+            step: its number.
+            files: the SHA-256 of each file, as it was written to the disk.
+            facts: what JSON can hold, to stand beside them.
+
+        Raises:
+            TrainingError: as of `save`.
+        """
+        with writing(self.place(step)):
+            return self._complete(partial, _IN_PARTS, step, files, facts)
+
+    def give_up(self, partial: Path) -> None:
+        """Delete what was begun and is not complete, if it is not."""
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def _complete(
+        self, partial: Path, form: int, step: int, files: Mapping[str, str], facts: Mapping[str, Any]
+    ) -> Path:
+        document: dict[str, Any] = {"format": form, "step": step, "files": dict(files), "facts": dict(facts)}
+        document["sha256"] = hash_document(document)
+        path, place = partial / _FACTS, self.place(step)
+        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        sync_file(path)
+        sync_folder(partial)
+        for unsound in self._from(step):
+            self._discard(unsound)
+        os.rename(partial, place)
+        sync_folder(self.folder)
+        self._prune()
         return place
 
     def prune(self) -> None:
@@ -104,8 +153,7 @@ class CheckpointStore:
             TrainingError: one cannot be deleted.
         """
         with writing(self.folder):
-            for older in self._steps()[: -self._keep]:
-                self._discard(older)
+            self._prune()
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint, be it whole or not; 0 where there is none.
@@ -146,6 +194,10 @@ class CheckpointStore:
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
+    def place(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
     def _steps(self) -> list[Path]:
         return self._from(0)
 
@@ -160,6 +212,10 @@ class CheckpointStore:
         numbered = sorted((int(match[1]), name) for name in names if (match := _NAME.fullmatch(name)))
         return [self.folder / name for number, name in numbered if number >= step]
 
+    def _prune(self) -> None:
+        for older in self._steps()[: -self._keep]:
+            self._discard(older)
+
     def _discard(self, place: Path) -> None:
         discarded = _hidden(place, "discarded")
         os.rename(place, discarded)
@@ -171,20 +227,15 @@ def _hidden(place: Path, what: str) -> Path:
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.{what}")
 
 
-def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-    folder.mkdir()
+def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write tensors, a file for each group, and return the files' hashes."""
     files = {}
     for name, group in tensors.items():
         path = folder / f"{name}.safetensors"
         safetensors.torch.save_file(dict(group), path)
         sync_file(path)
         files[path.name] = hash_file(path)
-    document = {"format": _FORMAT, "step": step, "files": files, "facts": dict(facts)}
-    document["sha256"] = hash_document(document)
-    path = folder / _FACTS
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    sync_file(path)
-    sync_folder(folder)
+    return files
 
 
 def _open(place: Path) -> Checkpoint:
@@ -198,34 +249,25 @@ def _open(place: Path) -> Checkpoint:
         sound = False
     if not sound:
         raise _DamagedError(f"{path} is missing or damaged")
-    if document["format"] != _FORMAT:
-        raise CheckpointError(f"{place}: has checkpoint format {document['format']}, this version reads {_FORMAT}")
-    for name, expected in document["files"].items():
-        try:
-            found = hash_file(place / name)
-        except OSError as error:
-            raise _DamagedError(f"{place / name} cannot be read: {error.strerror}") from None
-        if found != expected:
-            raise _DamagedError(f"{place / name} is damaged: its bytes are not those that were written")
-        _check_finite(place / name)
-    return Checkpoint(place, document["step"], document["facts"])
+    if (form := document["format"]) not in (_WHOLE, _IN_PARTS):
+        raise CheckpointError(f"{place}: has checkpoint format {form}, this version reads up to {_IN_PARTS}")
+    with ThreadPoolExecutor() as threads:  # reading and hashing let go of the interpreter
+        list(threads.map(lambda file: _check_file(place / file[0], file[1]), document["files"].items()))
+    return Checkpoint(place, document["step"], document["facts"], form == _IN_PARTS)
 
 
-def _check_finite(path: Path) -> None:
+def _check_file(path: Path, expected: str) -> None:
+    """Check that a file is as it was written, and that it holds finite values alone."""
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        raise _DamagedError(f"{path} cannot be read: {error.strerror}") from None
+    if found != expected:
+        raise _DamagedError(f"{path} is damaged: its bytes are not those that were written")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (the library's own)
-                if not _is_finite(file.get_tensor(name)):
+                if first_not_finite({"": {name: file.get_tensor(name)}}) is not None:
                     raise _DamagedError(f"{path} is not sound: {name} is not finite")
     except (OSError, SafetensorError) as error:
         raise _DamagedError(f"{path} cannot be read: {error}") from None
-
-
-def first_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    """Return the name of a tensor that holds NaN or infinity, if any does."""
-    every = ((name, tensor) for group in tensors.values() for name, tensor in group.items())
-    return next((name for name, tensor in every if not _is_finite(tensor)), None)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
