@@ -74,10 +74,10 @@ def test_activations_are_near_what_was_measured() -> None:
 
 def test_copies_are_taken_where_weights_would_be_waited_for() -> None:
     short = gated("training.context_length=1024", "model.layers=4")
-    slow = lay_out(short, 64, Links(between=1), read_times(), Room())
+    slow = lay_out(short, 16, Links(between=1), read_times(), Room())
     best = next(layout for layout in slow.found if layout.context == 1)
     assert best.data_replicate > 1
-    tight = lay_out(short, 64, Links(between=1), read_times(), Room(memory=best.memory - 1))
+    tight = lay_out(short, 16, Links(between=1), read_times(), Room(memory=best.memory - 1))
     fewer = next(layout for layout in tight.found if layout.context == 1)
     assert fewer.memory < best.memory
     assert fewer.data_replicate < best.data_replicate

@@ -121,6 +121,7 @@ def troubles(recipe: Recipe, folder: Path) -> None:
 
 
 def main(recipe: str, folder: str, runs: str | None = None) -> None:
+    torch.set_default_dtype(torch.float64)  # in float32 the order of sums soon shows
     if runs is None:
         troubles(load_recipe(recipe, LONGER), Path(folder))
     else:

@@ -1,9 +1,11 @@
 """Runs that go on with another number of processes, laid out in another way, and what may go wrong on the way."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from zoo.recipe import load_recipe
 from zoo.training import load_checkpoint_model, train
@@ -12,6 +14,14 @@ from zoo.training.run.folder import trained
 from .layouts import LONGER
 from .test_distributed import launch, losses, recipe_file  # noqa: F401 (a fixture)
 from .test_loop import assert_same_run
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """As in `layouts`."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def go_on(processes: int, recipe: Path, folder: Path, *runs: dict[str, list[str]]) -> None:
