@@ -1,6 +1,7 @@
 """Settings for every test: hypothesis profiles, one thread, seeded generators."""
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # whose neighbours have the other cores; before torch reads it
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -15,6 +16,11 @@ _common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, H
 settings.register_profile("default", _common, derandomize=True, max_examples=50)
 settings.register_profile("thorough", _common, max_examples=500, print_blob=True)
 settings.load_profile("default")
+
+# What started the tests may ignore them, as `nohup` and a shell's `&` do, and what is ignored stays ignored.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 torch.set_num_threads(1)
 # Scalar code compiles in half the time of vectors', which are the compiler's own affair.

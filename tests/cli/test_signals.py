@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,17 +27,6 @@ class Sending(LineProgress):
     def advance(self, step: int) -> None:
         if step == 1:
             os.kill(os.getpid(), self.number)
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """What started the tests may ignore some, as `nohup` and a shell's `&` do, and what is ignored stays ignored."""
-    former = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in former.items():
-        signal.signal(number, handler)
 
 
 def losses(path: Path) -> list[float]:
