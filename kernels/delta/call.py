@@ -68,21 +68,19 @@ class Outputs(NamedTuple):
     o: Tensor  # [B, T, Hv, V]
     S: Tensor  # as in `Inputs`, after the last token
     errors: Tensor  # of what the state held for each key [B, T, Hv, V] in the accumulation dtype, if there is a beta
-    # Triton's kernels save instead, in the dtype of their products:
-    inverses: Tensor  # of chunks' triangular systems [slots, Hv, C, C], if there is a beta
-    states: Tensor  # before chunks [slots, Hv, K, V]
+    # Triton's kernels save instead:
+    starts: Tensor  # states before groups of chunks, float32 [groups or more, Hv, K, V]
 
     @property
     def saved(self) -> "Saved":
-        return Saved(self.errors, self.inverses, self.states)
+        return Saved(self.errors, self.starts)
 
 
 class Saved(NamedTuple):
     """What the backward pass needs of the forward pass: the fields of `Outputs`."""
 
     errors: Tensor
-    inverses: Tensor
-    states: Tensor
+    starts: Tensor
 
 
 class Incoming(NamedTuple):

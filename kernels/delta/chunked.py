@@ -174,7 +174,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
             if state is not None and (options.return_state or index + 1 < len(scan.chunks)):
                 scan.update(state, decay.whole, keys * decay.to_end, written)
     S = scan.unpack(states) if options.return_state and states is not None else None
-    return Outputs(o, or_empty(S, o), errors, *(or_empty(None, o) for _ in range(2)))
+    return Outputs(o, or_empty(S, o), errors, or_empty(None, o))
 
 
 def _solve(system: Tensor, values: Tensor) -> Tensor:

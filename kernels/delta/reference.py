@@ -56,7 +56,7 @@ def run_reference(inputs: Inputs, options: Options) -> Outputs:
     q, k, v = cast_for_autocast(inputs.q, inputs.k, inputs.v)
     inputs = inputs._replace(q=q, k=k, v=v)
     with without_autocast(q):
-        nothing = [or_empty(None, q)] * 3  # is saved
+        nothing = [or_empty(None, q)] * 2  # is saved
         if inputs.cu_seqlens is None:
             return Outputs(*recurrent(inputs, options), *nothing)
         parts = [recurrent(take_sequence(inputs, *at), options) for at in inputs.sequences()]

@@ -1,14 +1,26 @@
-"""The Triton implementation behind the op: widths are filled up to those of the kernels, and gradients added up."""
+"""The Triton implementation behind the op: widths are filled up to those of the kernels, and gradients added up.
 
+What lies between, a pass, is launched as it was recorded.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
 from zoo.kernels.delta.triton import passes
-from zoo.kernels.delta.triton.plan import fill_width, make_plan
-from zoo.kernels.launch import unseen
+from zoo.kernels.delta.triton.plan import count_groups, fill_width, make_plan, most_groups, wanted
+from zoo.kernels.delta.triton.scan import room
+from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power.call import or_empty
 from zoo.kernels.power.heads import gather_heads
+from zoo.kernels.recording import Recorder
+from zoo.kernels.registration import flat
+from zoo.kernels.triton_support import INTERPRETED
 
 __all__ = ["fake_saved", "triton_backward", "triton_forward"]
 
@@ -16,15 +28,8 @@ __all__ = ["fake_saved", "triton_backward", "triton_forward"]
 def fake_saved(inputs: Inputs, options: Options) -> Saved:
     """What `triton_forward` saves, without numbers."""
     plan, q = make_plan(inputs, options), inputs.q
-    found = Saved(*(or_empty(None, q) for _ in Saved._fields))
-    if not options.save_errors:
-        return found
-    of_slots = (plan.slots, plan.heads.value)
-    if plan.corrects:
-        errors = q.new_empty(plan.batch, plan.tokens, plan.heads.value, plan.V, dtype=plan.dtype)
-        inverses = q.new_empty(*of_slots, plan.C, plan.C, dtype=plan.inverse_dtype)
-        found = found._replace(errors=errors, inverses=inverses)
-    return found._replace(states=q.new_empty(*of_slots, plan.K, plan.V, dtype=plan.dtype))
+    starts = room(plan, q, most_groups(plan), plan.K, plan.V, dtype=torch.float32) if options.save_errors else None
+    return Saved(or_empty(None, q), or_empty(starts, q))
 
 
 def _fill(x: Tensor, K: int, V: int) -> Tensor:
@@ -34,15 +39,22 @@ def _fill(x: Tensor, K: int, V: int) -> Tensor:
 
 
 def _filled(inputs: Inputs) -> Inputs:
-    """Channels of zeros are read and written by nobody."""
+    """As kernels take them. Channels of zeros are read and written by nobody."""
     q, k, v, log_g, _, S, _ = inputs
     K, V = fill_width(k.shape[-1]), fill_width(v.shape[-1])
-    return inputs._replace(
-        q=_fill(q, q.shape[-2], K),
-        k=_fill(k, k.shape[-2], K),
-        v=_fill(v, v.shape[-2], V),
-        log_g=log_g if log_g is None or not inputs.gates_channels else _fill(log_g, log_g.shape[-2], K),
-        S=None if S is None else _fill(S, K, V),
+    if log_g is not None:
+        log_g = (_fill(log_g, log_g.shape[-2], K) if inputs.gates_channels else log_g).float()
+    return Inputs._make(
+        None if x is None else x.contiguous()
+        for x in (
+            _fill(q, q.shape[-2], K),
+            _fill(k, k.shape[-2], K),
+            _fill(v, v.shape[-2], V),
+            log_g,
+            inputs.beta,
+            None if S is None else _fill(S, K, V).float(),
+            inputs.cu_seqlens,
+        )
     )
 
 
@@ -53,10 +65,51 @@ def _like(x: Tensor, like: Tensor | None) -> Tensor:
     return x[..., : like.shape[-2], : like.shape[-1]].contiguous()
 
 
+def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
+    """What a forward pass launches, and the backward pass if anything is saved for one."""
+    with FakeTensorMode() as mode, rehearsal() as launches:
+        inputs = Inputs._make(None if x is None else mode.from_tensor(x) for x in inputs)
+        outputs = passes.forward(inputs, options)
+        if options.save_errors:
+            passes.backward(Incoming(torch.empty_like(outputs.o), None), inputs, outputs.saved, options)
+    return launches
+
+
+_prepared: set[Hashable] = set()  # kinds of calls
+
+
+def _prepare(inputs: Inputs, options: Options) -> None:
+    """Before the first call of its kind, compile its kernels side by side."""
+    plan, (q, k, v, *_) = make_plan(inputs, options), inputs
+    absent = [x is None for x in inputs]
+    kind = (
+        q.device,
+        q.dtype,
+        plan.heads,
+        k.shape[3],
+        v.shape[3],
+        plan.channels,
+        count_groups(plan) > 0,
+        *absent,
+        *options,
+    )
+    if kind not in _prepared and not INTERPRETED:
+        _prepared.add(kind)
+        compile_together(_rehearse(inputs, options), q.device)
+
+
+_forward = Recorder(flat(passes.forward), prepare=flat(_prepare), variant=wanted)
+_backward = Recorder(flat(passes.backward), variant=wanted)
+
+
+def _launch(recorder: Recorder, *arguments: Any) -> tuple[Tensor, ...]:
+    with unseen(arguments[0].device):
+        return recorder(*arguments)
+
+
 def triton_forward(inputs: Inputs, options: Options) -> Outputs:
     """See `zoo.kernels.delta.op.attend`."""
-    with unseen(inputs.q.device):
-        outputs = passes.forward(_filled(inputs), options)
+    outputs = Outputs(*_launch(_forward, *_filled(inputs), *options))
     K, V = inputs.k.shape[-1], inputs.v.shape[-1]
     S = outputs.S if outputs.S.dim() == 1 else outputs.S[:, :, :K, :V].contiguous()
     return outputs._replace(o=_like(outputs.o, inputs.v), S=S)
@@ -66,9 +119,12 @@ def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: O
     """Gradients of all inputs."""
     filled, (do, dS) = _filled(inputs), incoming
     K, V = filled.k.shape[-1], filled.v.shape[-1]
-    filled_incoming = Incoming(_fill(do, do.shape[-2], V), None if dS is None else _fill(dS, K, V))
-    with unseen(inputs.q.device):
-        found = passes.backward(filled_incoming, filled, saved, options)
+    do = _fill(do, do.shape[-2], V).to(filled.v.dtype).contiguous()
+    dS = None if dS is None else _fill(dS, K, V).float().contiguous()
+    found = Gradients(*_launch(_backward, do, dS, *filled, *saved, *options))
     q, k, v = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:3], inputs[:3], strict=True))
-    found = found._replace(q=q, k=k, v=v)
+    # These were taken in parts.
+    log_g = found.log_g.sum(-1) if inputs.log_g is not None and not inputs.gates_channels else found.log_g
+    beta = found.beta if inputs.beta is None else found.beta.sum(-1).to(inputs.beta.dtype)
+    found = found._replace(q=q, k=k, v=v, log_g=log_g, beta=beta)
     return Gradients(*(_like(dx, x) for dx, x in zip(found, inputs[:6], strict=True)))

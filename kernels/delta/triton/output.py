@@ -1,64 +1,76 @@
-"""The output: what the state before a chunk and the chunk itself give to each query."""
+"""The output: states are taken through the chunks of a group once more, and read by queries on the way."""
 
 import triton
 import triton.language as tl
 
-from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_scores, chunk_sums, load_shared
-from zoo.kernels.delta.triton.prepare import solve
-from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.delta.triton.chunk_map import (
+    begin,
+    decay_of_chunk,
+    decays_of_channels,
+    decays_of_tokens,
+    enter_chunk,
+    load_columns,
+    load_rows,
+    read_state,
+    write_state,
+)
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["output_kernel"]
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "slots", "LENGTH", "rooms"])
 def output_kernel(
-    q, k, v, log_g, sums, beta, inverses, states, o, errors, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
-    C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
-    LOWEST: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr, WANTS_ERRORS: tl.constexpr,
+    left, right, decays, values, queries, weights, initial, starts, o, final, bounds,
+    T, slots, LENGTH, scale, Q_HEADS, K_HEADS, HEADS, rooms,
+    C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    CHANNELS: tl.constexpr, READS: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr, HAS_STARTS: tl.constexpr, WANTS_FINAL: tl.constexpr,
 ):  # fmt: skip
-    """o `[B T, Hv, V]` and, if wanted, errors of that shape, from q `[B T, Hq, K]`, inverses and states before chunks.
+    """o `[B T, Hv, V]`, and what is left of each sequence's state: `o = Q S + W (X + M S)`, so that no state is stored.
 
-    The rest is as in `prepare_kernel`. A program takes BLOCK values of one chunk and value head.
+    The rest is as in `states_kernel`. starts may be more rooms than there are groups: those are kept, too, and zero.
     """
-    scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
-    slot, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
-    if tokens == 0:
-        return
-    place = slot * HEADS + head
-    dtype: tl.constexpr = states.dtype.element_ty
-    at, channels, values = tl.arange(0, C), tl.arange(0, K), block * BLOCK + tl.arange(0, BLOCK)
-    here = at < tokens
-    chunk, gates = (start, tokens, head), (sums + (start * HEADS + head) * K, HEADS * K, tokens)
-    queries = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(dtype)
-    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(dtype)
-    of_token = (start * HEADS + head) * V + at[:, None] * HEADS * V + values[None, :]
-    total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
-    scores = chunk_scores(queries, keys, total, gates, LEVELS, GATED, CHANNELS, PRECISION)
-    scores = as_operand(scores, dtype, PRECISION)
-    from_start = 1.0
-    if GATED:
-        decayed, _, _ = boundary_decays(at, total, gates, channels, CHANNELS)
-        if CHANNELS:
-            queries = as_operand(queries * decayed, dtype, PRECISION)
-            keys = as_operand(keys * decayed, dtype, PRECISION)
-        else:
-            from_start = decayed
-
-    S = tl.load(states + place * K * V + channels[:, None] * V + values[None, :])
-    value = tl.load(v + of_token, here[:, None], 0)
-    if CORRECTS:
-        rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
-        inverse = tl.load(inverses + place * C * C + at[:, None] * C + at[None, :])
-        error = value.to(tl.float32) - from_start * tl.dot(keys, S, input_precision=PRECISION)
-        error = solve(inverse, error, PRECISION)
-        if WANTS_ERRORS:
-            tl.store(errors + of_token, as_operand(error, dtype, PRECISION), here[:, None])
-        written = as_operand(error * rates[:, None], dtype, PRECISION)
-    else:
-        written = value.to(dtype)
-    y = from_start * tl.dot(queries, S, input_precision=PRECISION)
-    y = tl.dot(scores, written, y, input_precision=PRECISION)
-    tl.store(o + of_token, (scale * y).to(o.dtype.element_ty), here[:, None])
+    scale = tl.cast(scale, tl.float32)
+    OF_TOKENS: tl.constexpr = not CHANNELS
+    n_group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    at, channels = tl.arange(0, C), tl.arange(0, K)
+    whole = channels[None, :] * V + columns[:, None]
+    exists = channels[None, :] >= 0
+    S = tl.zeros((BLOCK, K), tl.float32)
+    if HAS_STARTS:
+        S = tl.load(starts + (n_group.to(tl.int64) * HEADS + head) * K * V + whole)
+    for row in range(n_group + (tl.num_programs(0) if HAS_STARTS else 0), rooms, tl.num_programs(0)):
+        tl.store(starts + (row * HEADS + head).to(tl.int64) * K * V + whole, tl.zeros((BLOCK, K), tl.float32))
+    DTYPE: tl.constexpr = left.dtype.element_ty
+    keeps: tl.constexpr = (GATED, CHANNELS, C, False)
+    first = n_group * LENGTH
+    group = (first, tl.minimum(LENGTH, slots - first))
+    ahead = decay_of_chunk(decays, 0, group, (head, HEADS), keeps)
+    for n in range(group[1]):
+        slot, start, tokens, sequence, begins, ends = enter_chunk(n, group, (slots, T, C), bounds, False, PACKED)
+        place = slot * HEADS + head
+        outside = (sequence * HEADS + head) * K * V + whole
+        S = begin(S, initial, (outside, exists), begins, HAS_INITIAL)
+        decay = decays_of_channels(decays, place, ahead, K, CHANNELS)
+        ahead = decay_of_chunk(decays, n + 1, group, (head, HEADS), keeps)
+        kept = decays_of_tokens(decays, place, C, GATED, CHANNELS)
+        chunk = (place, start, tokens, head, HEADS)
+        value = load_columns(values, chunk, columns, tokens > 0, C, V).to(tl.float32)
+        if READS:
+            rows = load_rows(right, chunk, K_HEADS, C, K, OF_TOKENS).to(DTYPE)
+            value = read_state(S, value, rows, kept, OF_TOKENS, PRECISION)
+        asking = tl.trans(load_rows(queries, chunk, Q_HEADS, C, K, OF_TOKENS).to(DTYPE))
+        y = tl.dot(as_operand(S, DTYPE, PRECISION), asking, input_precision=PRECISION)
+        if OF_TOKENS:
+            y *= scale * kept
+        weight = tl.trans(load_rows(weights, chunk, 1, C, C, False))
+        y = tl.dot(as_operand(value, DTYPE, PRECISION), weight, y, input_precision=PRECISION)
+        if GATED:
+            S *= decay
+        S = write_state(S, value, load_rows(left, chunk, 1, C, K, False), PRECISION)
+        of_tokens = (start * HEADS + head) * V + at[None, :] * HEADS * V + columns[:, None]
+        tl.store(o + of_tokens, y.to(o.dtype.element_ty), (at < tokens)[None, :])
+        if WANTS_FINAL:
+            tl.store(final + outside, S, exists & ends & (tokens > 0))

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
 from zoo.kernels.delta.triton.gates import gate_sums_kernel
-from zoo.kernels.delta.triton.incoming import incoming_kernel
 from zoo.kernels.delta.triton.key_gradient import key_gradient_kernel
 from zoo.kernels.delta.triton.output import output_kernel
-from zoo.kernels.delta.triton.plan import Plan, make_plan
+from zoo.kernels.delta.triton.plan import Plan, count_groups, make_plan
 from zoo.kernels.delta.triton.prepare import prepare_kernel
-from zoo.kernels.delta.triton.scan import Given, History, Maps, room, scan
+from zoo.kernels.delta.triton.scan import Given, History, Maps, Way, room
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.call import or_empty
 from zoo.kernels.power.heads import separate_gradients
@@ -49,19 +48,17 @@ class Operands(NamedTuple):
 
 def _prepare(plan: Plan, inputs: Inputs) -> Operands:
     nothing = inputs.q.new_empty(0, dtype=torch.float32)
-    q, k, v, log_g, beta, S = (nothing if x is None else x.contiguous() for x in inputs[:6])
+    q, k, v, log_g, beta, S = (nothing if x is None else x for x in inputs[:6])
     bounds = sums = nothing
     if inputs.cu_seqlens is not None:
         bounds, _ = pack_chunks(inputs.cu_seqlens, plan.C, plan.slots)
-    if plan.gated:
-        log_g = log_g.float()
     if plan.channels:
         sums = torch.empty_like(log_g, dtype=torch.float64 if plan.exact else torch.float32)
         launcher(gate_sums_kernel)[(plan.slots, plan.heads.value)](
             log_g, sums, bounds, plan.tokens, plan.heads.value,
             C=plan.C, K=plan.K, LOWEST=LOWEST_GATE, PACKED=plan.packed, num_warps=4,
         )  # fmt: skip
-    return Operands(q, k, v, log_g, sums, beta, S.float(), bounds, nothing)
+    return Operands(q, k, v, log_g, sums, beta, S, bounds, nothing)
 
 
 def _kinds(plan: Plan) -> dict[str, Any]:
@@ -78,95 +75,95 @@ def _constants(plan: Plan, block: int | None = None) -> dict[str, Any]:
 
 
 class Chunks(NamedTuple):
-    """What follows from a chunk alone; what is absent is `nothing`."""
+    """What follows from chunks alone (see `prepare_kernel`); what is absent is `nothing`."""
 
-    reads: Tensor  # -k exp(G) [slots, Hv, C, K], if there is a beta
-    kept: Tensor  # R [slots, Hv, C, K]
-    wholes: Tensor  # the decay of a whole chunk [slots, Hv] or [slots, Hv, K], float32
-
-    def present(self, operands: Operands) -> list[Tensor | None]:
-        """None for what is absent."""
-        return [None if x is operands.nothing else x for x in self]
-
-
-def _room_for_chunks(plan: Plan, operands: Operands) -> Chunks:
-    q, matrix = operands.q, (plan.slots, plan.C, plan.K)
-    reads = room(plan, q, *matrix) if plan.corrects else operands.nothing
-    gates = (plan.slots, plan.K) if plan.channels else (plan.slots,)
-    wholes = room(plan, q, *gates, dtype=torch.float32) if plan.gated else operands.nothing
-    return Chunks(reads, room(plan, q, *matrix), wholes)
+    weights: Tensor  # [slots, Hv, C, C]
+    inverses: Tensor  # [slots, Hv, C, C], if there is a beta, and they are wanted
+    queries: Tensor  # [slots, Hv, C, K], as reads is, of channels' gates
+    reads: Tensor
+    kept: Tensor  # [slots, Hv, C, K]
+    decays: Tensor  # [slots, Hv, C] or of channels' gates [slots, Hv, K], float32
 
 
-def _map_chunks(plan: Plan, operands: Operands) -> tuple[Tensor, Maps]:
-    """What chunks' errors follow from `[slots, Hv, C, C]`, and what chunks do to states."""
-    square = (plan.slots, plan.C, plan.C)
-    inverses = room(plan, operands.q, *square, dtype=plan.inverse_dtype) if plan.corrects else operands.nothing
-    chunks = _room_for_chunks(plan, operands)
+def _prepare_chunks(plan: Plan, operands: Operands, *, wants_inverses: bool) -> Chunks:
+    nothing, square, of_keys = operands.nothing, (plan.slots, plan.C, plan.C), (plan.slots, plan.C, plan.K)
+    inverses = queries = reads = decays = nothing
+    if wants_inverses:
+        inverses = room(plan, nothing, *square, dtype=plan.inverse_dtype)
+    if plan.channels:
+        queries = room(plan, nothing, *of_keys)
+        reads = room(plan, nothing, *of_keys) if plan.corrects else nothing
+    if plan.gated:
+        decays = room(plan, nothing, plan.slots, plan.K if plan.channels else plan.C, dtype=torch.float32)
+    chunks = Chunks(room(plan, nothing, *square), inverses, queries, reads, room(plan, nothing, *of_keys), decays)
     launcher(prepare_kernel)[(plan.slots, plan.heads.value)](
-        operands.k, operands.log_g, operands.sums, operands.beta, inverses, *chunks, operands.bounds,
-        plan.tokens, plan.heads.key, plan.heads.value, **_constants(plan), EXACT=plan.exact,
-        num_warps=plan.sizes.prepare_warps,
+        operands.q, operands.k, operands.log_g, operands.sums, operands.beta, *chunks, operands.bounds, plan.tokens,
+        plan.scale, *plan.heads, **_constants(plan), EXACT=plan.exact, WANTS_INVERSES=wants_inverses,
+        num_warps=plan.sizes.prepare_warps, num_stages=plan.sizes.prepare_stages,
     )  # fmt: skip
-    reads, kept, wholes = chunks.present(operands)
-    return inverses, Maps(kept, reads, wholes)
+    return chunks
 
 
-def _map_gradients(plan: Plan, operands: Operands, incoming: Incoming, saved: Saved) -> tuple[Maps, Given]:
-    """What chunks do to gradients of states, backwards in time, and what they are given."""
-    chunks = _room_for_chunks(plan, operands)
-    additions = room(plan, operands.q, plan.slots, plan.K, plan.V)
-    derrors = torch.empty_like(operands.v, dtype=plan.dtype)
-    launcher(incoming_kernel)[(plan.slots, plan.heads.value)](
-        operands.q, operands.k, incoming.do, operands.log_g, operands.sums, operands.beta, saved.inverses, additions,
-        derrors, *chunks, operands.bounds, plan.tokens, plan.scale, *plan.heads,
-        **_constants(plan, min(plan.V, plan.sizes.value_block)), num_warps=plan.sizes.incoming_warps,
-    )  # fmt: skip
-    reads, kept, wholes = chunks.present(operands)
-    return Maps(reads, kept, wholes), Given(derrors, additions, incoming.dS)
+def _forwards(plan: Plan, operands: Operands, chunks: Chunks) -> Way:
+    """States through chunks."""
+    reads = chunks.reads if plan.channels else operands.k
+    maps = Maps(chunks.kept, reads if plan.corrects else None, chunks.decays if plan.gated else None)
+    given = Given(operands.v, initial=operands.S if operands.S.numel() else None)
+    return Way(plan, maps, given, operands.bounds, operands.nothing)
+
+
+def _backwards(plan: Plan, operands: Operands, chunks: Chunks, incoming: Incoming) -> Way:
+    """Their gradients, backwards in time."""
+    reads, queries = (chunks.reads, chunks.queries) if plan.channels else (operands.k, operands.q)
+    maps = Maps(reads if plan.corrects else None, chunks.kept, chunks.decays if plan.gated else None)
+    given = Given(queries=queries, weights=chunks.weights, dy=incoming.do, initial=incoming.dS)
+    return Way(plan, maps, given, operands.bounds, operands.nothing, reverse=True)
 
 
 def forward(inputs: Inputs, options: Options) -> Outputs:
-    """What the options ask for; widths are the kernels'."""
+    """What the options ask for; inputs are contiguous, of the kernels' widths, gates and states of float32."""
     plan = make_plan(inputs, options)
-    operands, sizes, nothing = _prepare(plan, inputs), plan.sizes, None
-    inverses, maps = _map_chunks(plan, operands)
-    given = Given(operands.v, initial=None if inputs.S is None else operands.S)
-    states, final, *_ = scan(plan, maps, given, operands.bounds, wants_final=options.return_state)
-    o, block = torch.empty_like(operands.v), min(plan.V, sizes.output_block)
-    wants_errors = plan.corrects and options.save_errors
-    errors = torch.empty_like(o, dtype=plan.dtype) if wants_errors else operands.nothing
-    launcher(output_kernel)[(plan.slots, plan.heads.value, plan.V // block)](
-        operands.q, operands.k, operands.v, operands.log_g, operands.sums, operands.beta, inverses, states, o, errors,
-        operands.bounds, plan.tokens, plan.scale, *plan.heads,
-        **_constants(plan, block), WANTS_ERRORS=wants_errors, num_warps=sizes.output_warps,
+    operands = _prepare(plan, inputs)
+    chunks = _prepare_chunks(plan, operands, wants_inverses=False)
+    way = _forwards(plan, operands, chunks)
+    starts, o = way.starts(), torch.empty_like(operands.v)
+    saved = starts if options.save_errors else operands.nothing
+    final = way.final() if options.return_state else None
+    queries = chunks.queries if plan.channels else operands.q
+    tensors = way.or_nothing(*way.maps, operands.v, queries, chunks.weights, way.given.initial, starts)
+    block = min(plan.sizes.output_block, plan.V)
+    launcher(output_kernel)[(way.groups, plan.heads.value, plan.V // block)](
+        *tensors, o, operands.or_nothing(final), operands.bounds, *way.numbers, len(saved),
+        **{**way.shapes, "BLOCK": block}, READS=plan.corrects, HAS_INITIAL=way.given.initial is not None,
+        PACKED=plan.packed, PRECISION=plan.precision, HAS_STARTS=count_groups(plan) > 0,
+        WANTS_FINAL=options.return_state, num_warps=plan.sizes.output_warps, num_stages=plan.sizes.output_stages,
     )  # fmt: skip
-    kept = (errors, inverses, states) if options.save_errors else (nothing,) * 3
-    return Outputs(o, *(operands.or_empty(x) for x in (final if options.return_state else None, *kept)))
+    return Outputs(o, *(operands.or_empty(x) for x in (final, None, saved)))
 
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
-    """Gradients of all inputs, those of shared heads still to be added up."""
+    """Gradients of all inputs; still to be added up are those of shared heads, and the last dimension of heads' gates'
+    and rates', which have one more."""
     plan = make_plan(inputs, options)
-    operands = _prepare(plan, inputs)
-    initial = None if incoming.dS is None else incoming.dS.float().contiguous()
-    incoming = Incoming(incoming.do.to(inputs.v.dtype).contiguous(), initial)
-    maps, given = _map_gradients(plan, operands, incoming, saved)
-    history = History(saved.states, None if inputs.S is None else operands.S)
-    dstates, dS, dv, alongs = scan(
-        plan, maps, given, operands.bounds, wants_final=inputs.S is not None, history=history, wants_read=True
-    )
+    operands, corrects = _prepare(plan, inputs), plan.corrects
+    chunks = _prepare_chunks(plan, operands, wants_inverses=corrects)
+    there, back = _forwards(plan, operands, chunks), _backwards(plan, operands, chunks, incoming)
+    inverses = chunks.inverses if corrects else None
+    states, _, errors, _ = there.states(saved.starts, wants_read=corrects, inverses=inverses)
+    dstates, dS, dv, alongs = back.states(
+        back.starts(), wants_final=inputs.S is not None, wants_read=True,
+        history=History(states, there.given.initial),
+    )  # fmt: skip
     dq, dk = (separate_gradients(x, plan.heads.value) for x in (operands.q, operands.k))
     block = min(plan.sizes.key_block, plan.K)
     parts = (plan.K // block,)
     of_gates = () if plan.channels else parts
     dlog_g = operands.log_g.new_empty(*operands.log_g.shape, *of_gates) if plan.gated else operands.nothing
-    dbeta = operands.log_g.new_empty(*operands.beta.shape, *parts) if plan.corrects else operands.nothing
+    dbeta = operands.log_g.new_empty(*operands.beta.shape, *parts) if corrects else operands.nothing
     launcher(key_gradient_kernel)[(plan.slots, plan.heads.value, plan.K // block)](
-        operands.q, operands.k, incoming.do, dv, saved.errors if plan.corrects else operands.v, operands.log_g,
-        operands.sums, operands.beta, saved.states, dstates, alongs, dq, dk, dlog_g, dbeta, operands.bounds,
+        operands.q, operands.k, incoming.do, dv, errors if corrects else operands.v, operands.log_g,
+        operands.sums, operands.beta, states, dstates, alongs, dq, dk, dlog_g, dbeta, operands.bounds,
         plan.tokens, plan.scale, *plan.heads, **_constants(plan, block), VALUES=min(plan.V, plan.sizes.key_values),
         PARTS=alongs.shape[2] if plan.gated else 1, num_warps=plan.sizes.key_warps,
     )  # fmt: skip
-    dlog_g = dlog_g.sum(-1) if plan.gated and of_gates else dlog_g
-    dbeta = dbeta.sum(-1).to(operands.beta.dtype) if plan.corrects else dbeta
     return Gradients(dq, dk, dv, *(operands.or_empty(x) for x in (dlog_g, dbeta, dS if dS.numel() else None)))

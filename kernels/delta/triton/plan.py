@@ -10,9 +10,13 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.triton_support import INTERPRETED
 from zoo.kernels.wanted import Wanted
 
-__all__ = ["Plan", "Sizes", "fill_width", "group_length", "make_plan", "product_precision", "sizes_for", "using"]
+__all__ = [
+    "Plan", "Sizes", "count_groups", "fill_width", "group_length", "make_plan", "most_groups", "product_precision",
+    "sizes_for", "using", "wanted",
+]  # fmt: skip
 
 PROGRAMS = 128  # about as many as a GPU runs side by side
+SHORTEST = 16  # chunks of a group
 WIDTHS = (16, 32, 64, 128)
 
 
@@ -24,12 +28,14 @@ class Sizes(NamedTuple):
 
     chunk: int = 32  # C, at most
     prepare_warps: int = 1
+    prepare_stages: int = 3
     state_block: int = 64  # columns of a state that a program carries
     state_warps: int = 4
     state_stages: int = 2
     output_block: int = 64
-    output_warps: int = 1
-    incoming_warps: int = 2
+    output_warps: int = 4
+    output_stages: int = 2
+    incoming_warps: int = 2  # of RWKV-7's kernels alone, as the next is
     value_block: int = 32  # values at a time
     key_block: int = 64  # channels of a program
     key_values: int = 32  # values at a time
@@ -38,16 +44,19 @@ class Sizes(NamedTuple):
 
 
 # Over 64 channels or values.
-_WIDE = Sizes(state_stages=3, output_block=128, output_warps=4, value_block=64, key_values=64)
+_WIDE = Sizes(state_stages=3, output_stages=3, key_values=64)
 # Each channel with a gate.
-_CHANNELS = Sizes(output_warps=2, incoming_warps=4, value_block=64, key_values=64, key_warps=4)
-_WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=2, output_block=128, output_warps=4, key_values=32)
+_CHANNELS = Sizes(prepare_warps=2, key_values=64, key_warps=4)
+_WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=4, key_values=32)
 # Three products for each one, of operands twice as large.
-_FLOAT = Sizes(
-    prepare_warps=4, state_block=16, output_block=32, output_warps=4, incoming_warps=4, key_block=32, key_warps=4
-)
+_FLOAT = Sizes(prepare_warps=4, state_block=16, output_block=16, key_block=32, key_warps=4)
 _wanted: Wanted[Sizes] = Wanted()
 using = _wanted.using
+
+
+def wanted() -> Sizes | None:
+    """The sizes that all calls shall take, if there are any."""
+    return _wanted.sizes
 
 
 def sizes_for(dtype: torch.dtype, K: int, V: int, *, channels: bool) -> Sizes:
@@ -160,8 +169,30 @@ def group_length(plan: Plan) -> int:
     if plan.sizes.group:
         return plan.sizes.group
     whole = plan.slots if plan.packed else plan.chunks
-    rows = 1 if plan.packed else plan.batch
-    programs = plan.heads.value * max(1, plan.V // plan.sizes.state_block)  # of a group
-    if whole <= 16 or rows * programs >= PROGRAMS:
+    rows, programs = 1 if plan.packed else plan.batch, _programs(plan)
+    if whole <= SHORTEST or rows * programs >= PROGRAMS:
         return whole
-    return max(math.isqrt(plan.slots - 1) + 1, plan.slots * programs // (2 * PROGRAMS))
+    return max(SHORTEST, math.isqrt(plan.slots - 1) + 1, plan.slots * programs // (2 * PROGRAMS))
+
+
+def _programs(plan: Plan) -> int:
+    """Of a group."""
+    return plan.heads.value * max(1, plan.V // plan.sizes.state_block)
+
+
+def count_groups(plan: Plan) -> int:
+    """Groups of chunks that are composed; none where a group is a sequence."""
+    length = group_length(plan)
+    groups = -(-plan.slots // length)
+    return groups if groups > 1 and (plan.packed or length != plan.chunks) else 0
+
+
+def most_groups(plan: Plan) -> int:
+    """As many as there can be, or a few more: so much the compiler can say of a length that it does not know."""
+    # Never one, which would be a case of its own there.
+    most = plan.slots // (plan.sizes.group or SHORTEST) + 2
+    if plan.sizes.group:
+        return most
+    # Of longer groups, whose length is rounded down.
+    enough = -(-2 * PROGRAMS * (SHORTEST + 1) // (SHORTEST * _programs(plan))) + 1
+    return torch.sym_min(most, enough)

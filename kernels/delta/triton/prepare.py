@@ -1,9 +1,11 @@
-"""What a chunk does to the state before it, whatever that is: `S_end = decay S + R^T (v - (k exp(G)) S)`.
+"""What a chunk does with the state before it, whatever that is.
 
-With `A_ij = exp(G_i - G_j) (k_i . k_j) beta_j` for j < i, the errors of a chunk's tokens are
-`e = (1 + A)^-1 (v - (k exp(G)) S)`, and `R = (1 + A)^-T beta k exp(G_C - G)` is what they write. It changes the state
-only where keys point to, which a product of the two matrices of keys, once rounded, would not: what is orthogonal to
-keys that are written again and again has to stay as it is.
+With what a chunk did not know, `r = v - (k exp(G)) S`, and `A_ij = exp(G_i - G_j) (k_i . k_j) beta_j` for j < i, the
+errors of its tokens are `e = (1 + A)^-1 r`. They are written as `S_end = decay S + R^T r`, where
+`R = (1 + A)^-T beta k exp(G_C - G)`, and read as `o = (q exp(G)) S + W r`, where `W = P beta (1 + A)^-1` and P is what
+queries read of keys. That changes the state only where keys point to, which a product of the two matrices of keys,
+once rounded, would not: what is orthogonal to keys that are written again and again has to stay as it is. Where keys
+are alike columns of the inverse cancel; so it is not rounded before R and W are made.
 """
 
 import triton
@@ -13,7 +15,7 @@ from zoo.kernels.delta.triton.chunk import boundary_decays, chunk_scores, chunk_
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.operands import as_operand
 
-__all__ = ["inverse_below", "prepare_kernel", "solve", "solve_transposed"]
+__all__ = ["inverse_below", "prepare_kernel", "solve", "solve_columns", "solve_transposed"]
 
 
 @triton.jit
@@ -52,22 +54,32 @@ def solve_transposed(inverse, x, PRECISION: tl.constexpr):
     return tl.dot(tl.trans(inverse.to(PRODUCTS)), x, input_precision=PRECISION)
 
 
+@triton.jit
+def solve_columns(inverse, x, PRECISION: tl.constexpr):
+    """`(inverse x)^T` from x^T, with as many digits."""
+    x = as_operand(x, tl.float32, PRECISION)
+    return tl.dot(x, tl.trans(inverse.to(tl.float32)), input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=["T"])
 def prepare_kernel(
-    k, log_g, sums, beta, inverses, reads, kept, wholes, bounds, T, K_HEADS, HEADS,
+    q, k, log_g, sums, beta, weights, inverses, queries, reads, kept, decays, bounds, T, scale, Q_HEADS, K_HEADS, HEADS,
     C: tl.constexpr, K: tl.constexpr, LEVELS: tl.constexpr, LOWEST: tl.constexpr,
     GATED: tl.constexpr, CHANNELS: tl.constexpr, CORRECTS: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, WANTS_INVERSES: tl.constexpr,
 ):  # fmt: skip
-    """inverses `(1 + A)^-1 [slots, Hv, C, C]`, reads `-k exp(G)` and kept `R`, both `[slots, Hv, C, K]`, and wholes,
-    the decay of a whole chunk `[slots, Hv]`, or `[slots, Hv, K]` where CHANNELS have gates.
+    """weights `W [slots, Hv, C, C]`, of what chunks do not know already for what they say; kept `R [slots, Hv, C, K]`;
+    if GATED decays from a chunk's start to each of its tokens, `[slots, Hv, C]`. Where CHANNELS have gates queries
+    `scale q exp(G)` and reads `-k exp(G)`, both of kept's shape, and decays of the whole chunk `[slots, Hv, K]`. If
+    wanted inverses `(1 + A)^-1 [slots, Hv, C, C]`.
 
-    From k `[B T, Hk, K]`, beta `[B T, Hv]`, if it CORRECTS, and, if GATED, log_g `[B T, Hv]` or channels' sums of gates
-    `[B T, Hv, K]`. A program takes one chunk and value head.
+    From q and k `[B T, Hq or Hk, K]`, beta `[B T, Hv]`, if it CORRECTS, and, if GATED, log_g `[B T, Hv]` or channels'
+    sums of gates `[B T, Hv, K]`. A program takes one chunk and value head.
 
     EXACT: in float64 until it is stored. A product with an equal key, once rounded, is wrong for all pairs alike, and
     tensor cores cut off what PyTorch's float32 products round.
     """
+    scale = tl.cast(scale, tl.float32)
     slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
     place = slot * HEADS + head
@@ -76,32 +88,41 @@ def prepare_kernel(
     DIGITS: tl.constexpr = "ieee" if EXACT else PRECISION
     at, channels = tl.arange(0, C), tl.arange(0, K)
     here = at < tokens
-    chunk, heads, gates = (
-        (start, tokens, head),
-        (K_HEADS, HEADS),
-        (sums + (start * HEADS + head) * K, HEADS * K, tokens),
-    )
+    chunk, gates = (start, tokens, head), (sums + (start * HEADS + head) * K, HEADS * K, tokens)
     total = chunk_sums(log_g, at, chunk, HEADS, LOWEST, GATED, CHANNELS)
+    square = place * C * C + at[:, None] * C + at[None, :]
     if CORRECTS:
-        keys = load_shared(k, at, chunk, heads, channels, K).to(PRODUCTS)
+        keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(PRODUCTS)
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         system = chunk_scores(keys, keys, total, gates, LEVELS, GATED, CHANNELS, DIGITS)
         inverse = inverse_below(system * rates[None, :], LEVELS, DIGITS)
         inverse = as_operand(inverse, inverse.dtype, PRECISION)
-        square = at[:, None] * C + at[None, :]
-        tl.store(inverses + place * C * C + square, inverse.to(inverses.dtype.element_ty))
+        if WANTS_INVERSES:
+            tl.store(inverses + square, inverse.to(inverses.dtype.element_ty))
 
-    # Once more, which spares their registers until now.
-    keys = load_shared(k, at, chunk, heads, channels, K).to(dtype)
-    read = keys
+    asking = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(PRODUCTS)
+    # Once more, which spares their registers until now, and below.
+    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(PRODUCTS)
+    weight = scale * chunk_scores(asking, keys, total, gates, LEVELS, GATED, CHANNELS, DIGITS)
+    if CORRECTS:
+        weight = as_operand(weight * rates[None, :], inverse.dtype, PRECISION)
+        weight = tl.dot(weight, inverse, input_precision=DIGITS)
+    tl.store(weights + square, as_operand(weight, dtype, PRECISION))
+
+    keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(dtype)
+    of_key = place * C * K + at[:, None] * K + channels[None, :]
     left = keys
     if GATED:
         from_start, to_end, whole = boundary_decays(at, total, gates, channels, CHANNELS)
-        tl.store(wholes + (place * K + channels if CHANNELS else place), whole)
-        read = keys * from_start
         left = keys * to_end
-    of_key = place * C * K + at[:, None] * K + channels[None, :]
+        if CHANNELS:
+            tl.store(decays + place * K + channels, whole)
+            asking = load_shared(q, at, chunk, (Q_HEADS, HEADS), channels, K).to(dtype)
+            tl.store(queries + of_key, as_operand(asking * from_start * scale, dtype, PRECISION))
+            if CORRECTS:
+                tl.store(reads + of_key, as_operand(keys * -from_start, dtype, PRECISION))
+        else:
+            tl.store(decays + place * C + at, tl.exp2(total.to(tl.float32)))
     if CORRECTS:
-        tl.store(reads + of_key, as_operand(-read.to(tl.float32), dtype, PRECISION))
         left = solve_transposed(inverse, left * rates[:, None], DIGITS)
     tl.store(kept + of_key, as_operand(left, dtype, PRECISION))

@@ -5,21 +5,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.delta.triton.plan import Plan, group_length
+from zoo.kernels.delta.triton.plan import Plan, count_groups, group_length, most_groups
 from zoo.kernels.delta.triton.states import compose_kernel, join_kernel, states_kernel
 from zoo.kernels.launch import launcher
 
-__all__ = ["Given", "History", "Maps", "Scanned", "room", "scan"]
+__all__ = ["Given", "History", "Maps", "Scanned", "Way", "room"]
 
 JOINED = 16  # columns of a program that takes groups one after the other
 
 
 class Maps(NamedTuple):
-    """What chunks make of a state: `S <- decay S + A + L^T (X + M S)`."""
+    """What chunks make of a state: `S <- decay S + A + Q^T Y + L^T (X + M S)`.
 
-    left: Tensor | None  # L [slots, Hv, C, K]; None, like all that may be: there is none
-    right: Tensor | None  # M [slots, Hv, C, K]
-    wholes: Tensor | None  # the decay [slots, Hv] or [slots, Hv, K], float32
+    Shapes `[slots, Hv, C, K]`, and decays `[slots, Hv, K]`, are of channels' gates, or are kept for them; where heads
+    have gates, or none, M forwards and L backwards may be keys as they were given, Q queries, and decays those of
+    tokens: see `states_kernel`.
+    """
+
+    left: Tensor | None  # L; None, like all that may be: there is none
+    right: Tensor | None  # M
+    decays: Tensor | None  # float32
 
 
 class Given(NamedTuple):
@@ -27,6 +32,9 @@ class Given(NamedTuple):
 
     values: Tensor | None = None  # X [B, T, Hv, V]
     additions: Tensor | None = None  # A [slots, Hv, K, V]
+    queries: Tensor | None = None  # Q
+    weights: Tensor | None = None  # W [slots, Hv, C, C]: with queries, X is `W^T Y`
+    dy: Tensor | None = None  # Y [B, T, Hv, V], if there are queries
     initial: Tensor | None = None  # states of sequences [sequences, Hv, K, V], float32
 
 
@@ -42,7 +50,7 @@ class Scanned(NamedTuple):
 
     states: Tensor  # before chunks, or gradients after them [slots, Hv, K, V]
     final: Tensor  # what is left of each sequence's [sequences, Hv, K, V], float32
-    read: Tensor  # X + M S [B, T, Hv, V]
+    read: Tensor  # X + M S, or what inverses make of that [B, T, Hv, V]
     alongs: Tensor  # gradients times states, float32 [slots, Hv, parts], or [slots, Hv, parts, K] of channels' gates
 
 
@@ -52,64 +60,113 @@ def room(plan: Plan, like: Tensor, *shape: int, dtype: torch.dtype | None = None
     return like.new_empty(count, plan.heads.value, *matrix, dtype=dtype or plan.dtype)
 
 
-def scan(
-    plan: Plan, maps: Maps, given: Given, bounds: Tensor, *, wants_final: bool, history: History | None = None,
-    wants_read: bool = False,
-) -> Scanned:  # fmt: skip
-    """Take states through all chunks, or, with a history, their gradients backwards in time.
+class Way(NamedTuple):
+    """States through all chunks, or gradients backwards in time."""
 
-    Args:
-        plan: of the call.
-        maps: what chunks make of a state.
-        given: what they are given beside it.
-        bounds: of packed chunks, or anything.
-        wants_final: return what is left of sequences; those without tokens keep what they have.
-        history: of the forward pass, for gradients.
-        wants_read: return `X + M S`.
-    """
-    length, sizes, heads, initial = group_length(plan), plan.sizes, plan.heads.value, given.initial
-    reverse, groups, block = history is not None, -(-plan.slots // length), min(sizes.state_block, plan.K, plan.V)
-    like = next(x for x in (maps.left, maps.right, given.additions, given.values) if x is not None)
-    nothing = like.new_empty(0, dtype=torch.float32)
-    states, final = room(plan, like, plan.slots, plan.K, plan.V), nothing
-    if wants_final:
-        shape = (plan.sequences, heads, plan.K, plan.V)
-        final = like.new_zeros(shape, dtype=torch.float32) if initial is None else initial.clone()
-    tensors = [nothing if x is None else x for x in (*maps, given.values, given.additions, initial)]
-    numbers = (plan.tokens, plan.slots, length, heads)
-    reads = maps.right is not None and maps.left is not None  # else it changes nothing of states
-    shapes: dict[str, Any] = {
-        "C": plan.C, "K": plan.K, "V": plan.V, "BLOCK": block, "GATED": maps.wholes is not None,
-        "CHANNELS": plan.channels, "WRITES": maps.left is not None,
-    }  # fmt: skip
-    how: dict[str, Any] = {
-        "HAS_INITIAL": initial is not None, "REVERSE": reverse, "PACKED": plan.packed, "PRECISION": plan.precision,
-    }  # fmt: skip
-    options = {"num_warps": sizes.state_warps, "num_stages": sizes.state_stages}
-    starts = nothing
-    if groups > 1 and (plan.packed or length != plan.chunks):
+    plan: Plan
+    maps: Maps
+    given: Given
+    bounds: Tensor  # of packed chunks, or anything
+    nothing: Tensor  # stands for an absent tensor
+    reverse: bool = False
+
+    @property
+    def block(self) -> int:
+        """Columns of a state that a program carries."""
+        return min(self.plan.sizes.state_block, self.plan.K, self.plan.V)
+
+    @property
+    def groups(self) -> int:
+        """Of chunks that a program takes one after the other."""
+        return -(-self.plan.slots // group_length(self.plan))
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Numbers that kernels take."""
+        plan = self.plan
+        return plan.tokens, plan.slots, group_length(plan), plan.scale, *plan.heads
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """What all kernels on the way are compiled for."""
+        plan = self.plan
+        return {
+            "C": plan.C, "K": plan.K, "V": plan.V, "BLOCK": self.block, "GATED": self.maps.decays is not None,
+            "CHANNELS": plan.channels,
+        }  # fmt: skip
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """And what those are that say what chunks make of states."""
+        plan, given, writes = self.plan, self.given, self.maps.left is not None
+        return {
+            "WRITES": writes, "READS": self.maps.right is not None, "VALUES": given.values is not None,
+            "ADDS": given.additions is not None, "ASKS": given.queries is not None,
+            "HAS_INITIAL": given.initial is not None, "REVERSE": self.reverse, "PACKED": plan.packed,
+            "PRECISION": plan.precision,
+        }  # fmt: skip
+
+    def or_nothing(self, *tensors: Tensor | None) -> list[Tensor]:
+        """What a kernel gets for tensors that may be absent."""
+        return [self.nothing if x is None else x for x in tensors]
+
+    def starts(self) -> Tensor:
+        """States that groups of chunks start from, float32 `[groups or more, Hv, K, V]`, anything where groups are
+        sequences."""
+        plan, groups, sizes = self.plan, count_groups(self.plan), self.plan.sizes
+        like, heads, (*given, initial) = self.nothing, plan.heads.value, self.given
+        starts = room(plan, like, most_groups(plan), plan.K, plan.V, dtype=torch.float32)
+        if not groups:
+            return starts
         products = room(plan, like, groups, plan.K, plan.K, dtype=torch.float32)
-        sums, starts = (room(plan, like, groups, plan.K, plan.V, dtype=torch.float32) for _ in range(2))
-        kinds = {"READS": reads, "VALUES": given.values is not None and maps.left is not None}
-        launcher(compose_kernel)[(groups, heads, (plan.K + plan.V) // block)](
-            *tensors, products, sums, bounds, *numbers, **shapes, **kinds, ADDS=given.additions is not None, **how,
-            **options,
+        sums = room(plan, like, groups, plan.K, plan.V, dtype=torch.float32)
+        tensors = self.or_nothing(*self.maps, *given, initial)
+        launcher(compose_kernel)[(groups, heads, (plan.K + plan.V) // self.block)](
+            *tensors, products, sums, self.bounds, *self.numbers, **self.shapes, **self.kinds,
+            num_warps=sizes.state_warps, num_stages=sizes.state_stages,
         )  # fmt: skip
         launcher(join_kernel)[(heads, plan.V // JOINED)](
-            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=reverse,
-            num_warps=8 if plan.K > 64 else 4, num_stages=2,
+            products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=self.reverse,
+            num_warps=8 if plan.K > 64 else 4, num_stages=3,
         )  # fmt: skip
-    read = like.new_empty(plan.batch, plan.tokens, heads, plan.V, dtype=plan.dtype) if wants_read else nothing
-    before, first, alongs = nothing, None, nothing
-    if history is not None and maps.wholes is not None:
-        before, first = history
-        parts = (plan.V // block, plan.K) if plan.channels else (plan.V // block,)
-        alongs = room(plan, like, plan.slots, *parts, dtype=torch.float32)
-    kinds = {"READS": reads or wants_read, "VALUES": given.values is not None}
-    launcher(states_kernel)[(groups, heads, plan.V // block)](
-        *tensors, starts, states, final, read, before, nothing if first is None else first, alongs, bounds, *numbers,
-        **shapes, **kinds, ADDS=given.additions is not None, **how, HAS_STARTS=starts is not nothing,
-        WANTS_FINAL=wants_final, WANTS_READ=wants_read, WANTS_ALONG=alongs is not nothing,
-        HAS_FIRST=first is not None, **options,
-    )  # fmt: skip
-    return Scanned(states, final, read, alongs)
+        return starts
+
+    def final(self) -> Tensor:
+        """Room for what is left of sequences; packed ones without tokens keep what they have."""
+        plan, initial = self.plan, self.given.initial
+        shape = (plan.sequences, plan.heads.value, plan.K, plan.V)
+        if not plan.packed:
+            return self.nothing.new_empty(shape, dtype=torch.float32)
+        return self.nothing.new_zeros(shape, dtype=torch.float32) if initial is None else initial.clone()
+
+    def states(
+        self, starts: Tensor, *, wants_final: bool = False, wants_read: bool = False, inverses: Tensor | None = None,
+        history: History | None = None,
+    ) -> Scanned:  # fmt: skip
+        """States before all chunks, or gradients after them.
+
+        Args:
+            starts: of groups, as `starts` gives them.
+            wants_final: return what is left of sequences.
+            wants_read: return `X + M S`.
+            inverses: what to make of that, `[slots, Hv, C, C]`.
+            history: of the forward pass, for gradients.
+        """
+        plan, sizes, heads, nothing = self.plan, self.plan.sizes, self.plan.heads.value, self.nothing
+        states, final = room(plan, nothing, plan.slots, plan.K, plan.V), self.final() if wants_final else nothing
+        shape = (plan.batch, plan.tokens, heads, plan.V)
+        read = nothing.new_empty(shape, dtype=plan.dtype) if wants_read else nothing
+        before, first, alongs = nothing, None, nothing
+        if history is not None and self.maps.decays is not None:
+            before, first = history
+            parts = (plan.V // self.block, plan.K) if plan.channels else (plan.V // self.block,)
+            alongs = room(plan, nothing, plan.slots, *parts, dtype=torch.float32)
+        *given, initial = self.given
+        tensors = self.or_nothing(*self.maps, *given, inverses, initial, starts)
+        launcher(states_kernel)[(self.groups, heads, plan.V // self.block)](
+            *tensors, states, final, read, before, *self.or_nothing(first), alongs, self.bounds, *self.numbers,
+            **self.shapes, **self.kinds, SOLVES=inverses is not None, HAS_STARTS=count_groups(plan) > 0,
+            WANTS_FINAL=wants_final, WANTS_READ=wants_read, WANTS_ALONG=alongs is not nothing,
+            HAS_FIRST=first is not None, num_warps=sizes.state_warps, num_stages=sizes.state_stages,
+        )  # fmt: skip
+        return Scanned(states, final, read, alongs)

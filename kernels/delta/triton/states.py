@@ -1,131 +1,136 @@
 """States before chunks, or, backwards in time, their gradients after them: chunks are affine maps, so groups are, too.
 
-A chunk makes `decay S + A + L^T (X + M S)` of S. A group of consecutive chunks is composed first, as what it makes of
-an empty state and of each unit vector, side by side with all other groups; then groups are taken one after the other;
-then, again side by side, the chunks of each group from the state that it starts with. So N chunks are three times
-sqrt(N) steps.
-
-Programs hold states with columns first, `S^T [BLOCK, K]`: products then have as many rows as Hopper's tensor cores
-take at a time, and what one product gives is the left operand of the next, which those take from registers.
+A chunk makes `decay S + A + Q^T Y + L^T (X + M S)` of S. A group of consecutive chunks is composed first, as what it
+makes of an empty state and of each unit vector, side by side with all other groups; then groups are taken one after
+the other; then, again side by side, the chunks of each group from the state that it starts with. So N chunks are three
+times sqrt(N) steps.
 """
 
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.delta.triton.chunk_map import (
+    begin,
+    decay_of_chunk,
+    decays_of_channels,
+    decays_of_tokens,
+    enter_chunk,
+    load_columns,
+    load_rows,
+    read_state,
+    write_state,
+)
+from zoo.kernels.delta.triton.prepare import solve_columns
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["compose_kernel", "join_kernel", "states_kernel"]
 
 
 @triton.jit
-def _edges(slot, slots, T, C, bounds, PACKED: tl.constexpr):
-    """A slot's sequence, whether its chunk is the first and whether it is the last of it, and whether it has tokens."""
-    if PACKED:
-        bounds += slot * 4
-        after = tl.load(bounds + 6, slot + 1 < slots, 0)
-        exists = tl.load(bounds + 1) > tl.load(bounds)
-        return tl.load(bounds + 3).to(tl.int64), tl.load(bounds + 2) == 0, after == 0, exists
-    chunks = tl.cdiv(T, C)
-    place = slot % chunks
-    return slot // chunks, place == 0, place == chunks - 1, slot >= 0
+def _read(S, tensors, chunk, whole, kept, kinds: tl.constexpr):
+    """Of a chunk `X + M S`, and Y, with columns first `[BLOCK, C]`; whole are these columns of values, if they are any.
 
-
-@triton.jit
-def _chunk(n, first, count, sizes, bounds, REVERSE: tl.constexpr, PACKED: tl.constexpr):
-    """The nth chunk of a group on the way: its slot, first token, tokens and sequence, if it is the first on the way
-    and the last of that, and whether it has tokens."""
-    slots, T, C = sizes
-    slot = (first + (count - 1 - n if REVERSE else n)).to(tl.int64)
-    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
-    sequence, begins, ends, exists = _edges(slot, slots, T, C, bounds, PACKED)
-    if REVERSE:
-        begins, ends = ends, begins
-    return slot, start, tokens, sequence, begins, ends, exists
-
-
-@triton.jit
-def _begin(S, initial, places, begins, HAS_INITIAL: tl.constexpr):
-    """S^T, or what its sequence begins with; places is of `[BLOCK, K]` and where there are any."""
-    if HAS_INITIAL:
-        return tl.where(begins, tl.load(initial + places[0], places[1] & begins, 0), S)
-    return tl.where(begins, 0.0, S)
-
-
-@triton.jit
-def _pass(S, tensors, chunk, whole, kinds: tl.constexpr, PRECISION: tl.constexpr):
-    """One chunk: `decay S + A + L^T (X + M S)`, and `X + M S`, all with columns first: S is `[BLOCK, K]`, as is A.
-
-    whole are these columns of a state `[K, V]`, if they are columns of values; kinds are GATED, CHANNELS, WRITES (there
-    is an L), READS (an M), VALUES (an X), ADDS (an A), C and V.
+    X is what is given, or `W^T Y`. kinds are READS (there is an M), VALUES (an X), ASKS (a Q), OF_TOKENS (k and q are
+    tokens'), REVERSE, C, V, the DTYPE of products and their PRECISION.
     """
-    left, right, wholes, values, additions = tensors
-    place, start, tokens, head, HEADS = chunk
+    right, values, weights, dy, SHARED = tensors
     columns, of_values = whole
-    GATED: tl.constexpr = kinds[0]
-    CHANNELS: tl.constexpr = kinds[1]
-    WRITES: tl.constexpr = kinds[2]
-    READS: tl.constexpr = kinds[3]
-    VALUES: tl.constexpr = kinds[4]
-    ADDS: tl.constexpr = kinds[5]
-    C: tl.constexpr = kinds[6]
-    V: tl.constexpr = kinds[7]
-    BLOCK: tl.constexpr = S.shape[0]
-    K: tl.constexpr = S.shape[1]
-    at, channels = tl.arange(0, C), tl.arange(0, K)
-    of_keys = place * C * K + at[:, None] * K + channels[None, :]
-    if CHANNELS:
-        after = S * tl.load(wholes + place * K + channels)[None, :]
-    elif GATED:
-        after = S * tl.load(wholes + place)
-    else:
-        after = S
-    if ADDS:
-        here = (channels[None, :] >= 0) & of_values
-        after += tl.load(additions + place * K * V + channels[None, :] * V + columns[:, None], here, 0).to(tl.float32)
-    value = tl.zeros((BLOCK, C), tl.float32)
+    READS: tl.constexpr = kinds[0]
+    VALUES: tl.constexpr = kinds[1]
+    ASKS: tl.constexpr = kinds[2]
+    K_OF_TOKENS: tl.constexpr = kinds[3] and not kinds[4]
+    C: tl.constexpr = kinds[5]
+    V: tl.constexpr = kinds[6]
+    DTYPE: tl.constexpr = kinds[7]
+    PRECISION: tl.constexpr = kinds[8]
+    value = tl.zeros((S.shape[0], C), tl.float32)
+    asked = value
+    if ASKS:
+        asked = load_columns(dy, chunk, columns, of_values, C, V).to(DTYPE)
+        value = tl.dot(asked, load_rows(weights, chunk, 1, C, C, False), value, input_precision=PRECISION)
     if VALUES:
-        of_tokens = (start * HEADS + head) * V + at[None, :] * HEADS * V + columns[:, None]
-        value = tl.load(values + of_tokens, (at < tokens)[None, :] & of_values, 0).to(tl.float32)
+        value = load_columns(values, chunk, columns, of_values, C, V).to(tl.float32)
     if READS:
-        read = tl.trans(tl.load(right + of_keys))
-        value = tl.dot(as_operand(S, right.dtype.element_ty, PRECISION), read, value, input_precision=PRECISION)
-    if WRITES:
-        write = tl.load(left + of_keys)
-        after = tl.dot(as_operand(value, left.dtype.element_ty, PRECISION), write, after, input_precision=PRECISION)
-    return after, value
+        rows = load_rows(right, chunk, SHARED, C, S.shape[1], K_OF_TOKENS).to(DTYPE)
+        value = read_state(S, value, rows, kept, K_OF_TOKENS, PRECISION)
+    return value, asked
+
+
+@triton.jit
+def _write(S, value, asked, tensors, chunk, decay, kinds: tl.constexpr):
+    """Of a chunk `decay S + A + Q^T Y + L^T value`, with columns first; decay is of S and of tokens, and the scale.
+
+    kinds are GATED, WRITES (there is an L), ADDS (an A), ASKS, OF_TOKENS, REVERSE, DTYPE and PRECISION.
+    """
+    left, queries, K_SHARED, Q_SHARED, added = tensors
+    whole, kept, scale = decay
+    OF_TOKENS: tl.constexpr = kinds[4]
+    K_OF_TOKENS: tl.constexpr = kinds[4] and kinds[5]
+    DTYPE: tl.constexpr = kinds[6]
+    PRECISION: tl.constexpr = kinds[7]
+    C: tl.constexpr = value.shape[1]
+    K: tl.constexpr = S.shape[1]
+    after = S
+    if kinds[0]:
+        after *= whole
+    if kinds[2]:
+        after += added.to(tl.float32)
+    if kinds[3]:
+        if OF_TOKENS:
+            asked = asked.to(tl.float32) * (scale * kept)
+        after = write_state(after, asked, load_rows(queries, chunk, Q_SHARED, C, K, OF_TOKENS).to(DTYPE), PRECISION)
+    if kinds[1]:
+        if K_OF_TOKENS:
+            value *= -kept
+        after = write_state(after, value, load_rows(left, chunk, K_SHARED, C, K, K_OF_TOKENS).to(DTYPE), PRECISION)
+    return after
 
 
 @triton.jit(do_not_specialize=["T", "slots", "LENGTH"])
 def compose_kernel(
-    left, right, wholes, values, additions, initial, products, sums, bounds, T, slots, LENGTH, HEADS,
+    left, right, decays, values, additions, queries, weights, dy, initial, products, sums, bounds,
+    T, slots, LENGTH, scale, Q_HEADS, K_HEADS, HEADS,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
-    CHANNELS: tl.constexpr, WRITES: tl.constexpr, READS: tl.constexpr, VALUES: tl.constexpr, ADDS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr, WRITES: tl.constexpr, READS: tl.constexpr,
+    VALUES: tl.constexpr, ADDS: tl.constexpr, ASKS: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    REVERSE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A group's sums `[groups, Hv, K, V]` and products `[groups, Hv, K, K]`: `S_after = products S_before + sums`.
 
     A program takes BLOCK columns of one or the other. Where a sequence starts within a group, what was before it is
     replaced by its initial state. The rest is as in `states_kernel`.
     """
-    group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    scale = tl.cast(scale, tl.float32)
+    OF_TOKENS: tl.constexpr = not CHANNELS
+    n_group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     of_values = block < V // BLOCK
     columns = block * BLOCK + tl.arange(0, BLOCK)
     channels = tl.arange(0, K)
     whole = channels[None, :] * V + columns[:, None]
     exists = (channels[None, :] >= 0) & of_values
     S = tl.where(channels[None, :] == columns[:, None] - V, 1.0, 0.0)
-    kinds: tl.constexpr = (GATED, CHANNELS, WRITES, READS, VALUES, ADDS, C, V)
-    tensors = (left, right, wholes, values, additions)
-    first = group * LENGTH
-    count = tl.minimum(LENGTH, slots - first)
-    for n in range(count):
-        slot, start, tokens, sequence, begins, _, _ = _chunk(n, first, count, (slots, T, C), bounds, REVERSE, PACKED)
-        outside = (sequence * HEADS + head).to(tl.int64) * K * V + whole
-        S = _begin(S, initial, (outside, exists), begins, HAS_INITIAL)
-        chunk = (slot * HEADS + head, start, tokens, head, HEADS)
-        S, _ = _pass(S, tensors, chunk, (columns, of_values), kinds, PRECISION)
-    place = group.to(tl.int64) * HEADS + head
+    DTYPE: tl.constexpr = right.dtype.element_ty if REVERSE else left.dtype.element_ty
+    reads: tl.constexpr = (READS, VALUES, ASKS, OF_TOKENS, REVERSE, C, V, DTYPE, PRECISION)
+    writes: tl.constexpr = (GATED, WRITES, ADDS, ASKS, OF_TOKENS, REVERSE, DTYPE, PRECISION)
+    keeps: tl.constexpr = (GATED, CHANNELS, C, REVERSE)
+    first = n_group * LENGTH
+    group = (first, tl.minimum(LENGTH, slots - first))
+    ahead = decay_of_chunk(decays, 0, group, (head, HEADS), keeps)
+    for n in range(group[1]):
+        slot, start, tokens, sequence, begins, _ = enter_chunk(n, group, (slots, T, C), bounds, REVERSE, PACKED)
+        place = slot * HEADS + head
+        outside = (sequence * HEADS + head) * K * V + whole
+        S = begin(S, initial, (outside, exists), begins, HAS_INITIAL)
+        decay = decays_of_channels(decays, place, ahead, K, CHANNELS)
+        ahead = decay_of_chunk(decays, n + 1, group, (head, HEADS), keeps)
+        kept = decays_of_tokens(decays, place, C, GATED, CHANNELS)
+        chunk = (place, start, tokens, head, HEADS)
+        added = S
+        if ADDS:
+            added = tl.load(additions + place * K * V + whole, exists, 0)
+        value, asked = _read(S, (right, values, weights, dy, K_HEADS), chunk, (columns, of_values), kept, reads)
+        S = _write(S, value, asked, (left, queries, K_HEADS, Q_HEADS, added), chunk, (decay, kept, scale), writes)
+    place = n_group.to(tl.int64) * HEADS + head
     if of_values:
         tl.store(sums + place * K * V + whole, S)
     else:
@@ -144,56 +149,78 @@ def join_kernel(
     whole = channels[:, None] * V + columns[None, :]
     square = channels[:, None] * K + channels[None, :]
     S = tl.zeros((K, BLOCK), tl.float32)
+    place = (groups - 1 if REVERSE else 0) * HEADS + head.to(tl.int64)
+    ahead = tl.load(sums + place * K * V + whole)
     for n in range(groups):
-        place = (groups - 1 - n if REVERSE else n) * HEADS + head.to(tl.int64)
         tl.store(starts + place * K * V + whole, S)
-        # Of a state that does not decay a product is all there is: rounded, it would take a digit from it each time.
         product = tl.load(products + place * K * K + square)
-        S = tl.dot(product, S, tl.load(sums + place * K * V + whole), input_precision="tf32x3")
+        added = ahead
+        following = tl.minimum(n + 1, groups - 1)
+        place = (groups - 1 - following if REVERSE else following) * HEADS + head.to(tl.int64)
+        ahead = tl.load(sums + place * K * V + whole)
+        # Of a state that does not decay a product is all there is: rounded, it would take a digit from it each time.
+        S = tl.dot(product, S, added, input_precision="tf32x3")
 
 
 @triton.jit(do_not_specialize=["T", "slots", "LENGTH"])
 def states_kernel(
-    left, right, wholes, values, additions, initial, starts, states, final, read, before, first_states, alongs,
-    bounds, T, slots, LENGTH, HEADS,
+    left, right, decays, values, additions, queries, weights, dy, inverses, initial, starts, states, final, read,
+    before, first_states, alongs, bounds, T, slots, LENGTH, scale, Q_HEADS, K_HEADS, HEADS,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
-    CHANNELS: tl.constexpr, WRITES: tl.constexpr, READS: tl.constexpr, VALUES: tl.constexpr, ADDS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_STARTS: tl.constexpr, WANTS_FINAL: tl.constexpr, WANTS_READ: tl.constexpr, WANTS_ALONG: tl.constexpr,
-    HAS_FIRST: tl.constexpr,
+    CHANNELS: tl.constexpr, WRITES: tl.constexpr, READS: tl.constexpr,
+    VALUES: tl.constexpr, ADDS: tl.constexpr, ASKS: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    REVERSE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    SOLVES: tl.constexpr, HAS_STARTS: tl.constexpr, WANTS_FINAL: tl.constexpr, WANTS_READ: tl.constexpr,
+    WANTS_ALONG: tl.constexpr, HAS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """States before chunks, or gradients after them `[slots, Hv, K, V]`, and what is left of each sequence's.
 
-    left and right are `[slots, Hv, C, K]`, wholes the decay of a whole chunk `[slots, Hv]` or `[slots, Hv, K]`, values
-    `[B T, Hv, V]`, additions `[slots, Hv, K, V]`. initial and final are `[sequences, Hv, K, V]` in float32, starts
-    `[groups, Hv, K, V]`. A program takes BLOCK columns of a head's state through a group.
+    Of CHANNELS with gates left, right and queries are `[slots, Hv, C, K]`, and decays `[slots, Hv, K]`. Else decays are
+    `[slots, Hv, C]`, from the start of a chunk to each token, and queries and, forwards right, backwards left, tokens'
+    `[B T, Hq or Hk, K]`, which decay here. values are `[B T, Hv, V]`, additions `[slots, Hv, K, V]`. If it ASKS there
+    are dy, of the shape of values, and weights W `[slots, Hv, C, C]`. initial and final are `[sequences, Hv, K, V]` in
+    float32, starts `[groups, Hv, K, V]`. A program takes BLOCK columns of a head's state through a group.
 
-    Also read `X + M S` of the shape of values, and alongs, the sums over BLOCK columns of gradients times the states
-    before `[slots, Hv, K, V]`, of which the first of each sequence are first_states: `[slots, Hv, V // BLOCK]`, or
-    `[slots, Hv, V // BLOCK, K]` of CHANNELS.
+    Also read of the shape of values, `X + M S`, or what inverses make of it if it SOLVES, and alongs, the sums over
+    BLOCK columns of gradients times the states before `[slots, Hv, K, V]`, of which the first of each sequence are
+    first_states: `[slots, Hv, V // BLOCK]`, or `[slots, Hv, V // BLOCK, K]` of CHANNELS.
     """
-    group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    scale = tl.cast(scale, tl.float32)
+    OF_TOKENS: tl.constexpr = not CHANNELS
+    n_group, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     at, channels = tl.arange(0, C), tl.arange(0, K)
     whole = channels[None, :] * V + columns[:, None]
     exists = channels[None, :] >= 0
     S = tl.zeros((BLOCK, K), tl.float32)
     if HAS_STARTS:
-        S = tl.load(starts + (group.to(tl.int64) * HEADS + head) * K * V + whole)
-    kinds: tl.constexpr = (GATED, CHANNELS, WRITES, READS, VALUES, ADDS, C, V)
-    tensors = (left, right, wholes, values, additions)
-    first = group * LENGTH
-    count = tl.minimum(LENGTH, slots - first)
-    for n in range(count):
-        slot, start, tokens, sequence, begins, ends, has_tokens = _chunk(
-            n, first, count, (slots, T, C), bounds, REVERSE, PACKED
-        )
-        outside = (sequence * HEADS + head).to(tl.int64) * K * V + whole
-        S = _begin(S, initial, (outside, exists), begins, HAS_INITIAL)
+        S = tl.load(starts + (n_group.to(tl.int64) * HEADS + head) * K * V + whole)
+    DTYPE: tl.constexpr = states.dtype.element_ty
+    reads: tl.constexpr = (READS, VALUES, ASKS, OF_TOKENS, REVERSE, C, V, DTYPE, PRECISION)
+    writes: tl.constexpr = (GATED, WRITES, ADDS, ASKS, OF_TOKENS, REVERSE, DTYPE, PRECISION)
+    keeps: tl.constexpr = (GATED, CHANNELS, C, REVERSE)
+    first = n_group * LENGTH
+    group = (first, tl.minimum(LENGTH, slots - first))
+    ahead = decay_of_chunk(decays, 0, group, (head, HEADS), keeps)
+    for n in range(group[1]):
+        slot, start, tokens, sequence, begins, ends = enter_chunk(n, group, (slots, T, C), bounds, REVERSE, PACKED)
         place = slot * HEADS + head
-        tl.store(states + place * K * V + whole, S.to(states.dtype.element_ty))
+        outside = (sequence * HEADS + head) * K * V + whole
+        S = begin(S, initial, (outside, exists), begins, HAS_INITIAL)
+        tl.store(states + place * K * V + whole, S.to(DTYPE))
+        met = S
         if WANTS_ALONG:
-            met = tl.load(before + place * K * V + whole).to(tl.float32)
+            met = tl.load(before + place * K * V + whole)
+        decay = decays_of_channels(decays, place, ahead, K, CHANNELS)
+        ahead = decay_of_chunk(decays, n + 1, group, (head, HEADS), keeps)
+        kept = decays_of_tokens(decays, place, C, GATED, CHANNELS)
+        chunk = (place, start, tokens, head, HEADS)
+        added = S
+        if ADDS:
+            added = tl.load(additions + place * K * V + whole, exists & (tokens > 0), 0)
+        value, asked = _read(S, (right, values, weights, dy, K_HEADS), chunk, (columns, tokens > 0), kept, reads)
+        if WANTS_ALONG:  # not sooner, for then it would wait
+            met = met.to(tl.float32)
             if HAS_FIRST:  # with all its digits: of a short sequence it is nearly all there is
                 met = tl.where(ends, tl.load(first_states + outside, exists & ends, 0), met)
             along = tl.sum(S * met, 0)
@@ -202,9 +229,11 @@ def states_kernel(
                 tl.store(alongs + part * K + channels, along)
             else:
                 tl.store(alongs + part, tl.sum(along, 0))
-        S, value = _pass(S, tensors, (place, start, tokens, head, HEADS), (columns, tokens > 0), kinds, PRECISION)
+        S = _write(S, value, asked, (left, queries, K_HEADS, Q_HEADS, added), chunk, (decay, kept, scale), writes)
         if WANTS_READ:
+            if SOLVES:
+                value = solve_columns(load_rows(inverses, chunk, 1, C, C, False), value, PRECISION)
             of_tokens = (start * HEADS + head) * V + at[None, :] * HEADS * V + columns[:, None]
             tl.store(read + of_tokens, as_operand(value, read.dtype.element_ty, PRECISION), (at < tokens)[None, :])
         if WANTS_FINAL:
-            tl.store(final + outside, S, exists & ends & has_tokens)
+            tl.store(final + outside, S, exists & ends & (tokens > 0))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.delta.triton.plan import Plan
-from zoo.kernels.delta.triton.scan import Given, History, Maps, room, scan
+from zoo.kernels.delta.triton.scan import Given, History, Maps, Way, room
 from zoo.kernels.launch import launcher
 from zoo.kernels.rwkv7.call import Incoming, Kept, Mixed, MixedGradients, Options, Saved, Tokens
 from zoo.kernels.rwkv7.triton.decays import decay_sums_kernel
@@ -68,7 +68,8 @@ def forward(tokens: Tokens, S: Tensor | None, options: Options) -> Mixed:
         LOWEST=LOWEST_DECAY, PRECISION=plan.precision, num_warps=sizes.prepare_warps,
     )  # fmt: skip
     maps, given = Maps(kept.keeps, kept.removes, kept.wholes), Given(additions=additions, initial=S)
-    states, final, *_ = scan(plan, maps, given, r, wants_final=True)
+    way = Way(plan, maps, given, r, r.new_empty(0, dtype=torch.float32))
+    states, final, *_ = way.states(way.starts(), wants_final=True)
     o, block = torch.empty_like(v), min(plan.K, sizes.output_block)
     launcher(output_kernel)[(*grid, plan.K // block)](
         v, kept.inverses, kept.scores, kept.removes, kept.receives, states, o, kept.removed, *numbers,
@@ -91,9 +92,11 @@ def backward(incoming: Incoming, tokens: Tokens, saved: Saved, options: Options)
         do, kept.inverses, kept.scores, kept.receives, additions, dheld, *numbers,
         **sized, BLOCK=block, PRECISION=plan.precision, num_warps=sizes.incoming_warps,
     )  # fmt: skip
-    maps, given = Maps(kept.removes, kept.keeps, kept.wholes), Given(dheld, additions, incoming.dS)
-    dstates, dS, dheld, alongs = scan(
-        plan, maps, given, r, wants_final=saved.S is not None, history=History(saved.states, saved.S), wants_read=True
+    maps = Maps(kept.removes, kept.keeps, kept.wholes)
+    given, nothing = Given(dheld, additions, initial=incoming.dS), r.new_empty(0, dtype=torch.float32)
+    way = Way(plan, maps, given, r, nothing, reverse=True)
+    dstates, dS, dheld, alongs = way.states(
+        way.starts(), wants_final=saved.S is not None, history=History(saved.states, saved.S), wants_read=True
     )
     sums, dv = _sum_decays(plan, first, log_w), torch.empty_like(v)
     dscores = room(plan, r, plan.slots, 4, plan.C, plan.C)

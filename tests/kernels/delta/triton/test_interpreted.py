@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo.kernels.delta import delta_attention
 from zoo.kernels.delta.call import Incoming, Inputs, Options
 from zoo.kernels.delta.triton import plan
-from zoo.kernels.delta.triton.plan import Sizes, group_length, make_plan, using
+from zoo.kernels.delta.triton.plan import Plan, Sizes, count_groups, group_length, make_plan, most_groups, using
 from zoo.kernels.errors import InputError
 
 from ...interpreted_bfloat16 import bfloat16_as_on_a_gpu
@@ -145,21 +146,32 @@ def test_nothing_is_kept_without_gradients() -> None:
     problem = random_problem(20)
     inputs, options = Inputs(problem.q, problem.k, problem.v), Options(1, 1.0, use_triton=True)
     outputs = torch.ops.zoo.delta_attention(*inputs, *options)
-    assert [x.numel() for x in outputs[1:]] == [0] * 4
+    assert [x.numel() for x in outputs[1:]] == [0] * 3
+
+
+def _plan(B: int, T: int, H: int, width: int = 64, *, packed: bool = False) -> Plan:
+    with torch.device("meta"):
+        q = torch.empty(B, T, H, width)
+        inputs = Inputs(q, q, q, cu_seqlens=torch.empty(4, dtype=torch.int32) if packed else None)
+    return make_plan(inputs, Options(1, 1.0))
 
 
 def test_the_longest_way_is_thrice_the_root_of_the_chunks() -> None:
-    def length(B: int, T: int, H: int, *, packed: bool = False) -> int:
-        with torch.device("meta"):
-            q = torch.empty(B, T, H, 64)
-            inputs = Inputs(q, q, q, cu_seqlens=torch.empty(4, dtype=torch.int32) if packed else None)
-        with using(Sizes(chunk=64)):
-            return group_length(make_plan(inputs, Options(1, 1.0)))
+    with using(Sizes(chunk=64)):
+        assert group_length(_plan(1, 65536, 8)) == 32  # of 1,024
+        assert group_length(_plan(1, 65536, 8, packed=True)) == 33  # of 1,027
+        assert group_length(_plan(16, 4096, 8)) == 64  # rows and heads are enough
+        assert group_length(_plan(1, 1000, 8)) == 16
 
-    assert length(1, 65536, 8) == 32  # of 1,024
-    assert length(1, 65536, 8, packed=True) == 33  # of 1,027
-    assert length(16, 4096, 8) == 64  # rows and heads are enough
-    assert length(1, 1000, 8) == 16
+
+@given(
+    B=st.integers(1, 40), T=st.integers(1, 1 << 21), H=st.integers(1, 600), width=st.sampled_from([16, 64, 128]),
+    packed=st.booleans(), group=st.integers(0, 40),
+)  # fmt: skip
+def test_there_is_room_for_all_groups(B: int, T: int, H: int, width: int, packed: bool, group: int) -> None:
+    with using(Sizes(group=group)):
+        made = _plan(1 if packed else B, T, H, width, packed=packed)
+        assert count_groups(made) <= most_groups(made)
 
 
 @pytest.mark.parametrize(("channels", "rates"), [(False, "half"), (True, "none")])

@@ -36,7 +36,7 @@ def _add(a: int, b: int, out: int, size: int, scale: float, _: bool, stream: int
     _floats(out, size)[:] = scale * _floats(a, size) + _floats(b, size)
 
 
-class _Kernels(dict[Any, Any]):
+class Kernels(dict[Any, Any]):
     """Whatever is asked for is compiled, and is the same kernel; launches are counted."""
 
     def __init__(self, run: Callable[..., None]) -> None:
@@ -57,7 +57,7 @@ class _Kernels(dict[Any, Any]):
 @pytest.fixture(scope="module", autouse=True)
 def _no_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_module, "_compiled", _Kernels(_add))
+        patch.setattr(launch_module, "_compiled", Kernels(_add))
         patch.setattr(recording, "current_stream", lambda _: 0)
         yield
 
@@ -189,7 +189,7 @@ def test_both_passes_of_the_op_are_recorded(monkeypatch: pytest.MonkeyPatch, T: 
     """As they are called: the same launches, with the same numbers, that take the inputs where they are."""
     monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)
     launched: list[Any] = []
-    monkeypatch.setattr(launch_module, "_compiled", _Kernels(lambda *x, **_: launched.append(x)))
+    monkeypatch.setattr(launch_module, "_compiled", Kernels(lambda *x, **_: launched.append(x)))
     q, k, v = (torch.zeros(2, T, 2, width, dtype=torch.bfloat16) for _ in range(3))
     call, options = Inputs(q, k, v, torch.zeros(2, T, 2)), Options(2, 0.125, True, save_states=True, save_output=True)
     with unseen(CPU):
