@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
 # Over 64 channels or values.
 _WIDE = Sizes(state_stages=3, output_stages=3, key_values=64)
 # Each channel with a gate.
-_CHANNELS = Sizes(prepare_warps=2, key_values=64, key_warps=4)
+_CHANNELS = Sizes(prepare_warps=2, prepare_stages=1, key_values=64, key_warps=4)
 _WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=4, key_values=32)
 # Three products for each one, of operands twice as large.
 _FLOAT = Sizes(prepare_warps=4, state_block=16, output_block=16, key_block=32, key_warps=4)
@@ -164,7 +164,8 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
 def group_length(plan: Plan) -> int:
     """Chunks that are composed to one step: all of a sequence where that keeps the GPU busy, or is short.
 
-    Otherwise as many as there are groups, or more, where fewer groups keep the GPU busy: groups are joined one by one.
+    Otherwise half as many as there are groups, or more, where fewer groups keep the GPU busy: to join two groups takes a
+    shorter time than the steps that a chunk takes in all.
     """
     if plan.sizes.group:
         return plan.sizes.group
@@ -172,7 +173,7 @@ def group_length(plan: Plan) -> int:
     rows, programs = 1 if plan.packed else plan.batch, _programs(plan)
     if whole <= SHORTEST or rows * programs >= PROGRAMS:
         return whole
-    return max(SHORTEST, math.isqrt(plan.slots - 1) + 1, plan.slots * programs // (2 * PROGRAMS))
+    return max(SHORTEST, math.isqrt(plan.slots - 1) // 2 + 1, plan.slots * programs // (2 * PROGRAMS))
 
 
 def _programs(plan: Plan) -> int:
