@@ -164,8 +164,8 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
 def group_length(plan: Plan) -> int:
     """Chunks that are composed to one step: all of a sequence where that keeps the GPU busy, or is short.
 
-    Otherwise half as many as there are groups, or more, where fewer groups keep the GPU busy: to join two groups takes a
-    shorter time than the steps that a chunk takes in all.
+    Otherwise half as many as there are groups, or more, where fewer groups keep the GPU busy: a group is joined in less
+    time than a chunk takes in the other kernels.
     """
     if plan.sizes.group:
         return plan.sizes.group
