@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.blocks.heads import HeadConfig
 from zoo.errors import InputError, nearest
+from zoo.hf.weights.converted import read_conversion, with_conversion, without_scales
 from zoo.hf.weights.gpt2 import GPT2_KINDS
 from zoo.hf.weights.kinds import Kind, Source
 from zoo.hf.weights.llama import LLAMA_KINDS
@@ -44,9 +45,9 @@ def import_weights(
     Args:
         path: a folder with config.json and weights, as `save_pretrained` writes it, or a file of RWKV-7's weights, as
             its authors publish it: .safetensors, or .pth, which is read as tensors alone.
-        mixer: "softmax": the attention that the model has, with its window if it has one, or
-            what it has in the place of attention. Others with projections to
-            heads take over all weights; what they have beside, gates and output norms, is freshly drawn.
+        mixer: "softmax": the attention that the model has, with its window if it has one, or what it has in the place
+            of attention, `zoo.hf.convert`'s power attention too. Others with projections to heads take over all
+            weights; what they have beside, gates and output norms, is freshly drawn.
         context_length: the longest sequence that the model is for, of which rotary positions of the types `dynamic` and
             `longrope` depend; by default what it was first trained for. The others reach any length as they are.
         options: of the mixer, for example `p=2`.
@@ -58,10 +59,14 @@ def import_weights(
     folder = Path(path)
     tensors = _read_file(folder) if folder.is_file() else {}
     settings = rwkv7_settings(tensors, str(folder)) if tensors else read_settings(folder)
+    conversion = read_conversion(settings)
     kind = _kind(settings.values.get("model_type"), settings.source)
     tensors = _named_as(kind, tensors or _read_tensors(folder))
     source = kind.read(settings, tensors.keys())
     settings.finish()
+    if conversion is not None:
+        tensors = without_scales(tensors, conversion)
+        source = with_conversion(source, conversion, tensors)
     scaling = source.config.rotary_scaling
     if context_length is not None and scaling is not None:
         reaching = source.config.replace(rotary_scaling=scaling.reaching(context_length))
