@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SequenceGroup",
-    "check_share",
+    "at_the_end",
+    "at_the_start",
     "gather",
     "gather_tokens",
     "mapped_before",
@@ -51,17 +52,6 @@ class SequenceGroup(NamedTuple):
         return cls(group.group_name, group.size(), torch.tensor(group.rank(), device=device))
 
 
-def check_share(**given: object) -> None:
-    """Check that a call for a share is given none of these arguments, which speak of a sequence's ends.
-
-    Raises:
-        InputError: one is not None.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(f"{name}: expected none where several processes have one sequence")
-
-
 def gather(x: Tensor, group: SequenceGroup) -> Tensor:
     """Return every process's x, all of one shape, `[P, *x.shape]`."""
     found = torch.ops._c10d_functional.all_gather_into_tensor(x.contiguous()[None], group.size, group.name)
@@ -84,6 +74,30 @@ def tail(x: Tensor, tokens: int, group: SequenceGroup) -> Tensor:
     if tokens == 0:
         return x[:, :0]
     return torch.ops.zoo.pass_on(x[:, x.shape[1] - tokens :].contiguous(), group.name, True)
+
+
+def at_the_start(x: Tensor, group: SequenceGroup) -> Tensor:
+    """Return x, what stands before the whole sequence, in the first share, and zeros in the others."""
+    return torch.where(group.rank == 0, x, 0)
+
+
+def at_the_end(x: Tensor, group: SequenceGroup, ends: Tensor | None = None) -> Tensor:
+    """Return each row of x `[B, ...]` as the process has it in whose share the row ends, the same for all processes.
+
+    Each process puts together one P-th for all of them, as in `states_before`: it receives `2 (P - 1) / P` times x.
+
+    Args:
+        x: of every process, all of one shape.
+        group: who has the sequence.
+        ends: `[B]` bool: true on one process for each row; None: in the last share for all.
+    """
+    if x.numel() == 0:
+        return x
+    ends = group.rank == group.size - 1 if ends is None else ends.view(-1, *[1] * (x.dim() - 1))
+    own = torch.where(ends, x, 0).flatten()
+    slices = F.pad(own, (0, -len(own) % group.size)).view(group.size, -1)
+    mine = _all_to_all(slices, group).sum(0)  # exact: zeros but for one process
+    return gather(mine, group).flatten()[: x.numel()].view(x.shape)
 
 
 def states_before(states: Tensor, log_decays: Tensor | None, group: SequenceGroup) -> Tensor:

@@ -14,9 +14,10 @@ from zoo.kernels.delta import op, reference
 from zoo.kernels.delta.call import Inputs, Options, Step
 from zoo.kernels.delta.checks import check_call, check_options, check_rates
 from zoo.kernels.delta.supported import check_triton, supports_triton
+from zoo.kernels.errors import InputError
 from zoo.kernels.power.checks import check_values
 from zoo.kernels.precision import autocast_dtype
-from zoo.kernels.sequence import SequenceGroup, check_share, mapped_before, states_before
+from zoo.kernels.sequence import SequenceGroup, at_the_end, at_the_start, mapped_before, states_before
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["DeltaAttentionOutput", "Implementation", "delta_attention", "delta_attention_step"]
@@ -84,9 +85,10 @@ def delta_attention(
         impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for the device, the
             Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and in forward mode the
             recurrence.
-        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
-            the tokens are all there are. Beside it there is no `state`, `cu_seqlens` and the like. A share is gone over
-            twice, and with a beta three times: the state before it takes that of the shares before.
+        group: processes of which each gives its share of the tokens, all of one length, with its `lengths`, and which
+            all call this; None: the tokens are all there are. States, the same on all processes, are those before and
+            after all shares; there is no `cu_seqlens`. A share is gone over twice, and with a beta three times: the
+            state before it takes that of the shares before.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -108,8 +110,9 @@ def delta_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     options = Options(p, scale, chunk_size or 0, return_state)
     if group is not None:
-        check_share(state=state, cu_seqlens=cu_seqlens, lengths=lengths, return_state=return_state or None)
-        inputs = inputs._replace(S=_state_before(inputs, options, impl, group))
+        if cu_seqlens is not None:
+            raise InputError("cu_seqlens: expected None where several processes have one sequence")
+        return _attend_over(inputs, options, impl, group)
     return _attend(inputs, options, impl)
 
 
@@ -135,8 +138,20 @@ def _attend(inputs: Inputs, options: Options, impl: Implementation | None) -> De
     return DeltaAttentionOutput(o, S if return_state else None)
 
 
+def _attend_over(
+    inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup
+) -> DeltaAttentionOutput:
+    """Attention of this process's share of the tokens."""
+    if inputs.S is not None:
+        inputs = inputs._replace(S=at_the_start(inputs.S, group))
+    before = _state_before(inputs, options, impl, group)
+    before = before if inputs.S is None else before + inputs.S
+    o, after = _attend(inputs._replace(S=before), options, impl)
+    return DeltaAttentionOutput(o, None if after is None else at_the_end(after, group))
+
+
 def _state_before(inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup) -> Tensor:
-    """S before this process's share of the tokens, from what each share does to an empty state and to any."""
+    """S before a later share of the tokens, from what each share does to the state it starts from and to any."""
     options = options._replace(return_state=True)
     S, log_g = _attend(inputs, options, impl).state, inputs.log_g
     assert S is not None

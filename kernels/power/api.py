@@ -20,7 +20,7 @@ from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.state import PowerState
 from zoo.kernels.power.supported import check_triton, supports_triton
 from zoo.kernels.precision import autocast_dtype, cast_for_autocast, without_autocast
-from zoo.kernels.sequence import SequenceGroup, check_share
+from zoo.kernels.sequence import SequenceGroup
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "PowerAttentionOutput", "power_attention", "power_attention_step"]
@@ -81,8 +81,9 @@ def power_attention(
         impl: `"triton"`, `"chunked"`, `"quadratic"` or `"recurrent"`, never replaced silently; None: the fastest
             for the device, the Triton kernels on a GPU if they take the inputs, and under torch.func's transforms and
             in forward mode the quadratic form, which takes memory quadratic in T.
-        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
-            the tokens are all there are. Beside it there is no `state`, `cu_seqlens` and the like.
+        group: processes of which each gives its share of the tokens, all of one length, with its `lengths`, and which
+            all call this; None: the tokens are all there are. States, the same on all processes, are those before and
+            after all shares; there is no `cu_seqlens`, nor are there lengths beside an offset.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -107,8 +108,9 @@ def power_attention(
     inputs = Inputs(q, k, v, log_g, S, z, offsets, cu_seqlens)
     options = Options(p=p, scale=scale, normalize=normalize, chunk_size=chunk_size or 0, return_state=return_state)
     if group is not None:
-        check_share(state=state, cu_seqlens=cu_seqlens, lengths=lengths, return_state=return_state or None)
-        return PowerAttentionOutput(_attend_over(inputs, options, impl, group, save_states=save_states), None)
+        if lengths is not None and offsets is not None:
+            raise InputError("lengths: expected None beside an offset where several processes have one sequence")
+        return _attend_over(inputs, options, impl, group, save_states=save_states)
     if lengths is None or offsets is None:
         return _attend(inputs, options, impl, save_states=save_states)
     o, after = _attend(_apart_from_padding(inputs, lengths), options, impl, save_states=save_states)
@@ -204,14 +206,16 @@ def _check_options(
 
 def _attend_over(
     inputs: Inputs, options: Options, impl: Implementation | None, group: SequenceGroup, *, save_states: bool
-) -> Tensor:
-    """o of this process's share of the tokens."""
+) -> PowerAttentionOutput:
+    """Attention of this process's share of the tokens."""
+    if inputs.cu_seqlens is not None:
+        raise InputError("cu_seqlens: expected None where several processes have one sequence")
     if impl not in (None, "triton", "chunked"):
         raise InputError(f"impl: expected 'triton', 'chunked' or None beside a group of processes, was {impl!r}")
     q, k, v = cast_for_autocast(*inputs[:3])
     with without_autocast(q):
         inputs, options = _choose(inputs._replace(q=q, k=k, v=v), options, impl, save_states=save_states)
-        return attend_over(inputs, options, group)
+        return PowerAttentionOutput(*attend_over(inputs, options, group))
 
 
 def _without_padding(

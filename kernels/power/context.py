@@ -20,9 +20,10 @@ from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import half_flops
 from zoo.kernels.power.heads import Heads, spread_heads
 from zoo.kernels.power.op import fake_attend, rounded
+from zoo.kernels.power.state import PowerState
 from zoo.kernels.precision import accumulation_dtype
 from zoo.kernels.registration import count_flops, custom_op, flat
-from zoo.kernels.sequence import SequenceGroup, states_after, states_before
+from zoo.kernels.sequence import SequenceGroup, at_the_end, at_the_start, states_after, states_before
 from zoo.kernels.triton_support import INTERPRETED, TRITON
 
 if TRITON:
@@ -46,13 +47,16 @@ class Sums(NamedTuple):
     z: Tensor
 
 
-def attend_over(inputs: Inputs, options: Options, group: SequenceGroup) -> Tensor:
-    """Return o `[B, T, Ho, V]` of this process's share of the tokens, which sees all that stand before it.
+def attend_over(inputs: Inputs, options: Options, group: SequenceGroup) -> tuple[Tensor, PowerState | None]:
+    """Return o `[B, T, Ho, V]` of this process's share of the tokens, which sees all that stand before it, and the
+    state after all shares, if it is asked for.
 
-    inputs: without a state, and not packed.
+    inputs: with the state before the first share, and not packed.
     """
-    o: Tensor = _Attend.apply(options, group, *inputs[:4], inputs.offset)
-    return o
+    if inputs.S is not None and inputs.z is not None:
+        inputs = inputs._replace(S=at_the_start(inputs.S, group), z=at_the_start(inputs.z, group))
+    o, *after = _Attend.apply(options._replace(return_state=False), group, options.return_state, *inputs[:7])
+    return o, PowerState(*(at_the_end(x, group) for x in after)) if options.return_state else None
 
 
 def _kernels(device: torch.device) -> AbstractContextManager[None]:
@@ -125,44 +129,71 @@ for _op, _fake in (
 
 
 class _Attend(torch.autograd.Function):
-    """The halves and what is sent between them."""
+    """The halves and what is sent between them.
+
+    Of a state the halves know only what comes in; what the first share starts with, and what is wanted after a share,
+    are added here. A share makes `decay S + sums` of a state S before it, and of the gradient after it likewise.
+    """
 
     @staticmethod
-    def forward(ctx: Any, options: Options, group: SequenceGroup, *tensors: Tensor | None) -> Tensor:
-        inputs = _inputs(tensors)
-        chunks, *state = _sums(*inputs, *options)
-        S, z = _exchange(states_before, state, inputs, group)
-        outputs = Outputs(*_outputs(*inputs._replace(S=S, z=z), chunks, *options))
-        ctx.save_for_backward(*tensors, S, z, *outputs.saved(options))
-        ctx.options, ctx.group = options, group
-        return outputs.o
+    def forward(
+        ctx: Any, options: Options, group: SequenceGroup, return_state: bool, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        given = Inputs(*tensors)
+        inputs, first = given._replace(S=None, z=None), None if given.S is None else (given.S, given.z)
+        log_decays = _log_decays(inputs)
+        chunks, *sums = _sums(*inputs, *options)
+        before = _plus(_exchange(states_before, _through(sums, first, log_decays), log_decays, group), first)
+        outputs = Outputs(*_outputs(*inputs._replace(S=before[0], z=before[1]), chunks, *options))
+        ctx.save_for_backward(*inputs, *before, *outputs.saved(options))
+        ctx.options, ctx.group, ctx.has_first = options, group, first is not None
+        return (outputs.o, *_through(sums, before, log_decays)) if return_state else (outputs.o,)
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor) -> Any:
+    def backward(ctx: Any, do: Tensor, *dafter: Tensor) -> Any:
         *tensors, S, z, o, denominator, states, gates = ctx.saved_tensors
         options, group, saved = ctx.options, ctx.group, (o, denominator, states, gates)
-        inputs = _inputs(tensors)
+        inputs, own, dfirst = Inputs(*tensors), dafter or None, (None, None)
+        log_decays = _log_decays(inputs)
         with in_backward_graph():
             do = do.contiguous()
-            chunks, *dstate = _gradient_sums(do, *inputs, *saved, *options)
-            dS, dz = _exchange(states_after, dstate, inputs, group)
-            found = _gradients(do, dS, dz, *inputs._replace(S=S, z=z), *saved, chunks, *options)
+            chunks, *sums = _gradient_sums(do, *inputs, *saved, *options)
+            after = _plus(_exchange(states_after, _through(sums, own, log_decays), log_decays, group), own)
+            found = _gradients(do, *after, *inputs._replace(S=S, z=z), *saved, chunks, *options)
+            if ctx.has_first:
+                dfirst = _through(sums, after, log_decays)
         dq, dk, dv, dlog_g, _, _, doffset = found
-        wanted = zip(tensors, (dq, dk, dv, dlog_g, doffset), strict=True)
-        return None, None, *(None if x is None else dx for x, dx in wanted)
+        dlog_g, doffset = (None if x is None else dx for x, dx in ((inputs.log_g, dlog_g), (inputs.offset, doffset)))
+        return None, None, None, dq, dk, dv, dlog_g, *dfirst, doffset
 
 
-def _inputs(tensors: Any) -> Inputs:
-    q, k, v, log_g, offset = tensors
-    return Inputs(q, k, v, log_g, offset=offset)
+def _log_decays(inputs: Inputs) -> Tensor | None:
+    """Of this share, `[B, Hs]`; None: there are no gates."""
+    if inputs.log_g is None:
+        return None
+    return spread_heads(inputs.log_g.sum(1, dtype=torch.float64), inputs.heads.state, 1)
 
 
-def _exchange(passed: Any, state: Any, inputs: Inputs, group: SequenceGroup) -> tuple[Tensor, Tensor]:
+def _through(sums: Any, state: Any, log_decays: Tensor | None) -> Any:
+    """What a share with these sums makes of S and z, or of their gradients from the other end; None: of zeros."""
+    if state is None:
+        return sums
+    if log_decays is None:
+        return _plus(sums, state)
+    decay = log_decays.exp()
+    return [
+        x + decay.view(*decay.shape, *[1] * (x.dim() - 2)).to(x.dtype) * y for x, y in zip(sums, state, strict=True)
+    ]
+
+
+def _plus(one: Any, other: Any) -> Any:
+    """Sums of S and z; None: of zeros."""
+    return one if other is None else [x + y for x, y in zip(one, other, strict=True)]
+
+
+def _exchange(passed: Any, state: Any, log_decays: Tensor | None, group: SequenceGroup) -> tuple[Tensor, Tensor]:
     """S and z, or their gradients, as other shares leave them to this one."""
     S, z = state
-    log_decays = None
-    if inputs.log_g is not None:
-        log_decays = spread_heads(inputs.log_g.sum(1, dtype=torch.float64), inputs.heads.state, 1)
     joined = passed(torch.cat((S, z[..., None]), -1).flatten(2), log_decays, group).unflatten(2, (S.shape[2], -1))
     return joined[..., :-1].contiguous(), joined[..., -1].contiguous()
 

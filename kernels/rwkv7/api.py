@@ -16,7 +16,7 @@ from zoo.kernels.rwkv7 import op, reference
 from zoo.kernels.rwkv7.call import Options, Tokens
 from zoo.kernels.rwkv7.checks import check_arguments, check_options, check_values
 from zoo.kernels.rwkv7.supported import check_triton, resolve_base, supports_triton
-from zoo.kernels.sequence import SequenceGroup, check_share, mapped_before
+from zoo.kernels.sequence import SequenceGroup, at_the_end, at_the_start, mapped_before
 from zoo.kernels.transforms import check_untransformed, transformed
 
 __all__ = ["Implementation", "Rwkv7Output", "rwkv7", "rwkv7_step"]
@@ -71,9 +71,9 @@ def rwkv7(
         impl: `"triton"`, `"chunked"` or `"recurrent"`, never replaced silently; None: the fastest for these inputs,
             the Triton kernels on a GPU if they take them: heads of up to 128 channels, all dtypes but float64. Under
             torch.func's transforms and in forward mode it is the recurrence.
-        group: processes of which each gives its share of the tokens, all of one length, and which all call this; None:
-            the tokens are all there are. Beside it there is no `state`, `lengths` and the like. A share is gone over
-            three times: the state before it takes that of the shares before.
+        group: processes of which each gives its share of the tokens, all of one length, with its `lengths`, and which
+            all call this; None: the tokens are all there are. States, the same on all processes, are those before and
+            after all shares. A share is gone over three times: the state before it takes that of the shares before.
 
     Returns:
         `(o, state)`; state is None unless `return_state`.
@@ -98,11 +98,13 @@ def rwkv7(
     check_values(log_w, None, r.shape[1], -math.inf if resets is not None else log_w_floor)
     tokens = Tokens(r, log_w, k, v, kappa, a)
     mix = partial(_mix, impl=impl, chunk_size=chunk_size or 0, log_w_floor=log_w_floor)
-    if group is not None:
-        check_share(state=state, lengths=lengths, return_state=return_state or None)
-        state = _state_before(tokens, mix, group)
-    o, after = mix(tokens, state)
-    return Rwkv7Output(o, after if return_state else None)
+    if group is None:
+        o, after = mix(tokens, state)
+        return Rwkv7Output(o, after if return_state else None)
+    first = None if state is None else at_the_start(state, group)
+    before = _state_before(tokens, first, mix, group)
+    o, after = mix(tokens, before if first is None else before + first)
+    return Rwkv7Output(o, at_the_end(after, group) if return_state else None)
 
 
 def _mix(
@@ -130,10 +132,13 @@ def _mix(
 
 
 def _state_before(
-    tokens: Tokens, mix: Callable[[Tokens, Tensor | None], tuple[Tensor, Tensor]], group: SequenceGroup
+    tokens: Tokens,
+    first: Tensor | None,
+    mix: Callable[[Tokens, Tensor | None], tuple[Tensor, Tensor]],
+    group: SequenceGroup,
 ) -> Tensor:
-    """S before this process's share of the tokens, from what each share does to an empty state and to any."""
-    _, S = mix(tokens, None)
+    """S before a later share of the tokens, from what each share does to the state it starts from and to any."""
+    _, S = mix(tokens, first)
     nothing = torch.zeros_like(tokens.v)
     unit = torch.eye(S.shape[-1], device=S.device, dtype=S.dtype).expand_as(S).contiguous()
     _, maps = mix(tokens._replace(k=nothing, v=nothing), unit)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.torchrun import tell
 from zoo.budget.traffic import Received
-from zoo.kernels.power import power_attention
-from zoo.kernels.sequence import SequenceGroup, gather, mapped_before, states_after, states_before, tail
+from zoo.kernels.power import init_power_state, power_attention
+from zoo.kernels.sequence import SequenceGroup, at_the_end, gather, mapped_before, states_after, states_before, tail
 
 B, H, D, V = 2, 3, 5, 7
 
@@ -70,6 +70,11 @@ def exchanges(group: SequenceGroup) -> dict[str, dict[str, float]]:
     def gathered(x: Tensor) -> Tensor:
         return x[None].expand(P, *x.shape)
 
+    ends = torch.arange(B) % P  # the process in whose share each row ends
+
+    def rows(x: Tensor) -> Tensor:
+        return x[ends, torch.arange(B)].expand(P, *x.shape[1:])
+
     narrow = [x[rank].float() for x in (states, decays, wide, maps)]
     with torch.autocast("cpu", torch.bfloat16):
         lowered = states_before(*narrow[:2], group), mapped_before(*narrow[2:], group)
@@ -87,6 +92,8 @@ def exchanges(group: SequenceGroup) -> dict[str, dict[str, float]]:
         ),
         "maps": compare(lambda s, m: mapped_before(s, m, group), mapped, rank, wide, maps),
         "tail": compare(lambda x: tail(x, 3, group), tails, rank, x),
+        "rows at their ends": compare(lambda x: at_the_end(x, group, ends == rank), rows, rank, x),
+        "at the end": compare(lambda x: at_the_end(x, group), lambda x: gathered(x)[:, -1], rank, x),
         "gather": compare(lambda x: gather(x, group), gathered, rank, x),
     }
 
@@ -123,6 +130,9 @@ def received(group: SequenceGroup) -> dict[str, int]:
     with Received(group.size) as backward:
         torch.autograd.backward(o.sum())
     counts["backward"] = backward.bytes.total()
+    with Received(group.size) as between:
+        power_attention(q, k, v, state=init_power_state(2, 3, 4, 4, 2), return_state=True, group=group)
+    counts["with states"] = between.bytes.total()
     return counts
 
 

@@ -32,3 +32,5 @@ def test_power_attention_receives_the_state_twice_less_its_own_part(found: list[
     for one in found:
         for way in ("forward", "backward"):
             assert one["received"][way] == 2 * padded * (processes - 1) / processes, way
+        # The state after the last share goes to all in the same way; that before the first is there already.
+        assert one["received"]["with states"] == 2 * (padded + STATE) * (processes - 1) / processes

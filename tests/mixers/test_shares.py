@@ -28,7 +28,8 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shares_of_a_sequence_are_one_call(found: list[dict[str, Any]], variant: str) -> None:
-    cases = {"plain", "documents"} | ({"compiled"} if variant in COMPILED[len(found)] else set())
+    cases = {"plain", "documents", "states", "padded"}
+    cases |= {"compiled", "compiled, padded"} if variant in COMPILED[len(found)] else set()
     for rank, one in enumerate(found):
         assert one[variant].keys() == cases
         for case, errors in one[variant].items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tests.torchrun import tell
 from zoo.budget.traffic import Received, count_pass
@@ -20,6 +21,7 @@ from zoo.mixers import MixerConfig, mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.recipe import load_recipe
 from zoo.recipe.training import Checkpointing
+from zoo.states import detach_state
 
 SHARE = 9  # tokens
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
@@ -78,6 +80,28 @@ def compare(name: str, group: SequenceGroup) -> dict[str, float]:
     return errors
 
 
+def read(model: Decoder, pieces: list[tuple[Tensor, Tensor]], group: SequenceGroup | None) -> dict[str, Tensor]:
+    """Logits of the last tokens of prompts in pieces, of a token after them, and the states then."""
+    found, state = {}, model.init_state(2, max_len=64)
+    for number, (tokens, lengths) in enumerate(pieces):
+        own = tokens if group is None else tokens.chunk(group.size, 1)[int(group.rank)]
+        found[f"piece {number}"], state = model.prefill(own, state, lengths)
+        state = detach_state(state)
+    found["step"] = model.step(torch.tensor([3, 5]), state)
+    tensors = tree_leaves(state)
+    return found | {f"state {number}": part.double() for number, part in enumerate(tensors)}
+
+
+def compare_prefill(name: str, group: SequenceGroup) -> dict[str, float]:
+    torch.manual_seed(2)
+    T = SHARE * group.size
+    pieces = [(torch.randint(31, (2, T)), torch.tensor(lengths)) for lengths in ([T, 2], [SHARE + 1, T - 1])]
+    wanted, model = read(build(name), pieces, None), build(name)
+    model.share_sequences(group)
+    found = read(model, pieces, group)
+    return {what: float((found[what] - part).norm() / part.norm().clamp(min=1e-300)) for what, part in wanted.items()}
+
+
 def traffic(mixer: str, mode: Checkpointing, group: SequenceGroup) -> dict[str, list[int]]:
     """Bytes and collectives of a pass as it is, and as it is counted without other processes."""
     recipe = shrink(load_recipe("tiny", [f"mixer={mixer}"]))
@@ -99,6 +123,7 @@ def main(result: str) -> None:
     dist.init_process_group("gloo")
     group = SequenceGroup.of(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
     found: dict[str, Any] = {name: compare(name, group) for name in MODELS}
+    found |= {f"prefill, {name}": compare_prefill(name, group) for name in MODELS}
     found["traffic"] = {mixer: traffic(mixer, "none", group) for mixer in mixers}
     found["traffic"] |= {f"gated-power, {mode}": traffic("gated-power", mode, group) for mode in MODES}
     tell(found, result)

@@ -31,6 +31,15 @@ def test_loss_and_gradients_are_those_of_whole_sequences(found: list[dict[str, A
             assert error < (1e-6 if "loss" in what or what == "scores" else 1e-10), f"process {rank}, {what}"
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_prompts_read_together_in_pieces_leave_each_process_as_one_alone(
+    found: list[dict[str, Any]], model: str
+) -> None:
+    for rank, one in enumerate(found):
+        for what, error in one[f"prefill, {model}"].items():
+            assert error < 1e-10, f"process {rank}, {what}"
+
+
 @pytest.mark.parametrize("what", [*mixers, *(f"gated-power, {mode}" for mode in MODES)])
 def test_what_is_sent_is_counted_without_sending(found: list[dict[str, Any]], what: str) -> None:
     for one in found:
@@ -67,10 +76,8 @@ def test_a_mixer_that_takes_whole_sequences_is_refused_by_name(
         build("mamba").share_sequences(alone)
 
 
-@pytest.mark.parametrize("option", ["state", "lengths", "return_state"])
-def test_what_speaks_of_a_sequences_ends_is_refused(alone: SequenceGroup, option: str) -> None:
+def test_lengths_are_those_of_whole_sequences(alone: SequenceGroup) -> None:
     model = build("gpt")
-    given = {"state": model.init_state(2), "lengths": torch.tensor([3, 3]), "return_state": True}
-    model.share_sequences(alone)
-    with pytest.raises(InputError, match=f"^{option}: expected none where several processes have one sequence"):
-        model(batch(9)[0], **{option: given[option]})
+    model.share_sequences(alone._replace(size=3))
+    with pytest.raises(InputError, match=r"^lengths: expected 0 to 27, the tokens given"):
+        model(batch(9)[0], lengths=torch.tensor([3, 28]))

@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.blocks.checks import check_part, check_state, values_at_hand
 from zoo.blocks.layer import Room
 from zoo.blocks.softmax_attention import attend_where
-from zoo.blocks.window import Token, Window
+from zoo.blocks.window import Token
 from zoo.errors import InputError
 from zoo.kernels.cache_attention import cache_attention, supports_cache_attention
 from zoo.kernels.precision import concatenate
@@ -88,11 +88,11 @@ def held_positions(position: Tensor, capacity: int) -> Tensor:
     return last - (last - torch.arange(capacity, device=position.device)) % capacity
 
 
-def append(state: KeyValueState, k: Tensor, v: Tensor, window: Window) -> KeyValueState:
-    """Return the state after the keys and values `[B, T, Hk, K]` of a window's tokens, of which the real ones enter."""
+def append(state: KeyValueState, k: Tensor, v: Tensor, before: Tensor, after: Tensor) -> KeyValueState:
+    """Return the state with keys and values `[B, T, Hk, K]` of tokens from `before [B]` on, up to `after [B]`."""
     rows, capacity = state.keys.shape[:2]
     old = torch.arange(capacity, device=k.device)
-    new = held_positions(window.after, capacity) - window.before[:, None]  # which of the tokens, if it is one of them
+    new = held_positions(after, capacity) - before[:, None]  # which of the tokens, if it is one of them
     source = torch.where(new >= 0, capacity + new, old)
     row = torch.arange(rows, device=k.device)[:, None]
     keys = concatenate((state.keys, k.to(state.keys.dtype)), dim=1)[row, source]

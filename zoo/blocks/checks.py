@@ -17,18 +17,18 @@ def values_at_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
 
-def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:
-    """Check `lengths [B]` and `resets [B, T]` against `x [B, T, ...]`.
+def check_sequence(x: Tensor, lengths: Tensor | None, resets: Tensor | None, *, shares: int = 1) -> None:
+    """Check `lengths [B]` and `resets [B, T]` against `x [B, T, ...]`, one of so many shares of a sequence.
 
     Raises:
         InputError: names the argument, what it was and what it must be.
     """
-    B, T = x.shape[:2]
+    (B, T), tokens = x.shape[:2], x.shape[1] * shares
     if lengths is not None:
         if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise InputError(f"lengths: expected integers [{B}], was {describe(lengths)}")
-        if values_at_hand(lengths) and B and not (lengths.amin() >= 0 and lengths.amax() <= T):
-            raise InputError(f"lengths: expected 0 to {T}, the tokens given, was {lengths.tolist()}")
+        if values_at_hand(lengths) and B and not (lengths.amin() >= 0 and lengths.amax() <= tokens):
+            raise InputError(f"lengths: expected 0 to {tokens}, the tokens given, was {lengths.tolist()}")
     if resets is not None and (resets.shape != (B, T) or resets.dtype != torch.bool):
         raise InputError(f"resets: expected bool [{B}, {T}], was {describe(resets)}")
 

@@ -18,7 +18,7 @@ class CausalConvolution(nn.Module):
     """`y_t = b + sum_j w_j x_{t - W + 1 + j}` per channel, over the last W tokens; no token sees one after it.
 
     What came before the first token is zero, or a tail `[B, W - 1, channels]`: the inputs that the next tokens still
-    see; in a share of a sequence it is the inputs of the process that has the tokens before. Products are sums of
+    see; in a later share of a sequence it is inputs of the process that has the tokens before. Products are sums of
     shifted inputs, which the compiler fuses with what surrounds them.
 
     Args:
@@ -60,7 +60,8 @@ class CausalConvolution(nn.Module):
             document = window.resets.long().cumsum(1)
             document = torch.cat((document.new_zeros(B, before), document), 1)
         if window.group is not None and before > 0:
-            seen = concatenate((share_tail(self._tail(seen, document, None), before, window.group), x), 1)
+            earlier = share_tail(self._tail(seen, document, None), before, window.group)
+            seen = concatenate((torch.where(window.group.rank == 0, tail, earlier), x), 1)
         y = torch.zeros_like(x) if self.bias is None else self.bias.to(x.dtype).expand_as(x)
         for j in range(self.width):
             shifted = seen[:, j : j + T]
@@ -68,7 +69,7 @@ class CausalConvolution(nn.Module):
                 same = document[:, j : j + T] == document[:, before:]
                 shifted = torch.where(same[..., None], shifted, 0)
             y = y + self.weight[:, j].to(x.dtype) * shifted
-        return y, self._tail(seen, document, window.lengths)
+        return y, window.at_the_end(self._tail(seen, document, window.lengths))
 
     def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
         """Check the tail in a state, whose part `name` it is, for the rows of `x [B, ...]`.

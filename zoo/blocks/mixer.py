@@ -98,7 +98,7 @@ class Mixer(Layer):
             self._check(state, x)
         window = open_window(x, state, lengths=lengths, resets=resets, return_state=return_state)
         y, after = self.mix(x, None if state is None else state.layer, window)
-        return MixerOutput(y, MixerState(after, window.after, window.starts[:, -1]) if return_state else None)
+        return MixerOutput(y, MixerState(after, window.after, window.last_start) if return_state else None)
 
     def init_state(
         self,

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from zoo.kernels.sequence import SequenceGroup, check_share, gather
+from zoo.kernels.sequence import SequenceGroup, at_the_end, gather
 
 __all__ = ["Progress", "Shared", "Token", "Window", "document_positions", "open_token", "open_window"]
 
@@ -50,20 +50,34 @@ class Window(NamedTuple):
 
     `positions [B or 1, T]` int64 counts tokens from the first of all, over all documents; it has one row where no row
     has seen anything. `starts [B, T + 1]` are the positions at which documents begin: in column 0 the one that stands
-    before the first token, in column `t + 1` that of token `t`. `before [B]` and `after [B]` count the tokens seen
-    before this call and with it. With a `group` the tokens are this process's share of a sequence, and all of this
-    counts from the sequence's first token.
+    before the first token, in column `t + 1` that of token `t`. `before [B]` counts the tokens before these. After the
+    call `after [B]` tokens are seen, and the document of the last one began at `last_start [B]`.
+
+    With a `group` the tokens, `lengths` and `resets` are those of this process's share of a sequence. All else counts
+    from the sequence's first token, and `after` and `last_start` are those of the whole; `ends [B]` bool says whether a
+    row's last real token is in this share, or, of a row that has none, whether this is the first share.
     """
 
     positions: Tensor
     starts: Tensor
     before: Tensor
     after: Tensor
+    last_start: Tensor
     lengths: Tensor | None
     resets: Tensor | None
     shared: Shared
     return_state: bool
     group: SequenceGroup | None = None
+    ends: Tensor | None = None
+
+    def at_the_end(self, x: Tensor) -> Tensor:
+        """Return of x `[B, ...]`, which this share has after its last real token, what is so after the whole sequence.
+
+        It is x where no state is asked for, which saves sending it, and without a group.
+        """
+        if self.group is None or self.ends is None or not self.return_state:
+            return x
+        return at_the_end(x, self.group, self.ends)
 
 
 class Token(NamedTuple):
@@ -91,17 +105,13 @@ def open_window(
 
     Args:
         state: what came before; None: nothing.
-        lengths: `[B]` integers, how many tokens of each row are real; None: all.
+        lengths: `[B]` integers, how many tokens of each row are real, in all shares together; None: all.
         resets: `[B, T]` bool: a token marked True begins a document; None: none does.
         return_state: whether layers shall return their states after the last token.
-        group: processes of which each has a share of the sequence, all of one length.
-
-    Raises:
-        InputError: there is a state, lengths or `return_state` beside a group.
+        group: processes of which each has a share of the sequence, all of one length, and the same state and lengths.
     """
     if group is not None:
-        check_share(state=state, lengths=lengths, return_state=return_state or None)
-        return _open_share(x, resets, group)
+        return _open_share(x, state, group, lengths=lengths, resets=resets, return_state=return_state)
     B, T = x.shape[:2]
     steps = torch.arange(T, device=x.device)[None]
     if state is None:
@@ -112,21 +122,41 @@ def open_window(
         positions = before[:, None] + steps
     after = before + (T if lengths is None else lengths)
     starts = _document_starts(positions, start, resets, lengths)
-    return Window(positions, starts, before, after, lengths, resets, Shared(), return_state)
+    return Window(positions, starts, before, after, starts[:, -1], lengths, resets, Shared(), return_state)
 
 
-def _open_share(x: Tensor, resets: Tensor | None, group: SequenceGroup) -> Window:
+def _open_share(
+    x: Tensor,
+    state: Progress | None,
+    group: SequenceGroup,
+    *,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    return_state: bool,
+) -> Window:
     B, T = x.shape[:2]
-    first = group.rank * T
-    positions = first + torch.arange(T, device=x.device)[None]
-    before = first.expand(B)
-    start = torch.zeros(B, device=x.device, dtype=torch.int64)
+    first, steps = group.rank * T, torch.arange(T, device=x.device)[None]
+    if state is None:
+        seen = start = torch.zeros(B, device=x.device, dtype=torch.int64)
+        positions = first + steps
+    else:
+        seen, start = state.position, state.start
+        positions = (seen + first)[:, None] + steps
+    after, own = seen + (group.size * T if lengths is None else lengths), None
+    ends = (group.rank == group.size - 1).expand(B)
+    if lengths is not None:
+        own, ends = (lengths - first).clamp(0, T), group.rank == (lengths - 1).clamp(min=0) // T
+    last_start = start
     if resets is not None:
-        last_starts = gather(torch.where(resets, positions, 0).amax(1), group)  # of every share, 0 where none begins
+        resets = _real(resets, own)
+        found = gather(torch.where(resets, positions, 0).amax(1), group)  # the last of every share, 0 where none begins
+        last_start = torch.maximum(start, found.amax(0))
         earlier = torch.arange(group.size, device=x.device) < group.rank
-        start = torch.where(earlier[:, None], last_starts, 0).amax(0)
+        start = torch.maximum(start, torch.where(earlier[:, None], found, 0).amax(0))
     starts = _document_starts(positions, start, resets, None)
-    return Window(positions, starts, before, before + T, None, resets, Shared(), False, group)
+    return Window(
+        positions, starts, seen + first, after, last_start, own, resets, Shared(), return_state, group, ends
+    )  # fmt: skip
 
 
 def open_token(state: Progress) -> Token:
@@ -145,6 +175,12 @@ def _document_starts(positions: Tensor, start: Tensor, resets: Tensor | None, le
     """`Window.starts`; resets in the padding beyond `lengths` count for nothing."""
     if resets is None:
         return start[:, None].expand(-1, positions.shape[1] + 1)
-    if lengths is not None:
-        resets = resets & (torch.arange(resets.shape[1], device=resets.device) < lengths[:, None])
-    return torch.cat((start[:, None], torch.where(resets, positions, 0)), dim=1).cummax(dim=1).values
+    begins = torch.where(_real(resets, lengths), positions, 0)
+    return torch.cat((start[:, None], begins), dim=1).cummax(dim=1).values
+
+
+def _real(resets: Tensor, lengths: Tensor | None) -> Tensor:
+    """Resets `[B, T]` of real tokens."""
+    if lengths is None:
+        return resets
+    return resets & (torch.arange(resets.shape[1], device=resets.device) < lengths[:, None])

@@ -175,7 +175,7 @@ class WindowHeads(BetweenHeads):
         o = banded_attention(q, k, v, state.layer, window, self.window)
         if not return_state:
             return o, None
-        return o, MixerState(append(state.layer, k, v, window), window.after, window.starts[:, -1])
+        return o, MixerState(append(state.layer, k, v, window.before, window.after), window.after, window.last_start)
 
     def attend_token(self, inputs: HeadInputs, state: Any) -> Tensor:
         q = self._scaled(inputs)

@@ -69,7 +69,7 @@ class SlidingWindow(Mixer):
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState | None]:
         if window.group is not None:
-            return self.output(self._attend_over(x, window, window.group), x), None
+            return self._mix_over(x, state, window, window.group)
         past = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         q, k, v = self.input(x, window.positions)
         if state is None and self.sink is None and self.cap is None and supports_flex(q):
@@ -77,21 +77,45 @@ class SlidingWindow(Mixer):
             attended = interval_attention(q, k, v, first, window.positions)
         else:
             attended = banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
-        return self.output(attended, x), append(past, k, v, window) if window.return_state else None
+        return self.output(attended, x), append(
+            past, k, v, window.before, window.after
+        ) if window.return_state else None
 
-    def _attend_over(self, x: Tensor, window: Window, group: SequenceGroup) -> Tensor:
-        """Attend to keys of this process's share, and to those at the end of the one before."""
+    def _mix_over(
+        self, x: Tensor, state: KeyValueState | None, window: Window, group: SequenceGroup
+    ) -> tuple[Tensor, KeyValueState | None]:
+        """Mix this process's share, whose first tokens see keys of the share before."""
         q, k, v = self.input(x, window.positions)
-        before = [tail(part, self.halo, group) for part in (k, v)]
+        held = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
+        past = self._past_over(held, k, v, window, group)
         if self.sink is not None or self.cap is not None:
-            # A ring: its slots are in no order of time, and one holds what no query sees.
-            slots = (torch.arange(self.window, device=q.device) - window.before[:1]) % self.window
-            past = KeyValueState(*(F.pad(part, (0, 0, 0, 0, 1, 0))[:, slots] for part in before))
-            return banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
-        keys, values = (concatenate(both, 1) for both in zip(before, (k, v), strict=True))
-        last = self.halo + torch.arange(q.shape[1], device=q.device)
-        start = window.starts[:, 1:] - window.before[:, None] + self.halo
-        return interval_attention(q, keys, values, torch.maximum(start, last - self.halo), last[None])
+            attended = banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
+        else:
+            slots = (window.before[:, None] + torch.arange(-self.halo, 0, device=q.device)) % self.window
+            row = torch.arange(x.shape[0], device=q.device)[:, None]
+            keys, values = (
+                concatenate((ring[row, slots].to(q.dtype), own), 1) for ring, own in zip(past, (k, v), strict=True)
+            )
+            last = self.halo + torch.arange(q.shape[1], device=q.device)
+            start = window.starts[:, 1:] - window.before[:, None] + self.halo
+            attended = interval_attention(q, keys, values, torch.maximum(start, last - self.halo), last[None])
+        if not window.return_state:
+            return self.output(attended, x), None
+        end = window.before + (x.shape[1] if window.lengths is None else window.lengths)
+        after = append(past, k, v, window.before, end)
+        after = KeyValueState(*(window.at_the_end(ring.to(part.dtype)) for ring, part in zip(after, held, strict=True)))
+        return self.output(attended, x), after
+
+    def _past_over(
+        self, held: KeyValueState, k: Tensor, v: Tensor, window: Window, group: SequenceGroup
+    ) -> KeyValueState:
+        """The cache before this share: in the first what is held, then that of the share before, but for one token that
+        no query sees.
+        """
+        slots = (torch.arange(self.window, device=k.device) - window.before[:, None]) % self.window
+        row = torch.arange(k.shape[0], device=k.device)[:, None]
+        before = (F.pad(tail(own, self.halo, group), (0, 0, 0, 0, 1, 0))[row, slots] for own in (k, v))
+        return KeyValueState(*(torch.where(group.rank == 0, *both) for both in zip(held, before, strict=True)))
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)

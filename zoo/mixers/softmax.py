@@ -48,12 +48,15 @@ class Softmax(Mixer):
 
     def mix(self, x: Tensor, state: KeyValueState | None, window: Window) -> tuple[Tensor, KeyValueState]:
         q, k, v = self.input(x, window.positions)
+        keys, values, before = k, v, window.before
         if window.group is not None:
-            after = KeyValueState(*(gather_tokens(part, window.group) for part in (k, v)))
-        elif state is None:
-            after = KeyValueState(k.contiguous(), v.contiguous())
+            keys, values = (gather_tokens(part, window.group) for part in (k, v))
+            before = before - window.group.rank * k.shape[1]
+        if state is None:
+            after = KeyValueState(keys.contiguous(), values.contiguous())
         else:
-            after = append(state, within_room(k, state.keys.shape[1], window.after), v, window)
+            keys = within_room(keys, state.keys.shape[1], window.after)
+            after = append(state, keys, values, before, window.after)
         if self.cap is None and state is None and window.resets is None and window.group is None:
             return self.output(causal_attention(q, k, v), x), after
         last = window.positions.clamp(max=after.keys.shape[1] - 1)  # padding may stand beyond the cache

@@ -21,7 +21,7 @@ from zoo.kernels.linear_cross_entropy import (
     logits_cross_entropy,
     plain_cross_entropy,
 )
-from zoo.kernels.sequence import SequenceGroup, gather
+from zoo.kernels.sequence import SequenceGroup, at_the_end, gather
 from zoo.kernels.targets import IGNORED
 from zoo.kernels.token_scores import TokenScores, linear_scores, logits_scores
 from zoo.mixers import Mixer, MixerConfig
@@ -115,7 +115,8 @@ class Decoder(CompiledByItself):
 
     def share_sequences(self, group: SequenceGroup) -> None:
         """From now on take this process's share `[B, T / P]` of each sequence's tokens, targets and resets, and return
-        what is of it. All processes call `forward`, `loss` or `score` together; states and lengths there are none.
+        what is of it. All processes call `forward`, `loss`, `score` or `prefill` together, with the same states and
+        lengths, which are those of whole sequences; so are the states that are returned, the same on all of them.
 
         Raises:
             ConfigError: a layer does not run so.
@@ -209,12 +210,15 @@ class Decoder(CompiledByItself):
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
         """Like `forward`, but return the logits only of each row's last real token, `[B, vocab]`, and the state.
 
-        There must be such a token: `lengths [B]` is from 1 to T.
+        There must be such a token: `lengths [B]` is from 1 to T, or to P T where P processes have a sequence together.
         """
         x, after = self._hidden(tokens, state, lengths=lengths, return_state=True)
         assert after is not None
-        row = torch.arange(x.shape[0], device=x.device)
-        return self._next_logits(x[row, lengths - 1]), after
+        row, last, T = torch.arange(x.shape[0], device=x.device), lengths - 1, x.shape[1]
+        if self.group is None:
+            return self._next_logits(x[row, last]), after
+        ends = last // T == self.group.rank
+        return self._next_logits(at_the_end(x[row, last % T], self.group, ends)), after
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -300,12 +304,12 @@ class Decoder(CompiledByItself):
     ) -> tuple[Tensor, DecoderState | None]:
         """Return the residual stream after all blocks, `[B, T, M]`, and the state if asked for."""
         self._check_tokens(tokens, "[B, T]")
-        check_sequence(tokens, lengths, resets)
+        check_sequence(tokens, lengths, resets, shares=1 if self.group is None else self.group.size)
         if state is not None:
             self.check_state(state, tokens)
         window = open_window(tokens, state, lengths=lengths, resets=resets, return_state=return_state, group=self.group)
         x, layers = self._run(tokens, (None,) * len(self.blocks) if state is None else state.layers, window)
-        return x, DecoderState(layers, window.after, window.starts[:, -1]) if return_state else None
+        return x, DecoderState(layers, window.after, window.last_start) if return_state else None
 
     def _run(self, tokens: Tensor, states: tuple[Any, ...], window: Window | Token) -> tuple[Tensor, tuple[Any, ...]]:
         """Return the residual stream after all blocks, `[..., M]`, and their states."""

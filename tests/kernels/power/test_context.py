@@ -138,16 +138,17 @@ def test_the_flops_of_halves_are_those_of_a_call_between_states(alone: SequenceG
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("state", init_power_state(1, 2, 4, 4, 2)),
-        ("return_state", True),
-        ("lengths", torch.tensor([3])),
         ("cu_seqlens", torch.tensor([0, 5], dtype=torch.int32)),
         ("impl", "quadratic"),
     ],
 )
-def test_what_speaks_of_a_sequences_ends_is_refused_of_a_share(
-    alone: SequenceGroup, option: str, value: object
-) -> None:
+def test_what_a_share_does_not_take_is_refused(alone: SequenceGroup, option: str, value: object) -> None:
     q, k, v = (torch.randn(1, 5, 2, 4) for _ in range(3))
     with pytest.raises(InputError, match=f"^{option}: expected"):
         power_attention(q, k, v, group=alone, **{option: value})
+
+
+def test_lengths_beside_an_offset_are_refused_of_a_share(alone: SequenceGroup) -> None:
+    q, k, v = (torch.randn(1, 5, 2, 4) for _ in range(3))
+    with pytest.raises(InputError, match=r"^lengths: expected None beside an offset where several processes"):
+        power_attention(q, k, v, offset=1.0, lengths=torch.tensor([3]), group=alone)
