@@ -1,4 +1,4 @@
-"""Chunks as affine maps of the state before them, one after the other: `S <- decay S + A + Q^T Y + L^T (X + M S)`.
+"""Chunks as affine maps of the state before them, one after the other: `S <- decay S + A + Q^T Y + L^T E (X + M S)`.
 
 Programs hold states with columns first, `S^T [BLOCK, K]`: products then have as many rows as Hopper's tensor cores
 take at a time, and what one product gives is the left operand of the next one, which those take from registers.
@@ -14,8 +14,8 @@ import triton.language as tl
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = [
-    "begin", "decay_of_chunk", "decays_of_channels", "decays_of_tokens", "enter_chunk", "load_columns", "load_rows",
-    "read_state", "write_state",
+    "begin", "decay_of_chunk", "decays_of_channels", "enter_chunk", "factors_of_tokens", "load_columns", "load_rows",
+    "read_state", "solve_columns", "write_state",
 ]  # fmt: skip
 
 
@@ -85,12 +85,12 @@ def decays_of_channels(decays, place, decay, K: tl.constexpr, CHANNELS: tl.const
 
 
 @triton.jit
-def decays_of_tokens(decays, place, C: tl.constexpr, GATED: tl.constexpr, CHANNELS: tl.constexpr):
-    """What a head's state keeps from the start of a chunk to each token, a factor of `[BLOCK, C]`."""
-    kept = 1.0
-    if GATED and not CHANNELS:
-        kept = tl.load(decays + place * C + tl.arange(0, C))[None, :]
-    return kept
+def factors_of_tokens(factors, place, C: tl.constexpr, THERE: tl.constexpr):
+    """Of factors `[slots, Hv, C]` those of a chunk, a factor of `[BLOCK, C]`; 1, if they are not THERE."""
+    factor = 1.0
+    if THERE:
+        factor = tl.load(factors + place * C + tl.arange(0, C))[None, :]
+    return factor
 
 
 @triton.jit
@@ -116,14 +116,32 @@ def load_columns(x, chunk, columns, here, C: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def read_state(S, value, rows, kept, OF_TOKENS: tl.constexpr, PRECISION: tl.constexpr):
-    """`X + M S`, with columns first `[BLOCK, C]`, from X and rows of M, or OF_TOKENS of k, where M is `-kept k`."""
+def read_state(S, value, rows, factor, SCALED: tl.constexpr, PRECISION: tl.constexpr):
+    """`X + M S`, with columns first `[BLOCK, C]`, from X and rows of M, or, SCALED, what times -factor is M."""
     read = tl.trans(rows)
-    if OF_TOKENS:
-        value -= kept * tl.dot(as_operand(S, rows.dtype, PRECISION), read, input_precision=PRECISION)
+    if SCALED:
+        value -= factor * tl.dot(as_operand(S, rows.dtype, PRECISION), read, input_precision=PRECISION)
     else:
         value -= tl.dot(as_operand(-S, rows.dtype, PRECISION), read, input_precision=PRECISION)
     return value
+
+
+@triton.jit
+def solve_columns(value, inverses, place, PARTS: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr):
+    """`(1 + A)^-1` times a value, or in REVERSE its transpose, with columns first `[BLOCK, C]`.
+
+    inverses `[slots, Hv, PARTS, C, C]` are sums of PARTS.
+    """
+    C: tl.constexpr = value.shape[1]
+    at = tl.arange(0, C)
+    x = as_operand(value, inverses.dtype.element_ty, PRECISION)
+    found = tl.zeros(value.shape, tl.float32)
+    for part in tl.static_range(PARTS):
+        inverse = tl.load(inverses + (place * PARTS + part) * C * C + at[:, None] * C + at[None, :])
+        if not REVERSE:
+            inverse = tl.trans(inverse)
+        found = tl.dot(x, inverse, found, input_precision=PRECISION)
+    return found
 
 
 @triton.jit

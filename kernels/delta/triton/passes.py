@@ -78,44 +78,52 @@ class Chunks(NamedTuple):
     """What follows from chunks alone (see `prepare_kernel`); what is absent is `nothing`."""
 
     weights: Tensor  # [slots, Hv, C, C]
-    inverses: Tensor  # [slots, Hv, C, C], if there is a beta, and they are wanted
-    queries: Tensor  # [slots, Hv, C, K], as reads is, of channels' gates
-    reads: Tensor
-    kept: Tensor  # [slots, Hv, C, K]
+    inverses: Tensor  # [slots, Hv, parts, C, C], if there is a beta
+    queries: Tensor  # [slots, Hv, C, K], as the next two, of channels' gates
+    reads: Tensor  # if there is a beta
+    kept: Tensor
     decays: Tensor  # [slots, Hv, C] or of channels' gates [slots, Hv, K], float32
+    written: Tensor  # [slots, Hv, C], float32, if there is a beta or a gate a head
 
 
-def _prepare_chunks(plan: Plan, operands: Operands, *, wants_inverses: bool) -> Chunks:
-    nothing, square, of_keys = operands.nothing, (plan.slots, plan.C, plan.C), (plan.slots, plan.C, plan.K)
-    inverses = queries = reads = decays = nothing
-    if wants_inverses:
-        inverses = room(plan, nothing, *square, dtype=plan.inverse_dtype)
+def _prepare_chunks(plan: Plan, operands: Operands) -> Chunks:
+    nothing, square, of_keys = operands.nothing, (plan.C, plan.C), (plan.slots, plan.C, plan.K)
+    inverses = queries = reads = kept = decays = written = nothing
+    if plan.corrects:
+        inverses = room(plan, nothing, plan.slots, plan.inverse_parts, *square)
     if plan.channels:
-        queries = room(plan, nothing, *of_keys)
+        queries, kept = (room(plan, nothing, *of_keys) for _ in range(2))
         reads = room(plan, nothing, *of_keys) if plan.corrects else nothing
     if plan.gated:
         decays = room(plan, nothing, plan.slots, plan.K if plan.channels else plan.C, dtype=torch.float32)
-    chunks = Chunks(room(plan, nothing, *square), inverses, queries, reads, room(plan, nothing, *of_keys), decays)
+    if plan.corrects or (plan.gated and not plan.channels):
+        written = room(plan, nothing, plan.slots, plan.C, dtype=torch.float32)
+    chunks = Chunks(room(plan, nothing, plan.slots, *square), inverses, queries, reads, kept, decays, written)
     launcher(prepare_kernel)[(plan.slots, plan.heads.value)](
         operands.q, operands.k, operands.log_g, operands.sums, operands.beta, *chunks, operands.bounds, plan.tokens,
-        plan.scale, *plan.heads, **_constants(plan), EXACT=plan.exact, WANTS_INVERSES=wants_inverses,
+        plan.scale, *plan.heads, **_constants(plan), EXACT=plan.exact, PARTS=plan.inverse_parts,
         num_warps=plan.sizes.prepare_warps, num_stages=plan.sizes.prepare_stages,
     )  # fmt: skip
     return chunks
 
 
+def _maps(plan: Plan, operands: Operands, chunks: Chunks) -> Maps:
+    """What chunks make of states."""
+    kept, reads = (chunks.kept, chunks.reads) if plan.channels else (operands.k, operands.k)
+    there = (None if x is operands.nothing else x for x in (chunks.decays, chunks.written, chunks.inverses))
+    return Maps(kept, reads if plan.corrects else None, *there)
+
+
 def _forwards(plan: Plan, operands: Operands, chunks: Chunks) -> Way:
     """States through chunks."""
-    reads = chunks.reads if plan.channels else operands.k
-    maps = Maps(chunks.kept, reads if plan.corrects else None, chunks.decays if plan.gated else None)
     given = Given(operands.v, initial=operands.S if operands.S.numel() else None)
-    return Way(plan, maps, given, operands.bounds, operands.nothing)
+    return Way(plan, _maps(plan, operands, chunks), given, operands.bounds, operands.nothing)
 
 
 def _backwards(plan: Plan, operands: Operands, chunks: Chunks, incoming: Incoming) -> Way:
     """Their gradients, backwards in time."""
-    reads, queries = (chunks.reads, chunks.queries) if plan.channels else (operands.k, operands.q)
-    maps = Maps(reads if plan.corrects else None, chunks.kept, chunks.decays if plan.gated else None)
+    maps, queries = _maps(plan, operands, chunks), chunks.queries if plan.channels else operands.q
+    maps = maps._replace(left=maps.right, right=maps.left)
     given = Given(queries=queries, weights=chunks.weights, dy=incoming.do, initial=incoming.dS)
     return Way(plan, maps, given, operands.bounds, operands.nothing, reverse=True)
 
@@ -124,7 +132,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
     """What the options ask for; inputs are contiguous, of the kernels' widths, gates and states of float32."""
     plan = make_plan(inputs, options)
     operands = _prepare(plan, inputs)
-    chunks = _prepare_chunks(plan, operands, wants_inverses=False)
+    chunks = _prepare_chunks(plan, operands)
     way = _forwards(plan, operands, chunks)
     starts, o = way.starts(), torch.empty_like(operands.v)
     saved = starts if options.save_errors else operands.nothing
@@ -146,10 +154,9 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     and rates', which have one more."""
     plan = make_plan(inputs, options)
     operands, corrects = _prepare(plan, inputs), plan.corrects
-    chunks = _prepare_chunks(plan, operands, wants_inverses=corrects)
+    chunks = _prepare_chunks(plan, operands)
     there, back = _forwards(plan, operands, chunks), _backwards(plan, operands, chunks, incoming)
-    inverses = chunks.inverses if corrects else None
-    states, _, errors, _ = there.states(saved.starts, wants_read=corrects, inverses=inverses)
+    states, _, errors, _ = there.states(saved.starts, wants_read=corrects)
     dstates, dS, dv, alongs = back.states(
         back.starts(), wants_final=inputs.S is not None, wants_read=True,
         history=History(states, there.given.initial),

@@ -21,7 +21,7 @@ WIDTHS = (16, 32, 64, 128)
 
 
 class Sizes(NamedTuple):
-    """Warps of the kernels, values or channels of a program, and stages of the pipeline: not tuned at start-up.
+    """Warps and registers of the kernels, values or channels of a program, and stages: not tuned at start-up.
 
     More than a warp for each 16 tokens would compute tiles twice.
     """
@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     state_block: int = 64  # columns of a state that a program carries
     state_warps: int = 4
     state_stages: int = 2
+    compose_registers: int = 128  # of a thread, at most, so that all groups are composed side by side
     output_block: int = 64
     output_warps: int = 4
     output_stages: int = 2
@@ -44,12 +45,12 @@ class Sizes(NamedTuple):
 
 
 # Over 64 channels or values.
-_WIDE = Sizes(state_stages=3, output_stages=3, key_values=64)
+_WIDE = Sizes(state_stages=3, compose_registers=255, output_stages=3, key_values=64)
 # Each channel with a gate.
 _CHANNELS = Sizes(prepare_warps=2, prepare_stages=1, key_values=64, key_warps=4)
-_WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=4, key_values=32)
+_WIDE_CHANNELS = _CHANNELS._replace(prepare_warps=4, compose_registers=255, key_values=32)
 # Three products for each one, of operands twice as large.
-_FLOAT = Sizes(prepare_warps=4, state_block=16, output_block=16, key_block=32, key_warps=4)
+_FLOAT = Sizes(prepare_warps=4, state_block=16, compose_registers=255, output_block=16, key_block=32, key_warps=4)
 _wanted: Wanted[Sizes] = Wanted()
 using = _wanted.using
 
@@ -73,8 +74,7 @@ class Plan(NamedTuple):
     """Tokens are cut into chunks of C, each with a slot; no chunk spans two sequences (see power attention's plan).
 
     Products are of `dtype`, sums and carried states of float32. float16 is computed in float32, for the range that
-    states need, and with its digits: what is written along a key, once rounded, is also written where the key does not
-    point to, and of keys that are written again and again it stays there.
+    states need.
     """
 
     heads: Heads
@@ -97,8 +97,13 @@ class Plan(NamedTuple):
 
     @property
     def inverse_dtype(self) -> torch.dtype:
-        """Of inverses, whose entries are small, but cancel."""
+        """Of inverses that are kept, whose entries are small, but cancel."""
         return torch.float16 if self.dtype == torch.bfloat16 else torch.float32
+
+    @property
+    def inverse_parts(self) -> int:
+        """Numbers of `dtype` that add up to one of an inverse, whose digits matter more than other operands'."""
+        return 2 if self.dtype == torch.bfloat16 else 1
 
     @property
     def levels(self) -> int:

@@ -15,16 +15,18 @@ JOINED = 16  # columns of a program that takes groups one after the other
 
 
 class Maps(NamedTuple):
-    """What chunks make of a state: `S <- decay S + A + Q^T Y + L^T (X + M S)`.
+    """What chunks make of a state: `S <- decay S + A + Q^T Y + L^T E (X + M S)`.
 
     Shapes `[slots, Hv, C, K]`, and decays `[slots, Hv, K]`, are of channels' gates, or are kept for them; where heads
-    have gates, or none, M forwards and L backwards may be keys as they were given, Q queries, and decays those of
-    tokens: see `states_kernel`.
+    have gates, or none, L and M are keys as they were given, Q queries, and decays those of tokens: see
+    `states_kernel`.
     """
 
     left: Tensor | None  # L; None, like all that may be: there is none
     right: Tensor | None  # M
     decays: Tensor | None  # float32
+    rates: Tensor | None = None  # factors on what is written, and on what its gradient reads [slots, Hv, C], float32
+    inverses: Tensor | None = None  # E, in parts [slots, Hv, parts, C, C]
 
 
 class Given(NamedTuple):
@@ -50,7 +52,7 @@ class Scanned(NamedTuple):
 
     states: Tensor  # before chunks, or gradients after them [slots, Hv, K, V]
     final: Tensor  # what is left of each sequence's [sequences, Hv, K, V], float32
-    read: Tensor  # X + M S, or what inverses make of that [B, T, Hv, V]
+    read: Tensor  # E (X + M S) [B, T, Hv, V]
     alongs: Tensor  # gradients times states, float32 [slots, Hv, parts], or [slots, Hv, parts, K] of channels' gates
 
 
@@ -92,7 +94,8 @@ class Way(NamedTuple):
         plan = self.plan
         return {
             "C": plan.C, "K": plan.K, "V": plan.V, "BLOCK": self.block, "GATED": self.maps.decays is not None,
-            "CHANNELS": plan.channels,
+            "CHANNELS": plan.channels, "RATED": self.maps.rates is not None,
+            "PARTS": 0 if self.maps.inverses is None else self.maps.inverses.shape[2],
         }  # fmt: skip
 
     @property
@@ -114,16 +117,16 @@ class Way(NamedTuple):
         """States that groups of chunks start from, float32 `[groups or more, Hv, K, V]`, anything where groups are
         sequences."""
         plan, groups, sizes = self.plan, count_groups(self.plan), self.plan.sizes
-        like, heads, (*given, initial) = self.nothing, plan.heads.value, self.given
+        like, heads = self.nothing, plan.heads.value
         starts = room(plan, like, most_groups(plan), plan.K, plan.V, dtype=torch.float32)
         if not groups:
             return starts
         products = room(plan, like, groups, plan.K, plan.K, dtype=torch.float32)
         sums = room(plan, like, groups, plan.K, plan.V, dtype=torch.float32)
-        tensors = self.or_nothing(*self.maps, *given, initial)
+        tensors = self.or_nothing(*self.maps, *self.given)
         launcher(compose_kernel)[(groups, heads, (plan.K + plan.V) // self.block)](
             *tensors, products, sums, self.bounds, *self.numbers, **self.shapes, **self.kinds,
-            num_warps=sizes.state_warps, num_stages=sizes.state_stages,
+            num_warps=sizes.state_warps, num_stages=sizes.state_stages, maxnreg=sizes.compose_registers,
         )  # fmt: skip
         launcher(join_kernel)[(heads, plan.V // JOINED)](
             products, sums, starts, groups, heads, K=plan.K, V=plan.V, BLOCK=JOINED, REVERSE=self.reverse,
@@ -140,16 +143,14 @@ class Way(NamedTuple):
         return self.nothing.new_zeros(shape, dtype=torch.float32) if initial is None else initial.clone()
 
     def states(
-        self, starts: Tensor, *, wants_final: bool = False, wants_read: bool = False, inverses: Tensor | None = None,
-        history: History | None = None,
+        self, starts: Tensor, *, wants_final: bool = False, wants_read: bool = False, history: History | None = None,
     ) -> Scanned:  # fmt: skip
         """States before all chunks, or gradients after them.
 
         Args:
             starts: of groups, as `starts` gives them.
             wants_final: return what is left of sequences.
-            wants_read: return `X + M S`.
-            inverses: what to make of that, `[slots, Hv, C, C]`.
+            wants_read: return `E (X + M S)`.
             history: of the forward pass, for gradients.
         """
         plan, sizes, heads, nothing = self.plan, self.plan.sizes, self.plan.heads.value, self.nothing
@@ -161,11 +162,10 @@ class Way(NamedTuple):
             before, first = history
             parts = (plan.V // self.block, plan.K) if plan.channels else (plan.V // self.block,)
             alongs = room(plan, nothing, plan.slots, *parts, dtype=torch.float32)
-        *given, initial = self.given
-        tensors = self.or_nothing(*self.maps, *given, inverses, initial, starts)
+        tensors = self.or_nothing(*self.maps, *self.given, starts)
         launcher(states_kernel)[(self.groups, heads, plan.V // self.block)](
             *tensors, states, final, read, before, *self.or_nothing(first), alongs, self.bounds, *self.numbers,
-            **self.shapes, **self.kinds, SOLVES=inverses is not None, HAS_STARTS=count_groups(plan) > 0,
+            **self.shapes, **self.kinds, HAS_STARTS=count_groups(plan) > 0,
             WANTS_FINAL=wants_final, WANTS_READ=wants_read, WANTS_ALONG=alongs is not nothing,
             HAS_FIRST=first is not None, num_warps=sizes.state_warps, num_stages=sizes.state_stages,
         )  # fmt: skip

@@ -64,6 +64,12 @@ def test_error_law_over_gates_and_rates(dtype: torch.dtype, gates: str, rates: s
     check_error_law(make_problem(gates=gates, rates=rates, dtype=dtype, repeated=repeated), has_plain=True)
 
 
+@pytest.mark.parametrize("rates", ["half", "near two"])
+def test_error_law_of_a_key_that_repeats_for_long(rates: str) -> None:
+    """What is written beside the key, if anything is, stays there and adds up."""
+    check_error_law(make_problem(8000, gates="none", rates=rates, repeated=True), has_plain=True)
+
+
 @pytest.mark.parametrize("rates", ["half", "none"])
 @pytest.mark.parametrize("gates", ["mild", "strong", "resets", "mixed"])
 @pytest.mark.parametrize("channels", [False, True])
