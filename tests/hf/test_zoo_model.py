@@ -13,6 +13,7 @@ import zoo.hf
 from zoo.errors import InputError
 from zoo.hf import ZooForCausalLM
 from zoo.mixers import mixers
+from zoo.training.run import load_run
 
 from .tiny import greedy, greedy_by_forward, padded, tiny, tokens
 
@@ -42,6 +43,13 @@ def test_every_mixer_generates_what_the_full_forward_says(mixer: str, tmp_path: 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_a_model_that_an_earlier_version_saved_is_the_same() -> None:
+    model = AutoModelForCausalLM.from_pretrained(Path(__file__).parent / "data" / "grouped")
+    _, wanted = load_run(Path(__file__).parent.parent / "training" / "data" / "grouped-in-parts")
+    for (name, ours), theirs in zip(model.decoder.named_parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 def test_rows_of_unequal_padding_are_those_alone() -> None:

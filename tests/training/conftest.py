@@ -70,8 +70,7 @@ class TinyRecipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-@pytest.fixture(scope="session")
-def corpus() -> Corpus:
+def make_corpus() -> Corpus:
     """A few documents of letters with some order in them."""
     generator = np.random.default_rng(0)
     steps = generator.integers(1, 4, size=6000)
@@ -85,6 +84,12 @@ def corpus() -> Corpus:
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer,
     )
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    """See `make_corpus`."""
+    return make_corpus()
 
 
 @pytest.fixture

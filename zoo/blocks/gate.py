@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.linear import own_part
 from zoo.config import Pair
 
 __all__ = ["Retention", "RetentionGate", "with_resets"]
@@ -49,16 +50,16 @@ class RetentionGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() > 2:
-            return self._log_gates(F.linear(x, self.weight))
+            return self._log_gates(F.linear(x, own_part(self.weight)))
         # One token of each row: as sums, which the compiler turns into one kernel; a matrix product for so few numbers
         # takes several times as long on a GPU.
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return self._log_gates((x[..., None, :].to(dtype) * self.weight.to(dtype)).sum(-1))
+        return self._log_gates((x[..., None, :].to(dtype) * own_part(self.weight).to(dtype)).sum(-1))
 
     def _log_gates(self, logits: Tensor) -> Tensor:
         # The bias joins in float32: near 9, where a retention of 0.9999 stands, bfloat16 steps by 6%.
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return F.logsigmoid(logits.to(dtype) + self.bias.to(dtype))
+        return F.logsigmoid(logits.to(dtype) + own_part(self.bias).to(dtype))
 
     @in_float32
     def initialize(self, std: float) -> None:

@@ -1,10 +1,11 @@
 """Linear layers that initialisation tells apart, what stands in their place, and hooks."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["ResidualLinear", "hooks_of", "is_plain_linear", "weight_of"]
+__all__ = ["ResidualLinear", "hooks_of", "is_plain_linear", "own_part", "weight_of"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -26,6 +27,15 @@ def is_plain_linear(module: nn.Module) -> bool:
 def hooks_of(model: nn.Module) -> tuple[int, ...]:
     """Return what tells apart the hooks on all modules of a model."""
     return tuple(id(hook) for module in model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
+
+
+def own_part(parameter: Tensor) -> Tensor:
+    """Return what this process has of a parameter a head, where several have a layer's heads; otherwise all of it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return parameter
+    from torch.distributed.tensor import DTensor
+
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def weight_of(module: nn.Module) -> Tensor:

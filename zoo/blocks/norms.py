@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.blocks.linear import own_part
 from zoo.blocks.treatment import STEADY
 
 __all__ = [
@@ -72,10 +73,11 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((heads, width), 1 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        weight = own_part(self.weight)
+        wide = torch.promote_types(x.dtype, weight.dtype)
         if self.offset:
             wide = torch.promote_types(wide, torch.float32)  # where the sum has the bits of both
-        factor: Tensor = self.weight.to(wide) + self.offset if self.offset else self.weight
+        factor = weight.to(wide) + self.offset if self.offset else weight
         return (self._divided(x.to(wide)) * factor).to(x.dtype)
 
     def _divided(self, x: Tensor) -> Tensor:

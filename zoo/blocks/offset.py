@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.linear import own_part
 
 __all__ = ["LEARNED_OFFSET", "LearnedOffset", "Offset"]
 
@@ -39,7 +40,7 @@ class LearnedOffset(nn.Module):
         self.initialize(std=0.02)
 
     def forward(self) -> Tensor:
-        return self.value
+        return own_part(self.value)
 
     @in_float32
     def initialize(self, std: float) -> None:

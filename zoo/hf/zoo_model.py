@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from zoo.blocks.heads import order_by_key_head
 from zoo.errors import InputError
 from zoo.hf.decoder_cache import decoder_layer
 from zoo.hf.resets import packing_resets, padding_resets
@@ -24,6 +25,8 @@ from zoo.hf.stub import write_stub
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.models.block import Block
+
+_ROWS = "by key head"
 
 __all__ = ["ZooConfig", "ZooForCausalLM", "to_hf"]
 
@@ -34,11 +37,14 @@ class ZooConfig(PreTrainedConfig):
     Args:
         model: a `DecoderConfig`. (What is called decoder, transformers takes for a config of its own.)
         mixers: the config of each layer's mixer.
+        rows: how rows of projections to queries, keys and values stand in the weights beside a saved config: `by key
+            head`; None: by kind, as in earlier versions, or there are no weights yet.
     """
 
     model_type = "mixer_zoo"
     model: dict[str, Any] | None = None
     mixers: list[Any] | None = None
+    rows: str | None = None
     vocab_size: int = 0
     hidden_size: int = 0
     num_hidden_layers: int = 0
@@ -162,8 +168,23 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.vocab_size = self.decoder.config.vocab_size
         return embedding
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', also of what earlier versions saved."""
+        found = super().from_pretrained(*args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        if model.config.rows != _ROWS:
+            own = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, x in order_by_key_head(model, own).items():
+                    if x is not own[name]:
+                        own[name].copy_(x)
+            model.config.rows = _ROWS
+        return found
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers', and beside the weights a few lines of Python that import the zoo."""
+        self.config.rows = _ROWS
         with write_stub(self, save_directory, "AutoModelForCausalLM"):
             super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import weight_of
+from zoo.blocks.linear import own_part, weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
@@ -64,6 +64,11 @@ class SlidingWindow(Mixer):
             nn.init.zeros_(self.sink)
 
     @property
+    def own_sink(self) -> Tensor | None:
+        """`[Hq]`, where there are sinks."""
+        return None if self.sink is None else own_part(self.sink)
+
+    @property
     def halo(self) -> int:
         return self.window - 1
 
@@ -76,7 +81,7 @@ class SlidingWindow(Mixer):
             first = torch.maximum(window.starts[:, 1:], window.positions - (self.window - 1))
             attended = interval_attention(q, k, v, first, window.positions)
         else:
-            attended = banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
+            attended = banded_attention(q, k, v, past, window, self.window, self.own_sink, self.cap)
         return self.output(attended, x), append(
             past, k, v, window.before, window.after
         ) if window.return_state else None
@@ -89,7 +94,7 @@ class SlidingWindow(Mixer):
         held = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
         past = self._past_over(held, k, v, window, group)
         if self.sink is not None or self.cap is not None:
-            attended = banded_attention(q, k, v, past, window, self.window, self.sink, self.cap)
+            attended = banded_attention(q, k, v, past, window, self.window, self.own_sink, self.cap)
         else:
             slots = (window.before[:, None] + torch.arange(-self.halo, 0, device=q.device)) % self.window
             row = torch.arange(x.shape[0], device=q.device)[:, None]
@@ -119,7 +124,7 @@ class SlidingWindow(Mixer):
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
-        return self.output(attend_in_place(q, k, v, state, token, self.sink, self.cap), x)
+        return self.output(attend_in_place(q, k, v, state, token, self.own_sink, self.cap), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
         return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)

@@ -41,6 +41,7 @@ from zoo.training.state import (
     restore_model,
     restore_optimizer,
     restore_own,
+    saved_tensors,
 )
 
 __all__ = ["Engine"]
@@ -182,7 +183,7 @@ class Engine:
         Raises:
             CheckpointError: it is of another model, or cannot be read.
         """
-        tensors = partial(checkpoint.tensors, "model")
+        tensors = partial(saved_tensors, checkpoint, "model", self._model)
         restore_model(self._model, tensors, f"training.start_from: {checkpoint.path}", self._processes)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -193,12 +194,14 @@ class Engine:
         Raises:
             CheckpointError: it is of another model, or cannot be read.
         """
-        processes, source = self._processes, str(checkpoint.path)
-        if processes.mesh is not None and checkpoint.is_in_parts and not processes.any(not checkpoint.path.is_dir()):
+        processes, source, read = self._processes, str(checkpoint.path), partial(saved_tensors, checkpoint)
+        # Rows in another order are parts of other processes.
+        in_parts = checkpoint.is_in_parts and not checkpoint.is_by_kind
+        if processes.mesh is not None and in_parts and not processes.any(not checkpoint.path.is_dir()):
             self._restore_parts(checkpoint)
             return
-        restore_model(self._model, partial(checkpoint.tensors, "model"), source, processes)
-        restore_optimizer(self._model, self._optimizer, partial(checkpoint.tensors, "optimizer"), source, processes)
+        restore_model(self._model, partial(read, "model", self._model), source, processes)
+        restore_optimizer(self._model, self._optimizer, partial(read, "optimizer", self._model), source, processes)
         generators = processes.from_main(partial(checkpoint.tensors, "generators"))
         restore_generators(processes.device, generators)
 

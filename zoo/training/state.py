@@ -18,8 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from zoo.blocks.heads import order_by_key_head
 from zoo.errors import CheckpointError
 from zoo.training.distributed import ALONE, Processes
+from zoo.training.run.checkpoint import Checkpoint
 from zoo.training.run.parts import Kinds
 
 __all__ = [
@@ -32,9 +34,20 @@ __all__ = [
     "restore_model",
     "restore_optimizer",
     "restore_own",
+    "saved_tensors",
 ]
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def saved_tensors(checkpoint: Checkpoint, name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a checkpoint of `model` has as `name`, rows in the order of this version.
+
+    Raises:
+        CheckpointError: there are none of that name, or they cannot be read.
+    """
+    tensors = checkpoint.tensors(name)
+    return order_by_key_head(model, tensors) if checkpoint.is_by_kind else tensors
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.blocks.heads import HeadShape
 from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
-from zoo.hf.weights.pieces import Piece, Same, Transposed
+from zoo.hf.weights.pieces import ByKeyHead, ByKeyHeadTransposed, Piece, Same, Transposed
 from zoo.hf.weights.settings import Settings
 from zoo.hf.weights.styles import check_defaults
 from zoo.mixers.softmax import SoftmaxConfig
@@ -16,11 +17,11 @@ from zoo.models import Decoder, DecoderConfig
 __all__ = ["GPT2_KINDS"]
 
 _LINEAR = {
-    "mixer.input.projection": "attn.c_attn",
     "mixer.output.projection": "attn.c_proj",
     "feed_forward.expand": "mlp.c_fc",
     "feed_forward.contract": "mlp.c_proj",
 }
+_HEADS = "mixer.input.projection", "attn.c_attn"
 _NORMS = {"mixer_norm": "ln_1", "feed_forward_norm": "ln_2"}
 
 
@@ -47,12 +48,16 @@ def _read(settings: Settings, names: Set[str]) -> Source:
 
 
 def _pieces(config: DecoderConfig) -> Iterator[Piece]:
+    heads = HeadShape(config.heads, config.heads, config.width // config.heads)
     yield Same(("token_embedding.weight",), ("transformer.wte.weight",))
     yield Same(("position_embedding.weight",), ("transformer.wpe.weight",))
     for layer in range(config.layers):
         block, source = f"blocks.{layer}", f"transformer.h.{layer}"
         for name, part in _NORMS.items():
             yield from (Same((f"{block}.{name}.{kind}",), (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
+        here, there = f"{block}.{_HEADS[0]}", f"{source}.{_HEADS[1]}"
+        yield ByKeyHeadTransposed((f"{here}.weight",), (f"{there}.weight",), heads)
+        yield ByKeyHead((f"{here}.bias",), (f"{there}.bias",), heads)
         for name, part in _LINEAR.items():
             yield Transposed((f"{block}.{name}.weight",), (f"{source}.{part}.weight",))
             yield Same((f"{block}.{name}.bias",), (f"{source}.{part}.bias",))

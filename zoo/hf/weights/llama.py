@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.blocks.heads import HeadShape
 from zoo.errors import InputError
 from zoo.hf.weights.attention import read_attention, write_attention
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import (
-    Interleaved,
-    Joined,
+    ByKeyHead,
     Ones,
     Piece,
     Reshaped,
@@ -156,15 +156,10 @@ def _norm(style: Style, config: DecoderConfig, names: tuple[str, ...], source: s
 def _attention(style: Style, config: DecoderConfig, block: str, source: str, biased: Set[str]) -> Iterator[Piece]:
     context, names = config.layer_context(0), style.names
     heads = {"query_norm": context.heads, "key_norm": context.key_value_heads}
-    rows = tuple(heads * context.head_width for heads in (heads["query_norm"], *(heads["key_norm"],) * 2))
+    shape = HeadShape(context.heads, context.key_value_heads, context.head_width)
     projection, sources = f"{block}.mixer.input.projection", tuple(f"{source}.{part}" for part in names.projections)
-    if style.interleaved:
-        for kind in ("weight", "bias") if "query" in biased else ("weight",):
-            yield Interleaved((f"{projection}.{kind}",), (f"{sources[0]}.{kind}",), context.heads)
-        if "query" not in biased and config.bias:
-            yield Zeros((f"{projection}.bias",), ())
-    else:
-        yield from _linear(config, projection, sources, "query" in biased, rows)
+    # Interleaved ones stand by key head already.
+    yield from _linear(config, projection, sources, "query" in biased, None if style.interleaved else shape)
     yield from _linear(config, f"{block}.mixer.output.projection", (f"{source}.{names.output}",), "output" in biased)
     if style.power is not None:
         for kind in ("weight", "bias"):
@@ -188,16 +183,16 @@ def _feed_forward(style: Style, config: DecoderConfig, block: str, source: str, 
 
 
 def _linear(
-    config: DecoderConfig, name: str, parts: tuple[str, ...], biased: bool, rows: tuple[int, ...] = ()
+    config: DecoderConfig, name: str, parts: tuple[str, ...], biased: bool, heads: HeadShape | None = None
 ) -> Iterator[Piece]:
     for kind in ("weight", "bias") if config.bias else ("weight",):
         sources = tuple(f"{part}.{kind}" for part in parts)
         if kind == "bias" and not biased:
             yield Zeros((f"{name}.bias",), ())
-        elif len(parts) == 1:
+        elif heads is None:
             yield Same((f"{name}.{kind}",), sources)
         else:
-            yield Joined((f"{name}.{kind}",), sources, rows)
+            yield ByKeyHead((f"{name}.{kind}",), sources, heads)
 
 
 def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:

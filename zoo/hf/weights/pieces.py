@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.blocks.heads import HeadShape, by_key_head, by_kind
 from zoo.errors import InputError
 
 __all__ = [
-    "Interleaved",
-    "Joined",
+    "ByKeyHead",
+    "ByKeyHeadTransposed",
     "Ones",
     "Piece",
     "Reshaped",
@@ -103,16 +104,31 @@ class Squeezed(Piece):
 
 
 @dataclass(frozen=True)
-class Joined(Piece):
-    """A tensor that is several of the file, one below the other, of so many rows each."""
+class ByKeyHead(Piece):
+    """Rows by key head, where the file has queries, keys and values apart: in three tensors, or in one."""
 
-    rows: tuple[int, ...]
+    heads: HeadShape
 
     def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
-        return [torch.cat(list(tensors))]
+        rows = torch.cat(list(tensors))
+        return [by_key_head(rows, self.heads) if len(rows) == shapes[0][0] else rows]  # of a shape that is refused
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [part.contiguous() for part in tensors[0].split(self.rows)]
+        rows = by_kind(tensors[0], self.heads)
+        if len(self.sources) == 1:
+            return [rows]
+        query, key_value, width = self.heads
+        return [part.contiguous() for part in rows.split([n * width for n in (query, key_value, key_value)])]
+
+
+class ByKeyHeadTransposed(ByKeyHead):
+    """`ByKeyHead` of a matrix `[out, in]` that the file has as `[in, out]`."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return super().read([x.T for x in tensors], shapes)
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x.T.contiguous() for x in super().write(tensors)]
 
 
 class Split(Piece):
@@ -126,23 +142,6 @@ class Split(Piece):
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [torch.cat(list(tensors))]
-
-
-@dataclass(frozen=True)
-class Interleaved(Piece):
-    """Rows of all queries, then keys, then values, which the file has head by head, of so many heads each."""
-
-    heads: int
-
-    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
-        (x,) = tensors
-        if len(x) % (3 * self.heads):
-            return [x]  # of a shape that is refused
-        return [x.unflatten(0, (self.heads, 3, -1)).transpose(0, 1).flatten(0, 2)]
-
-    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        (x,) = tensors
-        return [x.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)]
 
 
 class Shared(Piece):

@@ -30,7 +30,8 @@ from zoo.training.run.parts import first_not_finite, read_whole
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
-_WHOLE, _IN_PARTS = 1, 2  # formats
+_WHOLE, _IN_PARTS = 3, 4  # formats
+_BY_KIND = {1: _WHOLE, 2: _IN_PARTS}  # earlier ones: the same but for an order of rows
 _FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Checkpoint:
     """As given to `CheckpointStore.save`."""
     is_in_parts: bool = False
     """Each of its files is what one of several processes had (`zoo.training.run.parts`)."""
+    is_by_kind: bool = False
+    """Rows of projections to queries, keys and values stand by kind and not by key head (`zoo.blocks.heads`)."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors saved as `name`, whole and on the CPU.
@@ -249,11 +252,13 @@ def _open(place: Path) -> Checkpoint:
         sound = False
     if not sound:
         raise _DamagedError(f"{path} is missing or damaged")
-    if (form := document["format"]) not in (_WHOLE, _IN_PARTS):
+    form, is_by_kind = document["format"], document["format"] in _BY_KIND
+    form = _BY_KIND.get(form, form)
+    if form not in (_WHOLE, _IN_PARTS):
         raise CheckpointError(f"{place}: has checkpoint format {form}, this version reads up to {_IN_PARTS}")
     with ThreadPoolExecutor() as threads:  # reading and hashing let go of the interpreter
         list(threads.map(lambda file: _check_file(place / file[0], file[1]), document["files"].items()))
-    return Checkpoint(place, document["step"], document["facts"], form == _IN_PARTS)
+    return Checkpoint(place, document["step"], document["facts"], form == _IN_PARTS, is_by_kind)
 
 
 def _check_file(path: Path, expected: str) -> None:

@@ -20,7 +20,7 @@ from zoo.training.run.checkpoint import Checkpoint, CheckpointStore
 from zoo.training.run.growth import check_same_run
 from zoo.training.run.metrics import check_metrics, extent_of, read_metrics
 from zoo.training.run.result import TrainingResult, read_result, write_result
-from zoo.training.state import restore_model
+from zoo.training.state import restore_model, saved_tensors
 
 __all__ = [
     "RunFolder",
@@ -207,7 +207,7 @@ def load_run(folder: Path, *, device: torch.device | str | None = None) -> tuple
     """
     recipe, checkpoint = trained(folder)
     model = build(recipe, device=None if device is None else choose_device(device))
-    restore_model(model, partial(checkpoint.tensors, "model"), str(checkpoint.path))
+    restore_model(model, partial(saved_tensors, checkpoint, "model", model), str(checkpoint.path))
     return recipe, model.eval()
 
 
