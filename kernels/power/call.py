@@ -14,8 +14,8 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.precision import accumulation_dtype
 
 __all__ = [
-    "Gradients", "Incoming", "Inputs", "Options", "Outputs", "Saved", "Step", "join_sequences", "or_empty", "present",
-    "take_sequence",
+    "Gradients", "Incoming", "Inputs", "JournalStep", "Options", "Outputs", "Saved", "Step", "join_sequences",
+    "or_empty", "present", "take_sequence",
 ]  # fmt: skip
 
 Group = TypeVar("Group", bound=tuple[Any, ...])
@@ -116,6 +116,31 @@ class Step(NamedTuple):
     p: int
     scale: float
     normalize: bool
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(self.q.shape[1], self.k.shape[1], self.v.shape[1])
+
+
+class JournalStep(NamedTuple):
+    """One decoded token's call that keeps recent tokens apart; what `PowerJournal` has is updated in place."""
+
+    q: Tensor  # [B, Hq, K]
+    k: Tensor  # [B, Hk, K]
+    v: Tensor  # [B, Hv, V]
+    log_g: Tensor | None  # [B, Hv], float32
+    S: Tensor  # [B, Hs, D, V], packed
+    z: Tensor  # [B, Hs, D]
+    keys: Tensor  # [B, L, Hk, K]
+    values: Tensor  # [B, L, Hv, V]
+    gates: Tensor  # [B, L, Hv], float64
+    folded: Tensor  # int64 [B]
+    position: Tensor  # int64 [B], of this token
+    offset: Tensor | None  # [Hq], in the state's dtype
+    p: int
+    scale: float
+    normalize: bool
+    fold: int  # tokens that enter the state at a time
 
     @property
     def heads(self) -> Heads:

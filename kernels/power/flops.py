@@ -56,7 +56,7 @@ def half_flops(
     return sums, whole - sums
 
 
-def step_flops(B: int, heads: Heads, K: int, V: int, p: int, *, offset: bool = False) -> int:
-    """FLOPs of one decoded token for B sequences."""
+def step_flops(B: int, heads: Heads, K: int, V: int, p: int, *, offset: bool = False, pairs: int = 1) -> int:
+    """FLOPs of one decoded token for B sequences, which meets so many keys, its own among them, beside the state."""
     state, pair = _token_flops(heads, K, V, p, offset=offset)
-    return B * (state + pair)
+    return B * (state + pairs * pair)

@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.kernels.cache_attention import cache_attention
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
-from zoo.kernels.power import PowerState, init_power_state, power_attention, power_attention_step
+from zoo.kernels.power import (
+    Heads,
+    PowerState,
+    init_power_state,
+    open_journal,
+    power_attention,
+    power_attention_step,
+    power_journal_step,
+)
 from zoo.kernels.rwkv7 import rwkv7, rwkv7_step
 from zoo.kernels.token_scores import linear_scores
 
@@ -52,6 +60,14 @@ def attend_step(gated: bool, offset: float = 0.0) -> list[Tensor]:
     state = PowerState(*(x + 1 for x in init_power_state(2, 2, 4, 3, 2, offset=offset != 0)))
     log_g = -torch.rand(2, 2) if gated else None
     return [power_attention_step(q, k, v, log_g, state=state, scale=0.5, offset=offset)]
+
+
+def attend_beside_journal() -> list[Tensor]:
+    """The step that fills a journal of three tokens, so that two of them are folded."""
+    q, k, v = torch.randn(2, 4, 4), torch.randn(2, 2, 4), torch.randn(2, 2, 3)
+    state = open_journal(init_power_state(2, 2, 4, 3, 2), Heads(4, 2, 2), 4, 4, torch.float32)
+    at = torch.full((2,), 2)
+    return [power_journal_step(q, k, v, -torch.rand(2, 2), state=state, position=at, scale=0.5, fold=2)]
 
 
 def mix(T: int = 5, *, dtype: torch.dtype = torch.float32, with_state: bool) -> list[Tensor]:
@@ -112,6 +128,7 @@ CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
     "power step": (lambda: attend_step(gated=False), {"power_attention_step"}),
     "power step, gates": (lambda: attend_step(gated=True), {"power_attention_step"}),
     "power step, offset": (lambda: attend_step(gated=True, offset=0.5), {"power_attention_step"}),
+    "power step, journal": (attend_beside_journal, {"power_attention_journal_step"}),
     "rwkv7": (lambda: mix(with_state=False), RWKV7),
     "rwkv7, states": (lambda: mix(with_state=True), RWKV7),
     "rwkv7, bfloat16": (lambda: mix(dtype=torch.bfloat16, with_state=False), RWKV7),

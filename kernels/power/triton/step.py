@@ -23,7 +23,10 @@ from zoo.kernels.power.triton.monomials import count_monomials, power
 from zoo.kernels.power.triton.output import VANISHING
 from zoo.kernels.triton_support import DTYPES, INTERPRETED
 
-__all__ = ["StepBlocks", "finish_kernel", "step_blocks", "step_kernel", "supports_triton_step", "triton_step"]
+__all__ = [
+    "StepBlocks", "finish", "finish_kernel", "monomials", "own_weight", "row_channels", "step_blocks", "step_kernel",
+    "supports_triton_step", "triton_step",
+]  # fmt: skip
 
 PROGRAMS = 1056  # that run at a time: 8 on each of the 132 multiprocessors of an H100 or H200
 MANY_STATES, FEW_TRIPS = 128, 8  # with so many states, so few trips are not worth a second kernel
@@ -209,10 +212,12 @@ def step_kernel(
 
 
 @triton.jit
-def finish_kernel(partial, o, SPLITS, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr):
-    """o `[B Ho, V]` from `partial`: numerators `[B Ho, SPLITS, V]`, and denominators `[B Ho, SPLITS]` behind them."""
-    output = tl.program_id(0).to(tl.int64)
-    totals = partial + (tl.num_programs(0).to(tl.int64) * V + output) * SPLITS
+def finish(partial, o, output, OUTPUTS, SPLITS, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr):
+    """One of OUTPUTS outputs o `[B Ho, V]` from `partial`: numerators `[B Ho, SPLITS, V]`, and denominators
+    `[B Ho, SPLITS]` behind them.
+    """
+    output = output.to(tl.int64)
+    totals = partial + (tl.cast(OUTPUTS, tl.int64) * V + output) * SPLITS
     partial += output * SPLITS * V
     value = tl.arange(0, V)
     numerators = tl.zeros((BLOCK, V), tl.float32)
@@ -227,6 +232,12 @@ def finish_kernel(partial, o, SPLITS, V: tl.constexpr, BLOCK: tl.constexpr, NORM
     if NORMALIZE:
         numerator = _ratio(numerator, tl.sum(denominators, 0))
     tl.store(o + output * V + value, numerator.to(o.dtype.element_ty))
+
+
+@triton.jit
+def finish_kernel(partial, o, SPLITS, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What programs have read, added up; see `finish`."""
+    finish(partial, o, tl.program_id(0), tl.num_programs(0), SPLITS, V, BLOCK, NORMALIZE)
 
 
 class StepBlocks(NamedTuple):

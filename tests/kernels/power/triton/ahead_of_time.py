@@ -16,8 +16,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from zoo.kernels.power import init_power_state
-from zoo.kernels.power.call import Incoming, Inputs, Options, Step
+from zoo.kernels.power import Heads, init_power_state
+from zoo.kernels.power.call import Incoming, Inputs, JournalStep, Options, Step
+from zoo.kernels.power.journal import open_journal
+from zoo.kernels.power.triton import journal as journal_module
 from zoo.kernels.power.triton import passes, plan, portable, prepare, states
 from zoo.kernels.power.triton import step as step_module
 from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
@@ -31,6 +33,7 @@ _POINTERS = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages")
+JOURNAL_KERNELS = ("read_kernel", "settle_kernel")
 
 
 class Launch(NamedTuple):
@@ -96,8 +99,9 @@ def launches(
             for module in (attend, differentiate, gradients, outputs, sums):
                 name = f"{module.__name__.rpartition('.')[2]}_kernel"
                 monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
-        for name in ("step_kernel", "finish_kernel"):
-            monkeypatch.setattr(step_module, name, Recorder(getattr(step_module, name)))
+        for module, names in ((step_module, ("step_kernel", "finish_kernel")), (journal_module, JOURNAL_KERNELS)):
+            for name in names:
+                monkeypatch.setattr(module, name, Recorder(getattr(module, name)))
         offsets = torch.ones(heads[0]) if offset else None
         inputs = Inputs(q, k, v, log_g, offset=offsets)
         options = Options(p, 1.0, normalize, return_state=return_state, save_output=normalize and not return_state)
@@ -107,6 +111,9 @@ def launches(
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p, offset=offset)
         step_module.triton_step(Step(*token, *state, offsets, p=p, scale=1.0, normalize=normalize))
+        state = open_journal(state, Heads(*heads), K, 66, dtype)
+        call = JournalStep(*token, *state, state.folded, offsets, p=p, scale=1.0, normalize=normalize, fold=64)
+        journal_module.triton_journal_step(call)
     return found
 
 

@@ -59,3 +59,14 @@ def test_a_step_takes_its_state_through_registers(K: int, V: int, p: int) -> Non
     trip = kernel.asm["ttgir"].partition("scf.for")[2].partition("scf.yield")[0]
     assert trip.count("tt.store") == 4
     assert "convert_layout" not in trip
+
+
+@pytest.mark.parametrize(("K", "V", "p"), [(64, 64, 1), (64, 64, 2), (128, 128, 2), (64, 32, 3)])
+def test_a_step_beside_a_journal_reads_16_bytes_a_thread(K: int, V: int, p: int) -> None:
+    """Of sums four times a trip, and never stores them; of keys and values; and of z."""
+    kernel = build(launches(K, V, p, torch.bfloat16, T=5)["read_kernel"], HOPPER)
+    trip = kernel.asm["ttgir"].partition("scf.for")[2].partition("scf.yield")[0]
+    assert trip.count("tt.load") > 4
+    assert "tt.store" not in trip
+    assert "convert_layout" not in trip
+    assert kernel.asm["ptx"].count("ld.global.v4.b32") >= 6
