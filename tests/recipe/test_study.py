@@ -28,7 +28,9 @@ FOUR = {
 
 
 def test_the_studies_of_the_package() -> None:
-    assert available_studies() == ["four-mixers", "four-mixers-rates", "recall"]
+    assert available_studies() == [
+        "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness", "steadiness-larger"
+    ]  # fmt: skip
     study, rates = load_study("four-mixers"), load_study("four-mixers-rates")
     assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)
     assert study.seeds == 3
@@ -111,7 +113,7 @@ def test_a_mapping_is_the_overrides_that_set_it(values: dict[str, object]) -> No
         (
             "zzz",
             None,
-            r"^unknown study or recipe 'zzz'; there are four-mixers, four-mixers-rates, recall, delta-340m.*$",
+            r"^unknown study or recipe 'zzz'; there are four-mixers, four-mixers-rates, rates, recall, .*$",
         ),
         ("no/such.yaml", None, r"^no/such.yaml: no such file$"),
         ("tiny", ["pwoer"], r"^mixers: unknown mixer 'pwoer' \(did you mean 'power'\?\)$"),
