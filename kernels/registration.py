@@ -74,8 +74,9 @@ def triton_op(name: str) -> Callable[[Function], Any]:
 def register_op(name: str) -> Callable[[Function], Any]:
     """Register a function of flat arguments as an opaque op that costs the CPU little.
 
-    It neither mutates its arguments nor has a gradient. `torch.library.custom_op` does the same and looks at aliases
-    after each call, which takes longer than a launch: a short sequence's kernels end before the next are launched.
+    It does not mutate its arguments, and no result is one of them. `torch.library.custom_op` does the same and looks at
+    aliases after each call, which takes longer than a launch: a short sequence's kernels end before the next are
+    launched.
     """
 
     def register(function: Function) -> Any:

@@ -20,7 +20,7 @@ from zoo.kernels.delta.step import step_in_place
 from zoo.kernels.power.call import join_sequences, or_empty, take_sequence
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.precision import without_autocast
-from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, unflatten
+from zoo.kernels.registration import count_flops, custom_op, flat, lower_under_autocast, register_op, unflatten
 from zoo.kernels.transforms import differentiable_gradients, differentiates_again
 from zoo.kernels.triton_support import TRITON
 
@@ -30,12 +30,10 @@ if TRITON:
 __all__ = ["attend", "step"]
 
 
-@custom_op("delta_attention")
-def attend(inputs: Inputs, options: Options) -> Outputs:
-    """Output, and last state and what the backward pass needs where they are asked for."""
+def _attend(inputs: Inputs, options: Options) -> Outputs:
+    if options.use_triton:  # autocast does not reach kernels, and to leave it takes as long as a few launches
+        return triton_forward(inputs, options)
     with without_autocast(inputs.q):
-        if options.use_triton:
-            return triton_forward(inputs, options)
         if inputs.cu_seqlens is None:
             return chunked.forward(inputs, options)
         return join_sequences([chunked.forward(take_sequence(inputs, *at), options) for at in inputs.sequences()])
@@ -52,14 +50,15 @@ def _fake(inputs: Inputs, options: Options) -> Outputs:
     return found._replace(errors=v.new_empty(v.shape, dtype=dtype)) if saves else found
 
 
-attend.register_fake(flat(_fake))
+attend = register_op("delta_attention")(flat(_attend))
+"""Output, and last state and what the backward pass needs where they are asked for."""
+torch.library.register_fake("zoo::delta_attention", flat(_fake))
 
 
-@custom_op("delta_attention_backward")
-def _attend_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+def _gradients(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    if options.use_triton:
+        return triton_backward(incoming, inputs, saved, options)
     with without_autocast(inputs.q):
-        if options.use_triton:
-            return triton_backward(incoming, inputs, saved, options)
         if inputs.cu_seqlens is None:
             return chunked.backward(incoming, inputs, saved, options)
         return join_sequences(
@@ -79,7 +78,8 @@ def _fake_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Op
     )
 
 
-_attend_backward.register_fake(flat(_fake_backward))
+_attend_backward = register_op("delta_attention_backward")(flat(_gradients))
+torch.library.register_fake("zoo::delta_attention_backward", flat(_fake_backward))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -110,7 +110,7 @@ def _plain(cu_seqlens: Tensor | None, options: Options, tensors: list[Tensor | N
     return o, S
 
 
-attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("zoo::delta_attention", _differentiate, setup_context=_save)
 
 
 @custom_op("delta_attention_step", mutates=("S",))

@@ -65,6 +65,11 @@ def _like(x: Tensor, like: Tensor | None) -> Tensor:
     return x[..., : like.shape[-2], : like.shape[-1]].contiguous()
 
 
+def _whole(parts: Tensor, like: Tensor | None) -> Tensor:
+    """A gradient, added up if it was taken in parts."""
+    return parts if like is None or parts.dim() == like.dim() else parts.sum(-1).to(like.dtype)
+
+
 def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
     """What a forward pass launches, and the backward pass if anything is saved for one."""
     with FakeTensorMode() as mode, rehearsal() as launches:
@@ -123,8 +128,6 @@ def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: O
     dS = None if dS is None else _fill(dS, K, V).float().contiguous()
     found = Gradients(*_launch(_backward, do, dS, *filled, *saved, *options))
     q, k, v = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:3], inputs[:3], strict=True))
-    # These were taken in parts.
-    log_g = found.log_g.sum(-1) if inputs.log_g is not None and not inputs.gates_channels else found.log_g
-    beta = found.beta if inputs.beta is None else found.beta.sum(-1).to(inputs.beta.dtype)
+    log_g, beta = (_whole(dx, x) for dx, x in ((found.log_g, inputs.log_g), (found.beta, inputs.beta)))
     found = found._replace(q=q, k=k, v=v, log_g=log_g, beta=beta)
     return Gradients(*(_like(dx, x) for dx, x in zip(found, inputs[:6], strict=True)))

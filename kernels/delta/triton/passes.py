@@ -151,7 +151,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs; still to be added up are those of shared heads, and the last dimension of heads' gates'
-    and rates', which have one more."""
+    and rates', which have one more where a program does not take all channels."""
     plan = make_plan(inputs, options)
     operands, corrects = _prepare(plan, inputs), plan.corrects
     chunks = _prepare_chunks(plan, operands)
@@ -163,10 +163,12 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     )  # fmt: skip
     dq, dk = (separate_gradients(x, plan.heads.value) for x in (operands.q, operands.k))
     block = min(plan.sizes.key_block, plan.K)
-    parts = (plan.K // block,)
+    parts = (plan.K // block,) if plan.K > block else ()
     of_gates = () if plan.channels else parts
     dlog_g = operands.log_g.new_empty(*operands.log_g.shape, *of_gates) if plan.gated else operands.nothing
-    dbeta = operands.log_g.new_empty(*operands.beta.shape, *parts) if corrects else operands.nothing
+    dbeta, rates = operands.nothing, operands.beta
+    if corrects:
+        dbeta = rates.new_empty(*rates.shape, *parts, dtype=torch.float32 if parts else rates.dtype)
     launcher(key_gradient_kernel)[(plan.slots, plan.heads.value, plan.K // block)](
         operands.q, operands.k, incoming.do, dv, errors if corrects else operands.v, operands.log_g,
         operands.sums, operands.beta, states, dstates, alongs, dq, dk, dlog_g, dbeta, operands.bounds,
