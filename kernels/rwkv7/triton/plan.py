@@ -10,8 +10,8 @@ from zoo.kernels.wanted import Wanted
 
 __all__ = ["SIZES", "first_level", "make_plan", "using"]
 
-SIZES = Sizes(prepare_warps=2, compose_registers=255, output_warps=2, value_block=64, key_warps=4)
-WIDE_SIZES = SIZES._replace(prepare_warps=4)  # over 64 channels
+SIZES = Sizes(prepare_warps=2, output_warps=2, value_block=64, key_warps=4)
+WIDE_SIZES = SIZES._replace(prepare_warps=4, compose_registers=255)  # over 64 channels
 # Three products for each one, of operands twice as large.
 FLOAT_SIZES = Sizes(
     prepare_warps=4, state_block=16, compose_registers=255, output_block=32, output_warps=4, incoming_warps=4,
