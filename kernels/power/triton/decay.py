@@ -2,18 +2,36 @@
 
 A block of tokens meets those outside it through one of its own tokens: the decay on either side of that token is a
 factor of its own, at most 1, so that the many pairs of tokens need no exponential.
+
+An exponent of -73 in one float32 number is off by 4e-6, and so is the decay relative to itself. Exact gates have what
+rounding left of them as a second number, which is so small that 1 + x is its exponential.
 """
 
 import triton
 import triton.language as tl
 
-__all__ = ["decay"]
+__all__ = ["decay", "decay_from_start"]
+
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def decay(gates, gates_low, later, earlier, EXACT_GATES: tl.constexpr):
     """What is left of `earlier` tokens at `later` ones; 1 where they are later, which callers mask."""
-    exponent = tl.load(gates + later) - tl.load(gates + earlier)
+    gate, earlier_gate = tl.load(gates + later), tl.load(gates + earlier)
+    exponent = gate - earlier_gate
+    left = tl.exp2(tl.minimum(exponent, 0.0))
     if EXACT_GATES:
-        exponent += tl.load(gates_low + later) - tl.load(gates_low + earlier)
-    return tl.exp2(tl.minimum(exponent, 0.0))
+        # What rounding left of the difference: the later gate is the larger of the two, by size.
+        rest = (gate - exponent) - earlier_gate
+        left *= 1 + LN_2 * (rest + (tl.load(gates_low + later) - tl.load(gates_low + earlier)))
+    return left
+
+
+@triton.jit
+def decay_from_start(gates, gates_low, token, mask, EXACT_GATES: tl.constexpr):
+    """What is left at tokens of what stood at their chunk's start; 1 where mask is false."""
+    left = tl.exp2(tl.load(gates + token, mask, 0))
+    if EXACT_GATES:
+        left *= 1 + LN_2 * tl.load(gates_low + token, mask, 0)
+    return left

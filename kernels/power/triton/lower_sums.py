@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.decay import decay_from_start
 from zoo.kernels.power.triton.monomials import CONSTANT_ROWS, power
 
 __all__ = ["lower_sums_kernel"]
@@ -11,10 +12,11 @@ __all__ = ["lower_sums_kernel"]
 
 @triton.jit(do_not_specialize=["T", "Q_HEADS", "Y_HEADS", "STATES"])
 def lower_sums_kernel(
-    x_decayed, y, weights, gates, delta, offset, sums, bounds, T, C, rows, Q_HEADS, Y_HEADS, STATES, REPEATS,
+    x_decayed, y, weights, gates, gates_low, delta, offset, sums, bounds, T, C, rows, Q_HEADS, Y_HEADS, STATES,
+    REPEATS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, OF_QUERIES: tl.constexpr,
-    WEIGHTED: tl.constexpr, GATED: tl.constexpr, HAS_NORMALISER: tl.constexpr, HAS_DELTA: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGHTED: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_NORMALISER: tl.constexpr,
+    HAS_DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The last rows of `sums [slots, Hs, rows (V + 1)]`, at P = 2 those of x_decayed `[slots, Hs REPEATS, K, C]`, and
     the constant's and its zeros, with y `[B T, Hy, V]`; z's too if HAS_NORMALISER, times -delta
@@ -45,7 +47,8 @@ def lower_sums_kernel(
             if WEIGHTED:
                 weight *= tl.load(weights + row * C + at, exists, 0)
             if GATED:
-                weight *= tl.exp2(tl.load(gates + (slot * STATES + state) * C + at, exists, 0))
+                place = (slot * STATES + state) * C + at
+                weight *= decay_from_start(gates, gates_low, place, exists, EXACT_GATES)
             constant += tl.sum(block.to(tl.float32) * weight[:, None], 0)
             normaliser = tl.where(exists, 1.0, 0.0)
             if HAS_DELTA:

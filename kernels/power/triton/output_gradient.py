@@ -8,6 +8,7 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.columns import load_columns, store_columns
+from zoo.kernels.power.triton.decay import decay_from_start
 from zoo.kernels.power.triton.operands import as_operand, divide
 from zoo.kernels.power.triton.output import STEEP
 
@@ -16,10 +17,11 @@ __all__ = ["output_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "Q_HEADS", "K_HEADS"])
 def output_gradient_kernel(
-    q, k, do, o, denominator, gates, factors, delta, queries, decayed, keys, bounds, T, C, scale,
+    q, k, do, o, denominator, gates, gates_low, factors, delta, queries, decayed, keys, bounds, T, C, scale,
     Q_HEADS, K_HEADS, REPEATS, SHARED,
     K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr,
-    PLAIN: tl.constexpr, DECAYED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    EXACT_GATES: tl.constexpr, PLAIN: tl.constexpr, DECAYED: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """factors `[slots, Ho, C]`, scale over the denominators `[B T, Ho]`, if NORMALIZE, and zero where they are steep;
     then also delta, `do . o`, both `[B T, Ho, V]`. Zero beyond a chunk's end.
@@ -57,7 +59,7 @@ def output_gradient_kernel(
             tl.store(factors + row * C + at, factor, inside)
             if DECAYED:
                 if GATED:
-                    state = slot * (OUTPUTS // SHARED) + output // SHARED
-                    factor *= tl.exp2(tl.load(gates + state * C + at, inside, 0))
+                    place = (slot * (OUTPUTS // SHARED) + output // SHARED) * C + at
+                    factor *= decay_from_start(gates, gates_low, place, inside, EXACT_GATES)
                 product = as_operand(tile.to(tl.float32) * factor[None, :], decayed.dtype.element_ty, PRECISION)
                 store_columns(decayed, product, row, at, C, K)

@@ -189,12 +189,13 @@ def output_gradient(
     o, denominator = (saved.o, saved.denominator) if plan.normalize else (None, None)
     programs = heads.query + (0 if keys is None else heads.key)
     launcher(output_gradient_kernel)[(triton.cdiv(plan.C, COLUMNS_BLOCK), plan.slots, programs)](
-        operands.q, operands.k, do, operands.or_nothing(o), operands.or_nothing(denominator), operands.gates, factors,
-        *(operands.or_nothing(x) for x in (delta, queries, weighted, keys)), operands.bounds,
-        plan.tokens, plan.C, plan.scale, heads.query, heads.key, heads.output // heads.query,
+        operands.q, operands.k, do, operands.or_nothing(o), operands.or_nothing(denominator), operands.gates,
+        operands.gates_low, factors, *(operands.or_nothing(x) for x in (delta, queries, weighted, keys)),
+        operands.bounds, plan.tokens, plan.C, plan.scale, heads.query, heads.key, heads.output // heads.query,
         heads.output // heads.state,
         K=plan.K, V=plan.V, BLOCK=COLUMNS_BLOCK, NORMALIZE=plan.normalize, GATED=plan.gated,
-        PLAIN=queries is not None, DECAYED=decayed, PACKED=plan.packed, PRECISION=plan.precision,
+        EXACT_GATES=plan.exact_gates, PLAIN=queries is not None, DECAYED=decayed, PACKED=plan.packed,
+        PRECISION=plan.precision,
     )  # fmt: skip
     made = Columns(*(old if new is None else new for old, new in zip(columns, (keys, queries), strict=True)))
     return OutputGradient(do, delta, factors, weighted), made

@@ -4,6 +4,7 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.decay import decay_from_start
 from zoo.kernels.power.triton.monomials import pair_weights
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -25,18 +26,20 @@ def _row(chunks, step, REVERSE: tl.constexpr):
 @triton.jit
 def _load(
     sources, chunks, step, at, mask,
-    GATED: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, AHEAD: tl.constexpr,
+    GATED: tl.constexpr, EXACT_GATES: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Of AHEAD chunks: their sums, their decays, and the other states before them.
 
-    sources: pointers to sums, gates and other states, the size of a state, and C.
+    sources: pointers to sums, gates (high and low parts) and other states, the size of a state, and C.
     """
-    sums, gates, others, size, C = sources
+    sums, gates, gates_low, others, size, C = sources
     added, decays, other = (), (), ()
     for i in tl.static_range(AHEAD):
         row, exists = _row(chunks, step + i, REVERSE), step + i < chunks[1] - chunks[0]
         added = added + (tl.load(sums + row * size + at, mask & exists, 0),)
-        decays = decays + (tl.exp2(tl.load(gates + row * C + C - 1, exists, 0)) if GATED else 1.0,)
+        at_end = row * C + C - 1
+        decays = decays + (decay_from_start(gates, gates_low, at_end, exists, EXACT_GATES) if GATED else 1.0,)
         if WANTS_PRODUCTS:
             other = other + (tl.load(others + row * size + at, mask & exists, 0),)
     return added, decays, other
@@ -44,12 +47,12 @@ def _load(
 
 @triton.jit(do_not_specialize=["slots_per_row", "STATES"])
 def scan_kernel(
-    sums, states, gates, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size, live,
-    STATES, blocks,
-    BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_INITIAL: tl.constexpr, WANTS_FINAL: tl.constexpr,
-    REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    P: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr, IN_PLACE: tl.constexpr, AHEAD: tl.constexpr,
-    PRECISION: tl.constexpr,
+    sums, states, gates, gates_low, initial, final, others, products, weights, sequence_slots, slots_per_row, C, size,
+    live, STATES, blocks,
+    BLOCK: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    WANTS_FINAL: tl.constexpr, REVERSE: tl.constexpr, WANTS_PRODUCTS: tl.constexpr, WEIGHTED: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, PACKED: tl.constexpr,
+    IN_PLACE: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What stands before each chunk's sums `[slots, Hs, size]`, in states of that shape or IN_PLACE.
 
@@ -77,11 +80,11 @@ def scan_kernel(
         weight = pair_weights(tiled, K, INNER) if P == 2 else tl.load(weights + tiled, mask, 0)
     # Chunks' loads are under way before the stores to those before them: the compiler must assume that those are to the
     # same place, and would wait for them.
-    sources, chunks = (sums, gates, others, size, C), (first, last, state, STATES)
-    added, decays, other = _load(sources, chunks, 0, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD)
+    sources, chunks = (sums, gates, gates_low, others, size, C), (first, last, state, STATES)
+    added, decays, other = _load(sources, chunks, 0, at, mask, GATED, EXACT_GATES, REVERSE, WANTS_PRODUCTS, AHEAD)
     for step in range(0, last - first, AHEAD):
         next_added, next_decays, next_other = _load(
-            sources, chunks, step + AHEAD, at, mask, GATED, REVERSE, WANTS_PRODUCTS, AHEAD
+            sources, chunks, step + AHEAD, at, mask, GATED, EXACT_GATES, REVERSE, WANTS_PRODUCTS, AHEAD
         )
         for i in tl.static_range(AHEAD):
             slot, exists = _row(chunks, step + i, REVERSE), step + i < last - first

@@ -51,14 +51,15 @@ def add_lower(
     heads, of_queries = plan.heads, gradient is not None
     weights = gradient.factors if gradient is not None else operands.left if plan.gated else None
     delta = None if gradient is None else gradient.delta
+    gates = (operands.gates, operands.gates_low) if of_queries else (operands.nothing, operands.nothing)
     launcher(lower_sums_kernel)[(plan.slots, heads.state)](
-        decayed, y, operands.or_nothing(weights), operands.gates if of_queries else operands.nothing,
-        operands.or_nothing(delta), operands.offset, sums, operands.bounds,
-        plan.tokens, plan.C, plan.layout.rows, heads.query, y.shape[2], heads.state,
+        decayed, y, operands.or_nothing(weights), *gates, operands.or_nothing(delta), operands.offset, sums,
+        operands.bounds, plan.tokens, plan.C, plan.layout.rows, heads.query, y.shape[2], heads.state,
         heads.queries_per_state if of_queries else 1,
         K=plan.K, V=plan.V, P=plan.p, BLOCK=plan.blocks.sums.block, OF_QUERIES=of_queries,
-        WEIGHTED=weights is not None, GATED=of_queries and plan.gated, HAS_NORMALISER=has_normaliser,
-        HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
+        WEIGHTED=weights is not None, GATED=of_queries and plan.gated, EXACT_GATES=plan.exact_gates,
+        HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision,
+        num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
@@ -105,12 +106,13 @@ def scan(
     # Few programs wait for memory; many are at its bandwidth.
     ahead = 4 if blocks * heads < 512 else 1
     launcher(scan_kernel)[(blocks, plan.sequences, heads)](
-        sums, operands.or_nothing(None if in_place else states), operands.gates,
+        sums, operands.or_nothing(None if in_place else states), operands.gates, operands.gates_low,
         *(operands.or_nothing(x) for x in (initial, final, others, products)),
         operands.tables.row_weights if weighted else operands.nothing, operands.sequence_slots,
         plan.slots // plan.sequences, plan.C, size, live, heads, blocks,
-        BLOCK=SCAN_BLOCK, GATED=plan.gated, HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final, REVERSE=reverse,
-        WANTS_PRODUCTS=products is not None, WEIGHTED=weighted, K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner,
-        PACKED=plan.packed, IN_PLACE=in_place, AHEAD=ahead, PRECISION=plan.precision, num_warps=4,
+        BLOCK=SCAN_BLOCK, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
+        HAS_INITIAL=initial is not None, WANTS_FINAL=wants_final, REVERSE=reverse, WANTS_PRODUCTS=products is not None,
+        WEIGHTED=weighted, K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, PACKED=plan.packed,
+        IN_PLACE=in_place, AHEAD=ahead, PRECISION=plan.precision, num_warps=4,
     )  # fmt: skip
     return Scan(states, final, products)

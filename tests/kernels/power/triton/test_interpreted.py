@@ -1,6 +1,7 @@
 """The Triton kernels without a GPU, run as Python by the interpreter: small problems, all that they can do."""
 
 import ctypes
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from zoo.kernels.power.triton import op, passes, portable, prepare, states
 from zoo.kernels.registration import flat
 
 from ..error_law import check_error_law, check_same, vanishes
-from ..problems import Problem, attend, problems, run
+from ..problems import Problem, attend, make_state, problems, run
 from ..test_context import check_halves
 
 DTYPES = (torch.float32, torch.float16)
@@ -100,6 +101,20 @@ def test_inner_blocks_are_trimmed_and_still_agree() -> None:
     """At p = 3 and K = 32 a state has two inner blocks, and gradients gather rows from either."""
     q, k, v, log_g = tensors(40, (1, 1, 1), 32, 16)
     check_error_law(problem(q, k, v, 0.1 * log_g, p=3, chunk_size=32), "triton")
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("T", [1, 2])
+def test_error_law_of_what_strong_gates_leave(T: int, p: int) -> None:
+    """One float32 exponent of -72 can be off by 4e-6, and what is left is all that a state's gradient consists of."""
+    q, k, v, _ = tensors(T, (3, 1, 1), 16, 16, B=2)
+    sums = torch.linspace(-52, -50, 1000)
+    exponents = sums.double() / math.log(2)
+    worst = sums[(exponents.float() - exponents).abs().argmax()]
+    log_g = torch.full((2, T, 1), float(worst) / T)
+    S, z = (x.float() for x in make_state(2, 1, 16, 16, p, 4, torch.Generator().manual_seed(T), offset=False))
+    kept = replace(problem(q, k, v, log_g, p=p), S=S, z=z, dS=S + 1, dz=z + 1, normalize=False)
+    check_error_law(kept, "triton")
 
 
 @pytest.mark.parametrize(("p", "offset"), [(1, None), (2, 0.7)])
