@@ -1,4 +1,6 @@
-"""The Triton implementation behind the op: widths are filled up to those of the kernels, and gradients added up.
+"""The Triton implementation behind the op, from p = 2 on that of `powers`.
+
+For p = 1 widths are filled up to those of the kernels, and gradients added up.
 
 What lies between, a pass, is launched as it was recorded.
 """
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
-from zoo.kernels.delta.triton import passes
+from zoo.kernels.delta.triton import passes, powers
 from zoo.kernels.delta.triton.plan import count_groups, fill_width, make_plan, most_groups, wanted
 from zoo.kernels.delta.triton.scan import room
 from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
@@ -27,6 +29,8 @@ __all__ = ["fake_saved", "triton_backward", "triton_forward"]
 
 def fake_saved(inputs: Inputs, options: Options) -> Saved:
     """What `triton_forward` saves, without numbers."""
+    if options.p > 1:
+        return powers.fake_saved(inputs, options)
     plan, q = make_plan(inputs, options), inputs.q
     starts = room(plan, q, most_groups(plan), plan.K, plan.V, dtype=torch.float32) if options.save_errors else None
     return Saved(or_empty(None, q), or_empty(starts, q))
@@ -114,6 +118,8 @@ def _launch(recorder: Recorder, *arguments: Any) -> tuple[Tensor, ...]:
 
 def triton_forward(inputs: Inputs, options: Options) -> Outputs:
     """See `zoo.kernels.delta.op.attend`."""
+    if options.p > 1:
+        return powers.forward(inputs, options)
     outputs = Outputs(*_launch(_forward, *_filled(inputs), *options))
     K, V = inputs.k.shape[-1], inputs.v.shape[-1]
     S = outputs.S if outputs.S.dim() == 1 else outputs.S[:, :, :K, :V].contiguous()
@@ -122,6 +128,8 @@ def triton_forward(inputs: Inputs, options: Options) -> Outputs:
 
 def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs."""
+    if options.p > 1:
+        return powers.backward(incoming, inputs, saved, options)
     filled, (do, dS) = _filled(inputs), incoming
     K, V = filled.k.shape[-1], filled.v.shape[-1]
     do = _fill(do, do.shape[-2], V).to(filled.v.dtype).contiguous()

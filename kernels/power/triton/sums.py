@@ -7,27 +7,33 @@ from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.monomials import outer_columns, pair_rows
 from zoo.kernels.power.triton.operands import as_operand
 
-__all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
+__all__ = ["normaliser_sums_kernel", "outer_with_decay", "state_sums_kernel"]
 
 
 @triton.jit
 def _add_outer(total, tile, y, columns, outer, P: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one outer monomial's tile `[INNER, V]`; one of its channels is read where decay has been applied.
+    """Add one outer monomial's tile `[INNER, V]`.
 
     columns: pointers to a block's vectors side by side `[K, C]` and to the same with decay, the tokens `at [BLOCK]`, C,
     and the table of outer monomials' channels with `outers` in a row. A plain tuple: see `from_state`.
     """
-    x, decayed, at, C, channels, outers = columns
     if P > 1:
-        channel = outer if P == 2 else tl.load(channels + outer)
-        scalars = tl.load(decayed + channel * C + at)
-        if P > 2:
-            wide = scalars.to(tl.float32)
-            for degree in tl.static_range(1, P - 1):
-                wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
-            scalars = wide.to(scalars.dtype)
-        tile = as_operand(tile * scalars[None, :], tile.dtype, PRECISION)
+        tile = as_operand(tile * outer_with_decay(columns, outer, P)[None, :], tile.dtype, PRECISION)
     return tl.dot(tile, y, total, input_precision=PRECISION)
+
+
+@triton.jit
+def outer_with_decay(columns, outer, P: tl.constexpr):
+    """An outer monomial of a block's vectors, one channel of which is read where decay has been applied."""
+    x, decayed, at, C, channels, outers = columns
+    channel = outer if P == 2 else tl.load(channels + outer)
+    scalars = tl.load(decayed + channel * C + at)
+    if P > 2:
+        wide = scalars.to(tl.float32)
+        for degree in tl.static_range(1, P - 1):
+            wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
+        scalars = wide.to(scalars.dtype)
+    return scalars
 
 
 @triton.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])

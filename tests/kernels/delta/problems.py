@@ -195,18 +195,25 @@ def problems(
     shortest: int = 0,
     longest: int = 24,
     powers: Sequence[int] = (1, 1, 2, 3),
+    most_heads: int = 4,
+    widths: Sequence[int] | None = None,
 ) -> Problem:
-    """A random problem; the arguments narrow what is drawn (None: both). `channels`: gates for each key channel."""
+    """A random problem; the arguments narrow what is drawn (None: both, or for widths of keys and values any).
+
+    channels: gates for each key channel.
+    """
     p = draw(st.sampled_from([p for p in powers if p == 1 or not channels]))
     channels = (p == 1 and draw(st.booleans())) if channels is None else channels
     (T, chunk_size), B, heads = (
         draw(_lengths(shortest, longest)),
         draw(st.integers(1, batches)),
-        draw(st.integers(1, 4)),
+        draw(st.integers(1, most_heads)),
     )
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
     query, key = draw(st.sampled_from(divisors)), draw(st.sampled_from(divisors))
-    K, V, dtype = draw(st.integers(1, _WIDEST_KEY[p])), draw(st.integers(1, 9)), draw(st.sampled_from(dtypes))
+    K = draw(st.integers(1, _WIDEST_KEY[p]) if widths is None else st.sampled_from(widths))
+    V = draw(st.integers(1, 9) if widths is None else st.sampled_from(widths))
+    dtype = draw(st.sampled_from(dtypes))
     scale = draw(st.just(1 / math.sqrt(K)) | st.sampled_from([1.0, 0.3, -0.7]))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     accumulation = torch.promote_types(dtype, torch.float32)

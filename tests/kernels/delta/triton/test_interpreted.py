@@ -215,7 +215,8 @@ def test_compiles_whole_with_what_surrounds_it() -> None:
     ("change", "message"),
     [({"q": torch.zeros(1, 3, 1, 160), "k": torch.zeros(1, 3, 1, 160)}, "k: impl='triton' takes widths up to 128"),
      ({"v": torch.zeros(1, 3, 1, 129)}, "v: impl='triton' takes widths up to 128, was 129"),
-     ({"p": 2}, "p: impl='triton' takes 1, was 2")],
+     ({"p": 2, "v": torch.zeros(1, 3, 1, 24)}, "v: impl='triton' takes widths 16, 32, 64 and 128, was 24"),
+     ({"p": 5}, "p: impl='triton' takes 1 to 4, was 5")],
 )  # fmt: skip
 def test_what_the_kernels_do_not_take_is_refused_by_name(change: dict[str, object], message: str) -> None:
     arguments = {name: torch.zeros(1, 3, 1, 8) for name in ("q", "k", "v")} | change

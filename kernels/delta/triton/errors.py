@@ -1,0 +1,294 @@
+"""Errors of tokens on a power state, one stretch of tokens after the other: what only the delta rule needs.
+
+With `r_t` what the state before token t and the gates hold for its key, `e_t = v_t - r_t`, and `u_t = beta_t e_t` is
+written. Given all of u, the rest is power attention with values u. Within a stretch of L tokens
+`e = (1 + A)^-1 (v - y)`, with y what the state before it holds for its keys, and
+`A_ij = exp(G_i - G_j) (k_i . k_j)^p beta_j` for j < i. The inverses of all stretches are made side by side, in blocks
+of C tokens: first those on the diagonal, then, by columns, those below. Then each stretch takes three launches:
+
+1. read: y, by blocks of tokens and shares of the state's rows, so that many programs do it; the next launch adds up.
+2. solve: the product with the inverse.
+3. write: `S <- decay S + sum_t decay_t m(k_t) u_t^T`, by tiles of the state.
+
+Packed sequences are in the order of their lengths, so that those with many stretches are the first ones, and only
+those have a state.
+
+The state is tiled as in power attention's `layout`, S alone, in float32 and, for products, in their dtype with tiles
+times their weights, so that nothing is weighted when it is read.
+"""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.delta.triton.prepare import inverse_below, solve
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.decay import decay, decay_from_start
+from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
+from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.sums import outer_with_decay
+
+__all__ = ["inverse_kernel", "join_kernel", "read_kernel", "solve_kernel", "write_kernel"]
+
+
+@triton.jit
+def _scores(readers, keys, gates, gates_low, later, earlier, P: tl.constexpr, GATED: tl.constexpr,
+            EXACT_GATES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """What readers `[C, K]` at tokens `later` read of keys at `earlier` ones `[C, C]`, callers mask later ones."""
+    scores = power(tl.dot(readers, tl.trans(keys), input_precision=PRECISION), P)
+    if GATED:
+        scores *= decay(gates, gates_low, later[:, None], earlier[None, :], EXACT_GATES)
+    return scores
+
+
+@triton.jit
+def _blocks(count):
+    """Of a triangle with so many on its diagonal."""
+    return count * (count + 1) // 2
+
+
+@triton.jit
+def _block(inverses, row, column, C: tl.constexpr):
+    """Pointers to one block of a triangle's. Blocks that are side by side are rows of tokens."""
+    at = tl.arange(0, C)
+    return inverses + _blocks(row) * C * C + at[:, None] * C * (row + 1) + column * C + at[None, :]
+
+
+@triton.jit
+def _pass_on(later, now, trip):
+    """`later`, in a way that Triton's pipeliner takes: it leaves loops alone that hand on a value unchanged."""
+    return tl.where(trip < 0, now, later)
+
+
+@triton.jit
+def _stretch(row, index, T, L, bounds, sequences, PACKED: tl.constexpr):
+    """The slot of a sequence's stretch of this index, its first token as a row of `[B T]`, and its number of tokens.
+
+    No tokens where the sequence has no such stretch. sequences: of each packed one the slots of its first stretch and
+    after its last `[sequences, 2]`.
+    """
+    if PACKED:
+        slot = (tl.load(sequences + row * 2) + index).to(tl.int64)
+        exists = slot < tl.load(sequences + row * 2 + 1)
+        slot = tl.where(exists, slot, 0)
+    else:
+        slot, exists = row.to(tl.int64) * tl.cdiv(T, L) + index, True
+    start, tokens, _ = chunk_bounds(slot, T, L, bounds, PACKED)
+    return slot, start, tl.where(exists, tokens, 0)
+
+
+@triton.jit(do_not_specialize=["T", "KEYS", "HEADS"])
+def inverse_kernel(
+    k, gates, gates_low, beta, inverses, bounds, T, L, KEYS, HEADS,
+    C: tl.constexpr, K: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr, GATED: tl.constexpr,
+    EXACT_GATES: tl.constexpr, EXACT: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Blocks on the diagonal of inverses `[slots, Hv, blocks C C]`, of the blocks of a triangle row by row.
+
+    From k `[B T, Hk, K]`, beta `[B T, Hv]` and sums of gates `[slots, Hv, L]`. A program takes a block. EXACT: in
+    float64 until it is stored, as in `prepare_kernel`.
+    """
+    chunk, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start, tokens, _ = chunk_bounds(slot, T, L, bounds, PACKED)
+    if chunk * C >= tokens:
+        return
+    NARROW: tl.constexpr = tl.bfloat16 if k.dtype.element_ty == tl.bfloat16 else tl.float32
+    PRODUCTS: tl.constexpr = tl.float64 if EXACT else NARROW
+    DIGITS: tl.constexpr = "ieee" if EXACT else PRECISION
+    at, channels = tl.arange(0, C), tl.arange(0, K)
+    here = chunk * C + at
+    exists = here < tokens
+    k += start * KEYS * K + head * KEYS // HEADS * K
+    gates += (slot * HEADS + head) * L
+    gates_low += (slot * HEADS + head) * L
+    keys = tl.load(k + here[:, None] * KEYS * K + channels[None, :], exists[:, None], 0).to(PRODUCTS)
+    rates = tl.load(beta + (start + here) * HEADS + head, exists, 0).to(tl.float32)
+    system = _scores(keys, keys, gates, gates_low, here, here, P, GATED, EXACT_GATES, DIGITS) * rates[None, :]
+    inverse = inverse_below(tl.where(at[:, None] > at[None, :], system, 0.0), LEVELS, DIGITS)
+    inverses += (slot * HEADS + head) * _blocks(L // C) * C * C
+    tl.store(_block(inverses, chunk, chunk, C), as_operand(inverse, inverses.dtype.element_ty, PRECISION))
+
+
+@triton.jit(do_not_specialize=["T", "KEYS", "HEADS"])
+def join_kernel(
+    k, gates, gates_low, beta, inverses, bounds, T, L, KEYS, HEADS,
+    C: tl.constexpr, K: tl.constexpr, P: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Blocks of inverses below the diagonal, of which a program takes a column, `X_ij = -X_ii sum_m A_im X_mj`.
+
+    It reads what it wrote before, and all else as in `inverse_kernel`.
+    """
+    column, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    start, tokens, _ = chunk_bounds(slot, T, L, bounds, PACKED)
+    k += start * KEYS * K + head * KEYS // HEADS * K
+    beta += start * HEADS + head
+    gates += (slot * HEADS + head) * L
+    gates_low += (slot * HEADS + head) * L
+    inverses += (slot * HEADS + head) * _blocks(L // C) * C * C
+    dtype: tl.constexpr = tl.bfloat16 if k.dtype.element_ty == tl.bfloat16 else tl.float32
+    at, channels = tl.arange(0, C), tl.arange(0, K)
+    for chunk in range(column + 1, tl.cdiv(tokens, C)):
+        here = chunk * C + at
+        keys = tl.load(k + here[:, None] * KEYS * K + channels[None, :], (here < tokens)[:, None], 0).to(dtype)
+        total = tl.zeros((C, C), tl.float32)
+        for middle in range(column, chunk):
+            there = middle * C + at
+            block = tl.load(k + there[:, None] * KEYS * K + channels[None, :]).to(dtype)
+            system = _scores(keys, block, gates, gates_low, here, there, P, GATED, EXACT_GATES, PRECISION)
+            system *= tl.load(beta + there * HEADS).to(tl.float32)[None, :]
+            inverse = tl.load(_block(inverses, middle, column, C)).to(tl.float32)
+            total = tl.dot(as_operand(system, tl.float32, PRECISION), inverse, total, input_precision=PRECISION)
+        found = -solve(tl.load(_block(inverses, chunk, chunk, C)), total, PRECISION)
+        tl.store(_block(inverses, chunk, column, C), as_operand(found, inverses.dtype.element_ty, PRECISION))
+        tl.debug_barrier()  # later blocks are made of what other threads have written here
+
+
+@triton.jit(do_not_specialize=["T", "index", "KEYS", "HEADS", "BLOCKS"])
+def read_kernel(
+    k, k_columns, gates, gates_low, states, reads, bounds, sequences, channels, ones, T, L, index, outers, rows,
+    KEYS, HEADS, BLOCKS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
+    SHARES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """reads `[sequences, Hv, SHARES, L, V]`, from k `[B T, Hk, K]`, the same with tokens last `[slots, Hk, K, L]`, and
+    weighted states `[sequences, Hv, rows, V]`. ones are weights of tiles that have theirs already.
+
+    Scalars are read a trip ahead, for they are too narrow to be copied ahead like tiles (see `from_state`).
+    """
+    block, head, row = tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
+    share = tl.program_id(0) // BLOCKS
+    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    if block * BLOCK >= tokens:
+        return
+    here = block * BLOCK + tl.arange(0, BLOCK)
+    at = tl.minimum(here, tokens - 1) * KEYS * K
+    inners, values = tl.arange(0, INNER), tl.arange(0, V)
+    k += start * KEYS * K + head * KEYS // HEADS * K
+    k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
+    states += (row.to(tl.int64) * HEADS + head) * rows * V
+    tiles = inners[:, None] * V + values[None, :]
+    dtype = states.dtype.element_ty
+    y, base = tl.zeros((BLOCK, V), tl.float32), 0
+    for inner in tl.static_range(K // INNER):
+        prefix = outer_count((inner + 1) * INNER, P)
+        tile = tl.load(k + at[:, None] + (inner * INNER + inners)[None, :]).to(dtype)
+        low, high = prefix * share // SHARES, prefix * (share + 1) // SHARES
+        first = outer_scalars(k_columns, here, L, channels, ones, low, outers, P)
+        second = outer_scalars(k_columns, here, L, channels, ones, tl.minimum(low + 1, prefix - 1), outers, P)
+        third = outer_scalars(k_columns, here, L, channels, ones, tl.minimum(low + 2, prefix - 1), outers, P)
+        for outer in range(low, high):
+            scaled = as_operand(tile * first[:, None], dtype, PRECISION)
+            y = tl.dot(scaled, tl.load(states + (base + outer * INNER) * V + tiles), y, input_precision=PRECISION)
+            first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+            third = outer_scalars(k_columns, here, L, channels, ones, tl.minimum(outer + 3, prefix - 1), outers, P)
+        base += prefix * INNER
+    if GATED:
+        place = (slot * HEADS + head) * L + here
+        y *= decay_from_start(gates, gates_low, place, here < tokens, EXACT_GATES)[:, None]
+    out = reads + (((row.to(tl.int64) * HEADS + head) * SHARES + share) * L + here[:, None]) * V + values[None, :]
+    tl.store(out, y, (here < tokens)[:, None])
+
+
+@triton.jit(do_not_specialize=["T", "index", "HEADS", "BLOCKS"])
+def solve_kernel(
+    v, beta, inverses, reads, errors, written, bounds, sequences, T, L, index, HEADS, BLOCKS,
+    C: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, MEETS: tl.constexpr, SHARES: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of one stretch errors, float32, and what is written, in the products' dtype, both `[B T, Hv, V]`.
+
+    A program takes BLOCK values of a block of tokens, MEETS tokens at a time, those with most of them first.
+    """
+    chunk, head, row = BLOCKS - 1 - tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
+    column = tl.program_id(0) // BLOCKS * BLOCK
+    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    if chunk * C >= tokens:
+        return
+    first = (start * HEADS + head) * V + column
+    inverses += (slot * HEADS + head) * _blocks(L // C) * C * C
+    reads += (row.to(tl.int64) * HEADS + head) * SHARES * L * V + column
+    here, earlier, values = chunk * C + tl.arange(0, C), tl.arange(0, MEETS), tl.arange(0, BLOCK)
+    end = (chunk + 1) * C
+    inverses += _blocks(chunk) * C * C + tl.arange(0, C)[:, None] * end
+    found = tl.zeros((C, BLOCK), tl.float32)
+    for block in range(0, end, MEETS):
+        there = block + earlier
+        exists = (there < tokens)[:, None]
+        x = tl.load(v + first + there[:, None] * HEADS * V + values[None, :], exists, 0).to(tl.float32)
+        if HAS_INITIAL or index > 0:
+            for share in tl.static_range(SHARES):
+                x -= tl.load(reads + (share * L + there[:, None]) * V + values[None, :], exists, 0)
+        found += solve(tl.load(inverses + there[None, :], (there < end)[None, :], 0), x, PRECISION)
+    exists = here < tokens
+    places = first + here[:, None] * HEADS * V + values[None, :]
+    rates = tl.load(beta + (start + here) * HEADS + head, exists, 0).to(tl.float32)
+    tl.store(errors + places, found, exists[:, None])
+    tl.store(written + places, as_operand(found * rates[:, None], written.dtype.element_ty, PRECISION), exists[:, None])
+
+
+@triton.jit(do_not_specialize=["T", "index", "KEYS", "HEADS"])
+def write_kernel(
+    k_columns, decayed, gates, gates_low, written, carried, states, bounds, sequences, channels, weights, T, L,
+    index, outers, rows, KEYS, HEADS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Carry on states `[sequences, Hv, rows, V]`, in float32 and, weighted, in the products' dtype.
+
+    From keys with tokens last `[slots, Hk, K, L]`, the same times what is left of them at the stretch's end `[slots,
+    Hv, K, L]`, and what was written. A program takes two tiles of a sequence and head.
+    """
+    program, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    if PACKED:  # nobody reads the state after the last stretch
+        tokens = tl.where(slot + 1 < tl.load(sequences + row * 2 + 1), tokens, 0)
+    if tokens == 0:
+        return
+    # Which inner block the program is of, and its first outer monomial.
+    inner, outer, base, end = 0, program * 2, 0, outer_count(INNER, P)
+    for block in tl.static_range(K // INNER - 1):
+        prefix = outer_count((block + 1) * INNER, P)
+        if (inner == block) & (outer >= prefix):
+            inner, outer, base = block + 1, outer - tl.cdiv(prefix, 2) * 2, base + prefix * INNER
+            end = outer_count((block + 2) * INNER, P)
+    other = tl.minimum(outer + 1, end - 1)
+    place = slot * HEADS + head
+    k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
+    decayed += place * K * L
+    written += (start * HEADS + head) * V
+    inners, values, offsets = tl.arange(0, INNER), tl.arange(0, V), tl.arange(0, BLOCK)
+    total, total_of_other = tl.zeros((INNER, V), tl.float32), tl.zeros((INNER, V), tl.float32)
+    # Read a trip ahead, as in `read_kernel`.
+    columns = (k_columns, decayed, offsets, L, channels, outers)
+    scalars, of_other = outer_with_decay(columns, outer, P), outer_with_decay(columns, other, P)
+    for token in range(0, tokens, BLOCK):
+        at = token + offsets
+        tile = tl.load(k_columns + (inner * INNER + inners)[:, None] * L + at[None, :])
+        # Beyond the last token decayed columns are zero.
+        u = tl.load(written + tl.minimum(at, tokens - 1)[:, None] * HEADS * V + values[None, :]).to(tile.dtype)
+        scaled = as_operand(tile * scalars[None, :], tile.dtype, PRECISION)
+        total = tl.dot(scaled, u, total, input_precision=PRECISION)
+        scaled = as_operand(tile * of_other[None, :], tile.dtype, PRECISION)
+        total_of_other = tl.dot(scaled, u, total_of_other, input_precision=PRECISION)
+        columns = (k_columns, decayed, tl.minimum(at + BLOCK, L - 1), L, channels, outers)
+        scalars, of_other = outer_with_decay(columns, outer, P), outer_with_decay(columns, other, P)
+    left = 1.0
+    if GATED:
+        left = decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, EXACT_GATES)
+    tiles = (row.to(tl.int64) * HEADS + head) * rows * V + base * V + inners[:, None] * V + values[None, :]
+    before, exists = (inners[:, None] >= 0) & (HAS_INITIAL or index > 0), inners[:, None] >= 0
+    for number in tl.static_range(2):
+        monomial = outer if number == 0 else other
+        if number == 1:
+            total, exists = total_of_other, exists & (outer + 1 < end)
+        there = tiles + monomial * INNER * V
+        total += left * tl.load(carried + there, before, 0)
+        weight = 1.0
+        if P == 2:
+            weight = tl.where(monomial // INNER == inner, 1.0, 2.0)
+        if P > 2:
+            weight = tl.load(weights + inner * outers + monomial)
+        tl.store(carried + there, total, exists)
+        tl.store(states + there, as_operand(total * weight, states.dtype.element_ty, PRECISION), exists)
