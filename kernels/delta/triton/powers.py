@@ -29,7 +29,7 @@ from zoo.kernels.power.triton.prepare import LOWEST_GATE, columns_to_end, prepar
 from zoo.kernels.recording import Recorder
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["backward", "fake_saved", "forward"]
+__all__ = ["backward", "fake_saved", "find_errors", "forward"]
 
 
 class Errors(NamedTuple):
@@ -84,7 +84,7 @@ def _plan(k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor | None,
     return plan._replace(hopper=False, C=L, slots=slots, layout=layout)
 
 
-def _find_errors(
+def find_errors(
     k: Tensor, v: Tensor, log_g: Tensor | None, beta: Tensor, S: Tensor | None, cu_seqlens: Tensor | None, p: int
 ) -> Errors:
     """The errors of all tokens, and what is written."""
@@ -175,7 +175,7 @@ def _by_length(sequence_slots: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack((starts, ends), 1)[order].contiguous(), order
 
 
-_errors = Recorder(_find_errors)
+_errors = Recorder(find_errors)
 _prepared: set[Hashable] = set()  # kinds of calls
 
 
@@ -187,7 +187,7 @@ def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
         attention, wanted = _attention(inputs, v), _options(options, scale=1.0, return_state=options.return_state)
         passes.forward(attention, wanted)
         if beta is not None:
-            _find_errors(k, v, log_g, beta, S, inputs.cu_seqlens, options.p)
+            find_errors(k, v, log_g, beta, S, inputs.cu_seqlens, options.p)
         if options.save_errors:
             saved = power.Saved(*(or_empty(None, k) for _ in power.Saved._fields))
             passes.backward(power.Incoming(torch.empty_like(v), None, None), attention, saved, wanted)
@@ -237,7 +237,7 @@ def _backward(do: Tensor, dS: Tensor | None, inputs: power.Inputs, options: powe
 
 
 def _backwards_in_time(inputs: Inputs, du: Tensor) -> tuple[Tensor | None, ...]:
-    """Of `_find_errors` what it takes for `d`. What a gate decays lies on its other side."""
+    """Of `find_errors` what it takes for `d`. What a gate decays lies on its other side."""
     log_g, cu_seqlens = inputs.log_g, inputs.cu_seqlens
     assert inputs.beta is not None
     if log_g is not None:

@@ -8,11 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels import launch
 from zoo.kernels.delta.call import Incoming, Inputs, Options
-from zoo.kernels.delta.triton import passes
+from zoo.kernels.delta.triton import passes, powers
 
 from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, usage
 
-__all__ = ["check_budget", "launches"]
+__all__ = ["check_budget", "launches", "launches_for_errors"]
 
 BUDGET = Path(__file__).with_name("budget.yaml")
 
@@ -42,9 +42,25 @@ def launches(
         passes.backward(Incoming(outputs.o, None), inputs, outputs.saved, options)
     for each in recorded:
         name = each.kernel.__name__ + (", reverse" if each.constants.get("REVERSE") else "")
-        values = (*each.tensors, *each.numbers, *each.constants.values())
-        found[name] = Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
+        found[name] = _launch(each)
     return found
+
+
+def _launch(each: launch.Launch) -> Launch:
+    values = (*each.tensors, *each.numbers, *each.constants.values())
+    return Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
+
+
+def launches_for_errors(
+    K: int, V: int, p: int, *, dtype: torch.dtype = torch.bfloat16, sequences: int | None = None
+) -> dict[str, Launch]:
+    """The kernels that find errors on a power state of a long sequence, by name."""
+    T, H = 65536, 8
+    with FakeTensorMode(), launch.rehearsal() as recorded:
+        k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, V))
+        cu_seqlens = None if sequences is None else torch.empty(sequences + 1, dtype=torch.int32)
+        powers.find_errors(k, v, torch.empty(1, T, H), torch.empty(1, T, H), None, cu_seqlens, p)
+    return {each.kernel.__name__: _launch(each) for each in recorded}
 
 
 def check_budget(case: str, launches: dict[str, Launch]) -> None:

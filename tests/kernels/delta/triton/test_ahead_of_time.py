@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, build
-from .ahead_of_time import check_budget, launches
+from .ahead_of_time import check_budget, launches, launches_for_errors
 
 CASES: dict[str, dict[str, Any]] = {
     "gated delta, K=V=64": {"K": 64, "V": 64},
@@ -28,6 +28,19 @@ def test_packed_sequences_build() -> None:
     for name, launch in launches(64, 64, sequences=5).items():
         if name.startswith(("compose", "states", "output")):
             build(launch, HOPPER)
+
+
+def test_errors_on_a_power_state_stay_within_budget() -> None:
+    check_budget("errors, p=2, K=V=64", launches_for_errors(64, 64, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("p", "width"), [(2, 16), (2, 64), (2, 128), (3, 32), (4, 16)])
+def test_errors_on_a_power_state_build(p: int, width: int, dtype: torch.dtype) -> None:
+    """Also of packed sequences, of which the interpreter does not mind that branches give integers of other sizes."""
+    for name, launch in launches_for_errors(width, width, p, dtype=dtype, sequences=5).items():
+        assert build(launch, HOPPER).metadata.shared <= HOPPER_SHARED, name
 
 
 @pytest.mark.slow

@@ -151,3 +151,31 @@ def test_opcheck() -> None:
     leaves = [x.requires_grad_() for x in problem.tensors.values()]
     options = Options(1, 0.5, return_state=True, save_errors=True, use_triton=True)
     torch.library.opcheck(torch.ops.zoo.delta_attention, (*Inputs(*leaves), *options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("gates", "rates"), [("none", "any"), ("mild", "half"), ("strong", "near two"), ("resets", "any")]
+)
+def test_on_a_power_state_a_few_roundings_are_lost(dtype: torch.dtype, gates: str, rates: str) -> None:
+    """Of both passes of power attention and of the errors between them."""
+    problem = make_problem(1100, gates=gates, rates=rates, dtype=dtype, p=2, shape=(2, 2, 32, 32))
+    check_error_law(problem, has_plain=False)
+
+
+@pytest.mark.parametrize(("p", "K", "V"), [(2, 16, 128), (2, 64, 64), (2, 128, 16), (3, 16, 32), (4, 16, 16)])
+def test_power_states_over_widths(p: int, K: int, V: int) -> None:
+    check_error_law(make_problem(600, p=p, shape=(1, 2, K, V)), has_plain=False)
+
+
+def test_packed_sequences_on_a_power_state_equal_separate_calls() -> None:
+    ends = [0, 1, 1300, 1800, 3000]
+    problem = make_problem(3000, p=2, shape=(4, 2, 32, 32))
+    problem = replace(problem.row(0), S=None, dS=problem.dS)
+    packed = run(problem, "triton", cu_seqlens=torch.tensor(ends, dtype=torch.int32, device="cuda"))
+    assert problem.dS is not None
+    for i, (start, stop) in enumerate(pairwise(ends)):
+        alone = replace(problem.tokens(start, stop), dS=problem.dS[i : i + 1])
+        for name, expected in run(alone, "triton").items():
+            found = packed[name][i : i + 1] if "S" in name else packed[name][:, start:stop]
+            assert (found - expected).norm() <= 1e-2 * expected.norm(), name
