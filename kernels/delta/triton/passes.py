@@ -53,7 +53,7 @@ def _prepare(plan: Plan, inputs: Inputs) -> Operands:
     if inputs.cu_seqlens is not None:
         bounds, _ = pack_chunks(inputs.cu_seqlens, plan.C, plan.slots)
     if plan.channels:
-        sums = torch.empty_like(log_g, dtype=torch.float64 if plan.exact else torch.float32)
+        sums = torch.empty_like(log_g, dtype=plan.sums_dtype)
         launcher(gate_sums_kernel)[(plan.slots, plan.heads.value)](
             log_g, sums, bounds, plan.tokens, plan.heads.value,
             C=plan.C, K=plan.K, LOWEST=LOWEST_GATE, PACKED=plan.packed, num_warps=4,

@@ -89,11 +89,16 @@ class Plan(NamedTuple):
     packed: bool
     dtype: torch.dtype
     precision: str  # of products, as Triton names it
-    exact: bool  # sums of channels' gates, and what chunks make of keys, are computed in float64
+    exact: bool  # what chunks make of keys is computed in float64
     sizes: Sizes
     C: int
     slots: int
     sequences: int  # rows of the state
+
+    @property
+    def sums_dtype(self) -> torch.dtype:
+        """Of channels' sums of gates, of which one that forgets takes digits of differences after it."""
+        return torch.float32 if self.dtype == torch.bfloat16 else torch.float64
 
     @property
     def inverse_dtype(self) -> torch.dtype:
