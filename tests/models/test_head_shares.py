@@ -33,12 +33,17 @@ def test_heads_together_are_one_model(found: list[dict[str, Any]], model: str, m
 @pytest.mark.parametrize(
     ("mixer", "options", "model", "message"),
     [
-        ("rwkv7", {}, {}, r"^mixer: expected one of whole heads .*, got rwkv7$"),
-        ("softmax", {"query_key_norm": "whole"}, {}, r"^mixer\.query_key_norm: must not be `whole`"),
-        ("softmax", {}, {"key_value_heads": 1}, r"^key_value_heads: must be a multiple of the 2 processes .*, got 1$"),
-        ("softmax", {}, {"feed_forward_width": 7}, r"^feed_forward_width: must be a multiple of the 2 .*, got 7$"),
-        ("softmax", {}, {"feed_forward": "rwkv7"}, r"^model\.feed_forward: must have hidden channels alone"),
-        ("softmax", {}, {"around": "mamba2"}, r"^mixer: expected one of whole heads"),
+        (
+            "rwkv7",
+            {},
+            {},
+            r"^training\.parallel\.tensor: must be 1 with mixer rwkv7, whose heads cannot be shared out, got 2$",
+        ),
+        ("softmax", {"query_key_norm": "whole"}, {}, r"^.*: must be 1 with mixer\.query_key_norm=whole"),
+        ("softmax", {}, {"key_value_heads": 1}, r"^.*: must divide the 1 key/value heads of mixer softmax, got 2$"),
+        ("softmax", {}, {"feed_forward_width": 7}, r"^.*: must divide the 7 channels of model\.feed_forward_width"),
+        ("softmax", {}, {"feed_forward": "rwkv7"}, r"^.*: must be 1 with model\.feed_forward=rwkv7"),
+        ("softmax", {}, {"around": "mamba2"}, r"^.*: must be 1 with mixer softmax, whose heads"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(

@@ -27,6 +27,8 @@ from zoo.models.decoder import Decoder
 
 __all__ = ["check_heads", "share_heads", "share_heads_of"]
 
+_OPTION = "training.parallel.tensor"
+
 
 def share_heads(model: Decoder, mesh: DeviceMesh) -> None:
     """Share out a model's heads and hidden channels in place: from now on all processes of `mesh` call it together.
@@ -67,18 +69,18 @@ def share_heads_of(block: Block, mesh: DeviceMesh) -> None:
 def _check(name: str, block: Block, count: int) -> None:
     mixer, layer = block.mixer, block.feed_forward
     if not isinstance(getattr(mixer, "input", None), QueryKeyValue):
-        raise ConfigError(f"mixer: expected one of whole heads where several processes have them together, got {name}")
+        raise ConfigError(f"{_OPTION}: must be 1 with mixer {name}, whose heads cannot be shared out, got {count}")
     if any(isinstance(module, WholeNorm) for module in mixer.modules()):
-        raise ConfigError("mixer.query_key_norm: must not be `whole` where several processes have a layer's heads")
+        raise ConfigError(f"{_OPTION}: must be 1 with mixer.query_key_norm=whole, which sees all heads, got {count}")
     heads = cast(QueryKeyValue, mixer.input).heads.key_value
     if heads % count:
-        raise ConfigError(f"key_value_heads: must be a multiple of the {count} processes that have them, got {heads}")
+        raise ConfigError(f"{_OPTION}: must divide the {heads} key/value heads of mixer {name}, got {count}")
     if layer is None:
         return
     if not isinstance(layer, FeedForward | GatedFeedForward):
-        raise ConfigError(f"model.feed_forward: must have hidden channels alone, was {type(layer).__name__}")
+        raise ConfigError(f"{_OPTION}: must be 1 with model.feed_forward=rwkv7, which sees more, got {count}")
     if (hidden := layer.expand.out_features) % count:
-        raise ConfigError(f"feed_forward_width: must be a multiple of the {count} processes, got {hidden}")
+        raise ConfigError(f"{_OPTION}: must divide the {hidden} channels of model.feed_forward_width, got {count}")
 
 
 def _share_mixer(mixer: Any, mesh: DeviceMesh) -> None:
@@ -91,7 +93,8 @@ def _share_mixer(mixer: Any, mesh: DeviceMesh) -> None:
     own = [module for module in mixer.modules() if _is_by_head(module)]
     for module in own:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
+            part = distribute_tensor(parameter, mesh, [Shard(0)], src_data_rank=None)
+            module.register_parameter(name, nn.Parameter(part))
         if isinstance(module, RetentionGate):
             module.register_forward_pre_hook(_take_local)
     _share(mixer, mesh, plan)
@@ -104,7 +107,7 @@ def _is_by_head(module: nn.Module) -> bool:
 
 def _share(layer: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
     """Cut the matrices of a layer, and add up the gradient of its input once for all of them."""
-    parallelize_module(layer, mesh, plan)
+    parallelize_module(layer, mesh, plan, src_data_rank=None)  # all have the same weights
     whole = (Replicate(), None)
     parallelize_module(layer, mesh, PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole))
 

@@ -14,6 +14,7 @@ from zoo.errors import TrainingError
 from zoo.kernels.targets import IGNORED
 from zoo.models import Decoder
 from zoo.models.block import Block
+from zoo.models.head_shares import check_heads
 from zoo.models.initialization import draw_seed
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
@@ -57,6 +58,7 @@ class Engine:
         processes: who trains together.
 
     Raises:
+        ConfigError: several processes are to have a layer together, and its heads cannot be shared out so.
         TrainingError: several processes are to have a sequence together, and a layer looks back too far for it.
     """
 
@@ -73,6 +75,8 @@ class Engine:
         if config.checkpointing != "none":
             model.checkpoint(config.checkpointing)
         if processes.mesh is not None:
+            if processes.mesh.heads is not None:
+                check_heads(model, processes.mesh.heads.size())
             gather = getattr(torch, config.parallel.gather)
             torch.manual_seed(config.seed)  # so that the seed drawn is that of a single process, which builds first
             seed = draw_seed()
