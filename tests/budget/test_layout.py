@@ -122,6 +122,10 @@ def test_what_cannot_be_shared_is_said_and_left_out(zoo: Callable[..., Result]) 
         ),
         (["--context", "1K", "--gpus", "8", "--memory", "nan"], "nan is not a number"),
         (["--context", "1K", "--gpus", "0"], "0 is not in the range"),
+        (
+            ["--context", "1K", "--gpus", "8", "training.parallel.tensor=2"],
+            "training.parallel.tensor: expected 1, as a plan leaves layers whole, was 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(zoo: Callable[..., Result], arguments: list[str], line: str) -> None:

@@ -1,5 +1,7 @@
 """Models whose heads several processes have together: outputs, gradients and steps are those of one process."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,22 +12,32 @@ from zoo.models import Decoder, DecoderConfig
 from zoo.models.head_shares import check_heads
 
 from ..torchrun import run_together
-from .head_shares import MODELS, MODES
+from .head_shares import MODELS, modes
+
+QUICK = [(2, model, mode) for model in MODELS for mode in (*modes(model, quick=True), "decoding")]
+EVERY = [(4, model, mode) for model in MODELS for mode in (*modes(model, quick=False), "decoding")]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found; of four, two have the same heads."""
-    every: list[dict[str, Any]] = run_together(
-        request.param, "tests.models.head_shares", tmp_path_factory.mktemp("heads") / "found.json"
-    )
-    return every
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict[str, Any]]]:
+    """Returns what each of so many processes found; of four, two have the same heads."""
+
+    @functools.cache
+    def run(count: int) -> list[dict[str, Any]]:
+        result, which = tmp_path_factory.mktemp("heads") / "found.json", "quick" if count == 2 else "every"
+        every: list[dict[str, Any]] = run_together(count, "tests.models.head_shares", result, which)
+        return every
+
+    return run
 
 
-@pytest.mark.parametrize("mode", [*MODES, "decoding"])
-@pytest.mark.parametrize("model", MODELS)
-def test_heads_together_are_one_model(found: list[dict[str, Any]], model: str, mode: str) -> None:
-    for rank, one in enumerate(found):
+@pytest.mark.parametrize(
+    ("processes", "model", "mode"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY)]
+)
+def test_heads_together_are_one_model(
+    found: Callable[[int], list[dict[str, Any]]], processes: int, model: str, mode: str
+) -> None:
+    for rank, one in enumerate(found(processes)):
         for what, error in one[f"{model}, {mode}"].items():
             assert error < (1e-6 if what == "loss" else 1e-10), f"process {rank}, {what}"  # a loss is float32
 
@@ -39,7 +51,8 @@ def test_heads_together_are_one_model(found: list[dict[str, Any]], model: str, m
             {},
             r"^training\.parallel\.tensor: must be 1 with mixer rwkv7, whose heads cannot be shared out, got 2$",
         ),
-        ("softmax", {"query_key_norm": "whole"}, {}, r"^.*: must be 1 with mixer\.query_key_norm=whole"),
+        ("mamba2", {}, {}, r"^.*: must divide the 1 groups of mixer mamba2, got 2$"),
+        ("gla", {"heads": 1}, {}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
         ("softmax", {}, {"key_value_heads": 1}, r"^.*: must divide the 1 key/value heads of mixer softmax, got 2$"),
         ("softmax", {}, {"feed_forward_width": 7}, r"^.*: must divide the 7 channels of model\.feed_forward_width"),
         ("softmax", {}, {"feed_forward": "rwkv7"}, r"^.*: must be 1 with model\.feed_forward=rwkv7"),

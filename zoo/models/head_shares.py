@@ -4,11 +4,11 @@ Projections to heads are cut by rows and those back by columns, which takes torc
 this process's heads alone, as if there were no others. What a layer gives is added up over the processes.
 """
 
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -19,9 +19,13 @@ from torch.distributed.tensor.parallel import (
 
 from zoo.blocks.feed_forward import FeedForward, GatedFeedForward
 from zoo.blocks.gate import RetentionGate
-from zoo.blocks.heads import HeadOutput, HeadShape, QueryKeyValue
-from zoo.blocks.norms import WholeNorm
+from zoo.blocks.linear import ResidualLinear, SharedLinear
+from zoo.blocks.norms import JoinedRMSNorm, RMSNorm, WholeNorm
 from zoo.errors import ConfigError
+from zoo.kernels.sequence import SequenceGroup
+from zoo.mixers import Mixer
+from zoo.mixers.hgrn2 import Hgrn2
+from zoo.mixers.mamba2 import Mamba2
 from zoo.models.block import Block
 from zoo.models.decoder import Decoder
 
@@ -37,7 +41,7 @@ def share_heads(model: Decoder, mesh: DeviceMesh) -> None:
     become DTensors, which `fully_shard` spreads further over another dimension of the same mesh.
 
     Args:
-        model: the same on every process, with mixers of queries, keys and values; not compiled yet.
+        model: the same on every process, on its device; not compiled yet.
         mesh: of one dimension.
 
     Raises:
@@ -68,13 +72,12 @@ def share_heads_of(block: Block, mesh: DeviceMesh) -> None:
 
 def _check(name: str, block: Block, count: int) -> None:
     mixer, layer = block.mixer, block.feed_forward
-    if not isinstance(getattr(mixer, "input", None), QueryKeyValue):
+    groups = mixer.head_groups
+    if groups is None:
         raise ConfigError(f"{_OPTION}: must be 1 with mixer {name}, whose heads cannot be shared out, got {count}")
-    if any(isinstance(module, WholeNorm) for module in mixer.modules()):
-        raise ConfigError(f"{_OPTION}: must be 1 with mixer.query_key_norm=whole, which sees all heads, got {count}")
-    heads = cast(QueryKeyValue, mixer.input).heads.key_value
-    if heads % count:
-        raise ConfigError(f"{_OPTION}: must divide the {heads} key/value heads of mixer {name}, got {count}")
+    if groups % count:
+        heads = "groups" if isinstance(mixer, Mamba2) else "key/value heads"
+        raise ConfigError(f"{_OPTION}: must divide the {groups} {heads} of mixer {name}, got {count}")
     if layer is None:
         return
     if not isinstance(layer, FeedForward | GatedFeedForward):
@@ -83,26 +86,30 @@ def _check(name: str, block: Block, count: int) -> None:
         raise ConfigError(f"{_OPTION}: must divide the {hidden} channels of model.feed_forward_width, got {count}")
 
 
-def _share_mixer(mixer: Any, mesh: DeviceMesh) -> None:
-    output: HeadOutput = mixer.output
-    query, key_value, width = mixer.heads
-    mixer.heads = mixer.input.heads = HeadShape(query // mesh.size(), key_value // mesh.size(), width)
-    plan: dict[str, ParallelStyle] = {"input.projection": ColwiseParallel(), "output.projection": RowwiseParallel()}
-    if output.gate is not None:
-        plan["output.gate"] = ColwiseParallel()
-    own = [module for module in mixer.modules() if _is_by_head(module)]
-    for module in own:
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            part = distribute_tensor(parameter, mesh, [Shard(0)], src_data_rank=None)
-            module.register_parameter(name, nn.Parameter(part))
+def _share_mixer(mixer: Mixer, mesh: DeviceMesh) -> None:
+    mixer.keep_share(mesh.size())
+    plan: dict[str, ParallelStyle] = {}
+    for name, module in list(mixer.named_modules()):
+        if isinstance(module, ResidualLinear):
+            plan[name] = RowwiseParallel()
+        elif isinstance(module, nn.Linear) and not isinstance(module, SharedLinear):
+            plan[name] = ColwiseParallel()
+        else:
+            for parameter_name, parameter in list(module.named_parameters(recurse=False)):
+                part = distribute_tensor(parameter, mesh, [_placement(module)], src_data_rank=None)
+                module.register_parameter(parameter_name, nn.Parameter(part))
         if isinstance(module, RetentionGate):
             module.register_forward_pre_hook(_take_local)
+        if isinstance(module, WholeNorm | JoinedRMSNorm):
+            module.group = SequenceGroup.of(mesh.get_group(), module.weight.device)
     _share(mixer, mesh, plan)
 
 
-def _is_by_head(module: nn.Module) -> bool:
-    """Whether a module has parameters whose first dimension is one of heads."""
-    return not isinstance(module, nn.Linear) and next(module.parameters(recurse=False), None) is not None
+def _placement(module: nn.Module) -> Placement:
+    """Where parameters of a module, but for matrices to heads and back, have their heads."""
+    if isinstance(module, SharedLinear) or type(module) is RMSNorm:
+        return Replicate()  # one for all heads
+    return Shard(1 if isinstance(module, Hgrn2) else 0)
 
 
 def _share(layer: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.blocks.rows import is_in_order
 from zoo.data import Batch
 from zoo.errors import TrainingError
 from zoo.kernels.targets import IGNORED
@@ -200,7 +201,7 @@ class Engine:
         """
         processes, source, read = self._processes, str(checkpoint.path), partial(saved_tensors, checkpoint)
         # Rows in another order are parts of other processes.
-        in_parts = checkpoint.is_in_parts and not checkpoint.is_by_kind
+        in_parts = checkpoint.is_in_parts and is_in_order(self._model, checkpoint.rows)
         if processes.mesh is not None and in_parts and not processes.any(not checkpoint.path.is_dir()):
             self._restore_parts(checkpoint)
             return
