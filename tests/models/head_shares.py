@@ -1,4 +1,4 @@
-"""Run by `torchrun` for `test_head_shares.py`: models whose heads several processes have, beside whole ones.
+"""Run by `torchrun` for `test_head_shares.py`: models that several processes have together, beside whole ones.
 
 Writes `{case: {what: relative error}}` of each process. Argument: `quick` leaves out most of what takes compiling.
 """
@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from tests.models.stages import PIPELINES, errors
 from tests.torchrun import tell
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
@@ -114,6 +115,7 @@ def main(result: str, which: str) -> None:
             if mode == "eager":
                 found[f"{name}, decoding"] = compare(read(shared(name, mode, mesh)), logits)
             found[f"{name}, {mode}"] = compare(train(shared(name, mode, mesh)), wanted)
+    found |= {name: errors(name) for name in PIPELINES}
     tell(found, result)
 
 

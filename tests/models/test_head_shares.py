@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.models.head_shares import check_heads
+from zoo.models.stages import Stage
 
 from ..torchrun import run_together
 from .head_shares import MODELS, modes
+from .stages import PIPELINES
 
 QUICK = [(2, model, mode) for model in MODELS for mode in (*modes(model, quick=True), "decoding")]
 EVERY = [(4, model, mode) for model in MODELS for mode in (*modes(model, quick=False), "decoding")]
@@ -37,8 +39,20 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict
 def test_heads_together_are_one_model(
     found: Callable[[int], list[dict[str, Any]]], processes: int, model: str, mode: str
 ) -> None:
-    for rank, one in enumerate(found(processes)):
-        for what, error in one[f"{model}, {mode}"].items():
+    check(found(processes), f"{model}, {mode}")
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_layers_one_behind_the_other_are_one_model(
+    found: Callable[[int], list[dict[str, Any]]], processes: int, name: str
+) -> None:
+    check(found(processes), name)
+
+
+def check(found: list[dict[str, Any]], case: str) -> None:
+    for rank, one in enumerate(found):
+        for what, error in one[case].items():
             assert error < (1e-6 if what == "loss" else 1e-10), f"process {rank}, {what}"  # a loss is float32
 
 
@@ -65,3 +79,18 @@ def test_what_cannot_be_shared_out_is_refused(
     config = DecoderConfig(**{"vocab_size": 31, "width": 16, "layers": 1, "heads": 4} | model)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         check_heads(Decoder(config, [mixers[mixer].config(**options)]), 2)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "tied", "stage", "message"),
+    [
+        ("softmax", True, (2, 0), r"^model\.tie_embeddings: must be false where layers stand on several processes"),
+        ("hgrn2", False, (2, 1), r"^mixer: expected one whose layers stand by themselves in a pipeline, got hgrn2$"),
+        ("softmax", False, (3, 0), r"^index, count: expected one of at most 2 stages, was 0 of 3$"),
+        ("softmax", False, (2, 2), r"^index, count: expected one of .*, was 2 of 2$"),
+    ],
+)
+def test_what_is_no_stage_is_refused(mixer: str, tied: bool, stage: tuple[int, int], message: str) -> None:
+    config = DecoderConfig(vocab_size=31, width=16, layers=2, heads=4, tie_embeddings=tied)
+    with pytest.raises((ConfigError, InputError), match=message):
+        Stage(Decoder(config, [mixers[mixer].config()] * 2), *stage)
