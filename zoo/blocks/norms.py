@@ -165,9 +165,13 @@ class GroupedRMSNorm(nn.Module):
 
 
 def _over_processes(x: Tensor, eps: float, group: SequenceGroup) -> Tensor:
-    """Divide x `[..., d]`, the channels of this process, by the root of the mean square of all processes' channels."""
-    square = gather(x.square().mean(-1, keepdim=True), group).mean(0)
-    return x * torch.rsqrt(square + eps)
+    """Divide x `[..., d]`, the channels of this process, by the root of the mean square of all processes' channels.
+
+    Computed in float32 at least, as torch's own is.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    square = gather(wide.square().mean(-1, keepdim=True), group).mean(0)
+    return (wide * torch.rsqrt(square + eps)).to(x.dtype)
 
 
 def unit_length(x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _share_mixer(mixer: Mixer, mesh: DeviceMesh) -> None:
         else:
             for parameter_name, parameter in list(module.named_parameters(recurse=False)):
                 part = distribute_tensor(parameter, mesh, [_placement(module)], src_data_rank=None)
-                module.register_parameter(parameter_name, nn.Parameter(part))
+                module.register_parameter(parameter_name, nn.Parameter(part, parameter.requires_grad))
         if isinstance(module, RetentionGate):
             module.register_forward_pre_hook(_take_local)
         if isinstance(module, WholeNorm | JoinedRMSNorm):
