@@ -25,6 +25,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sinks": ("sliding-window", {"window": 3, "sinks": True}, {"feed_forward": "none"}),
     "linear": ("linear", {}, {"parallel": True}),
     "gated-power": ("gated-power", {}, {"bias": False}),
+    "convolved": ("linear", {}, {"around": "mamba2"}),
+    "shifted": ("gla", {}, {"around": "rwkv7", "feed_forward": "rwkv7"}),
     "whole": ("softmax", {"query_key_norm": "whole"}, {"norm_eps": 0.1}),
     "mamba2": ("mamba2", {"groups": 2, "head_width": 4, "state_width": 4}, {"feed_forward": "none"}),
     "gla": ("gla", {"gate_rank": 3}, {}),

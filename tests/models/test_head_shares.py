@@ -69,8 +69,8 @@ def check(found: list[dict[str, Any]], case: str) -> None:
         ("gla", {"heads": 1}, {}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
         ("softmax", {}, {"key_value_heads": 1}, r"^.*: must divide the 1 key/value heads of mixer softmax, got 2$"),
         ("softmax", {}, {"feed_forward_width": 7}, r"^.*: must divide the 7 channels of model\.feed_forward_width"),
-        ("softmax", {}, {"feed_forward": "rwkv7"}, r"^.*: must be 1 with model\.feed_forward=rwkv7"),
-        ("softmax", {}, {"around": "mamba2"}, r"^.*: must be 1 with mixer softmax, whose heads"),
+        ("softmax", {}, {"feed_forward": "rwkv7", "feed_forward_width": 9}, r"^.*: must divide the 9 channels"),
+        ("rwkv7", {}, {"around": "mamba2"}, r"^.*: must be 1 with mixer rwkv7, whose heads"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(

@@ -53,7 +53,7 @@ class Mixer(Layer):
     @property
     def head_groups(self) -> int | None:
         """Groups of heads that do not know of one another, so that several processes can have them apart; None: there
-        are none, or something stands around them.
+        are none.
         """
         return None
 

@@ -17,6 +17,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from zoo.blocks.around import Around
+from zoo.blocks.channel_mix import ChannelMix
 from zoo.blocks.feed_forward import FeedForward, GatedFeedForward
 from zoo.blocks.gate import RetentionGate
 from zoo.blocks.linear import ResidualLinear, SharedLinear
@@ -64,14 +66,20 @@ def check_heads(model: Decoder, count: int) -> None:
 
 def share_heads_of(block: Block, mesh: DeviceMesh) -> None:
     """Share out the heads and hidden channels of one block, as `share_heads` does."""
-    _share_mixer(block.mixer, mesh)
-    if block.feed_forward is not None:
-        inner = {name: ColwiseParallel() for name in ("gate", "expand") if hasattr(block.feed_forward, name)}
-        _share(block.feed_forward, mesh, {**inner, "contract": RowwiseParallel()})
+    # What stands around a mixer is whole on all of them, as the residual stream is.
+    _share_mixer(block.mixer.mixer if isinstance(block.mixer, Around) else block.mixer, mesh)
+    layer = block.feed_forward
+    if isinstance(layer, ChannelMix):  # whose input is mixed before it gets to hidden channels
+        plan = {"key": ColwiseParallel(), "value": RowwiseParallel()}
+        parallelize_module(layer, mesh, plan, src_data_rank=None)
+    elif layer is not None:
+        inner = {name: ColwiseParallel() for name in ("gate", "expand") if hasattr(layer, name)}
+        _share(layer, mesh, {**inner, "contract": RowwiseParallel()})
 
 
 def _check(name: str, block: Block, count: int) -> None:
-    mixer, layer = block.mixer, block.feed_forward
+    mixer = block.mixer.mixer if isinstance(block.mixer, Around) else block.mixer
+    layer = block.feed_forward
     groups = mixer.head_groups
     if groups is None:
         raise ConfigError(f"{_OPTION}: must be 1 with mixer {name}, whose heads cannot be shared out, got {count}")
@@ -80,9 +88,8 @@ def _check(name: str, block: Block, count: int) -> None:
         raise ConfigError(f"{_OPTION}: must divide the {groups} {heads} of mixer {name}, got {count}")
     if layer is None:
         return
-    if not isinstance(layer, FeedForward | GatedFeedForward):
-        raise ConfigError(f"{_OPTION}: must be 1 with model.feed_forward=rwkv7, which sees more, got {count}")
-    if (hidden := layer.expand.out_features) % count:
+    expand = layer.key if isinstance(layer, ChannelMix) else cast(FeedForward | GatedFeedForward, layer).expand
+    if (hidden := expand.out_features) % count:
         raise ConfigError(f"{_OPTION}: must divide the {hidden} channels of model.feed_forward_width, got {count}")
 
 
