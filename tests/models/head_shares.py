@@ -27,6 +27,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gated-power": ("gated-power", {}, {"bias": False}),
     "convolved": ("linear", {}, {"around": "mamba2"}),
     "shifted": ("gla", {}, {"around": "rwkv7", "feed_forward": "rwkv7"}),
+    "rwkv7": ("rwkv7", {"decay_rank": 3, "rate_rank": 3, "value_rank": 3, "gate_rank": 3}, {"feed_forward": "rwkv7"}),
     "whole": ("softmax", {"query_key_norm": "whole"}, {"norm_eps": 0.1}),
     "mamba2": ("mamba2", {"groups": 2, "head_width": 4, "state_width": 4}, {"feed_forward": "none"}),
     "gla": ("gla", {"gate_rank": 3}, {}),
@@ -38,7 +39,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "offsets": ("power", {"offset": "learned", "normalize": False}, {"feed_forward": "geglu"}),
 }
 MODES = ("eager", "selective", "compiled", "spread")
-COMPILED = ("softmax", "sinks", "gated-power", "offsets", "mamba2", "hgrn2", "kda")
+COMPILED = ("softmax", "sinks", "gated-power", "offsets", "mamba2", "hgrn2", "kda", "rwkv7")
 """In a quick run, as spread over one process; between them they have every kind of parameter."""
 T = 12
 

@@ -61,16 +61,16 @@ def check(found: list[dict[str, Any]], case: str) -> None:
     [
         (
             "rwkv7",
+            {"head_width": 16},
             {},
-            {},
-            r"^training\.parallel\.tensor: must be 1 with mixer rwkv7, whose heads cannot be shared out, got 2$",
+            r"^training\.parallel\.tensor: must divide the 1 heads of mixer rwkv7",
         ),
         ("mamba2", {}, {}, r"^.*: must divide the 1 groups of mixer mamba2, got 2$"),
         ("gla", {"heads": 1}, {}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
         ("softmax", {}, {"key_value_heads": 1}, r"^.*: must divide the 1 key/value heads of mixer softmax, got 2$"),
         ("softmax", {}, {"feed_forward_width": 7}, r"^.*: must divide the 7 channels of model\.feed_forward_width"),
         ("softmax", {}, {"feed_forward": "rwkv7", "feed_forward_width": 9}, r"^.*: must divide the 9 channels"),
-        ("rwkv7", {}, {"around": "mamba2"}, r"^.*: must be 1 with mixer rwkv7, whose heads"),
+        ("gla", {"heads": 1}, {"around": "mamba2"}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(
@@ -79,6 +79,13 @@ def test_what_cannot_be_shared_out_is_refused(
     config = DecoderConfig(**{"vocab_size": 31, "width": 16, "layers": 1, "heads": 4} | model)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         check_heads(Decoder(config, [mixers[mixer].config(**options)]), 2)
+
+
+def test_a_mixer_without_heads_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixers["gla"].build, "head_groups", None)
+    config = DecoderConfig(vocab_size=31, width=16, layers=1, heads=4)
+    with pytest.raises(ConfigError, match=r"^training\.parallel\.tensor: must be 1 with mixer gla, whose heads"):
+        check_heads(Decoder(config, [mixers["gla"].config()]), 2)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,7 @@ BUILT_WITHOUT_SHARES = """
 from zoo.cli import main
 from zoo.mixers import mixers
 mixers["gla"].build.halo = None
+mixers["gla"].build.head_groups = None
 main()
 """
 
@@ -296,7 +297,7 @@ def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
     script.write_text(BUILT_WITHOUT_SHARES)
     for override, line in (
         ("mixer=gla training.parallel.context=2", "training.parallel.context: must be 1 with mixer gla, which takes"),
-        ("mixer=rwkv7 training.parallel.tensor=2", "training.parallel.tensor: must be 1 with mixer rwkv7, whose heads"),
+        ("mixer=gla training.parallel.tensor=2", "training.parallel.tensor: must be 1 with mixer gla, whose heads"),
         ("model.heads=1 training.parallel.tensor=2", "training.parallel.tensor: must divide the 1 key/value heads of"),
         ("training.parallel.tensor=4", "training.parallel.data_replicate: 1 times training.parallel.tensor 4 must"),
         ("training.parallel.data_replicate=3", "training.parallel.data_replicate: 3 must make the number of processes"),

@@ -134,8 +134,9 @@ class HeadLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        return (F.layer_norm(wide, x.shape[-1:], eps=self.eps) * self.weight + self.bias).to(x.dtype)
+        weight, bias = own_part(self.weight), own_part(self.bias)
+        wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+        return (F.layer_norm(wide, x.shape[-1:], eps=self.eps) * weight + bias).to(x.dtype)
 
     def initialize(self, std: float) -> None:
         """Start at one and zero, whatever `std` other weights have."""

@@ -4,8 +4,9 @@ Projections to heads are cut by rows and those back by columns, which takes torc
 this process's heads alone, as if there were no others. What a layer gives is added up over the processes.
 """
 
-from typing import cast
+from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
@@ -21,13 +22,14 @@ from zoo.blocks.around import Around
 from zoo.blocks.channel_mix import ChannelMix
 from zoo.blocks.feed_forward import FeedForward, GatedFeedForward
 from zoo.blocks.gate import RetentionGate
-from zoo.blocks.linear import ResidualLinear, SharedLinear
+from zoo.blocks.linear import ResidualLinear, SharedLinear, own_part
+from zoo.blocks.low_rank import LowRank
 from zoo.blocks.norms import JoinedRMSNorm, RMSNorm, WholeNorm
 from zoo.errors import ConfigError
 from zoo.kernels.sequence import SequenceGroup
 from zoo.mixers import Mixer
 from zoo.mixers.hgrn2 import Hgrn2
-from zoo.mixers.mamba2 import Mamba2
+from zoo.mixers.rwkv7 import Rwkv7
 from zoo.models.block import Block
 from zoo.models.decoder import Decoder
 
@@ -84,7 +86,7 @@ def _check(name: str, block: Block, count: int) -> None:
     if groups is None:
         raise ConfigError(f"{_OPTION}: must be 1 with mixer {name}, whose heads cannot be shared out, got {count}")
     if groups % count:
-        heads = "groups" if isinstance(mixer, Mamba2) else "key/value heads"
+        heads = {"mamba2": "groups", "rwkv7": "heads"}.get(name, "key/value heads")
         raise ConfigError(f"{_OPTION}: must divide the {groups} {heads} of mixer {name}, got {count}")
     if layer is None:
         return
@@ -95,6 +97,9 @@ def _check(name: str, block: Block, count: int) -> None:
 
 def _share_mixer(mixer: Mixer, mesh: DeviceMesh) -> None:
     mixer.keep_share(mesh.size())
+    if isinstance(mixer, Rwkv7):
+        _share_rwkv7(mixer, mesh)
+        return
     plan: dict[str, ParallelStyle] = {}
     for name, module in list(mixer.named_modules()):
         if isinstance(module, ResidualLinear):
@@ -103,8 +108,7 @@ def _share_mixer(mixer: Mixer, mesh: DeviceMesh) -> None:
             plan[name] = ColwiseParallel()
         else:
             for parameter_name, parameter in list(module.named_parameters(recurse=False)):
-                part = distribute_tensor(parameter, mesh, [_placement(module)], src_data_rank=None)
-                module.register_parameter(parameter_name, nn.Parameter(part, parameter.requires_grad))
+                _cut(module, parameter_name, parameter, _placement(module), mesh)
         if isinstance(module, RetentionGate):
             module.register_forward_pre_hook(_take_local)
         if isinstance(module, WholeNorm | JoinedRMSNorm):
@@ -119,11 +123,43 @@ def _placement(module: nn.Module) -> Placement:
     return Shard(1 if isinstance(module, Hgrn2) else 0)
 
 
+def _share_rwkv7(mixer: Rwkv7, mesh: DeviceMesh) -> None:
+    """Let all of it see plain tensors, and add up its input's gradient once: many matrices read mixtures of that."""
+    whole = {module.contract for module in mixer.modules() if isinstance(module, LowRank)}
+    for module in list(mixer.modules()):
+        if isinstance(module, ResidualLinear):
+            continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            is_whole = name == "mu" if module is mixer else module in whole
+            _cut(module, name, parameter, Replicate() if is_whole else Shard(0), mesh)
+        if isinstance(module, nn.Linear):
+            module.__class__ = _LocalLinear
+    _share(mixer, mesh, {"output": RowwiseParallel()})
+    mixer.register_forward_pre_hook(_take_first_local)
+
+
+class _LocalLinear(nn.Linear):
+    """A projection by what this process has of its parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, own_part(self.weight), None if self.bias is None else own_part(self.bias))
+
+
+def _cut(module: nn.Module, name: str, parameter: Tensor, placement: Placement, mesh: DeviceMesh) -> None:
+    part = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+    module.register_parameter(name, nn.Parameter(part, parameter.requires_grad))
+
+
 def _share(layer: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
     """Cut the matrices of a layer, and add up the gradient of its input once for all of them."""
     parallelize_module(layer, mesh, plan, src_data_rank=None)  # all have the same weights
     whole = (Replicate(), None)
     parallelize_module(layer, mesh, PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole))
+
+
+def _take_first_local(_module: nn.Module, inputs: tuple[DTensor, Any]) -> tuple[Tensor, Any]:
+    x, state = inputs
+    return x.to_local(grad_placements=[Partial()]), state
 
 
 def _take_local(_module: nn.Module, inputs: tuple[DTensor, ...]) -> tuple[Tensor, ...]:
