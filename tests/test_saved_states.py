@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch.utils import _pytree
 
@@ -47,3 +48,16 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
         zoo.load_state(tmp_path / "none.safetensors", small("power"))
     with pytest.raises(InputError, match="state: expected tensors in tuples"):
         zoo.save_state([1], path)
+
+
+def test_a_state_with_channels_in_an_earlier_order_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    for mixer, is_refused in (("gated-delta", True), ("power", False), ("mamba2", False)):  # which has one group
+        model = small(mixer)
+        zoo.save_state(model.init_state(2), path)
+        safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+        if is_refused:
+            with pytest.raises(InputError, match=r"state\.safetensors: expected a state of this version, was an"):
+                zoo.load_state(path, model)
+        else:
+            zoo.load_state(path, model)

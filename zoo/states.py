@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from torch.utils import _pytree
 
 from zoo.blocks.checks import check_progress
 from zoo.blocks.mixer import MixerState
+from zoo.blocks.rows import ROWS, is_in_order
 from zoo.errors import InputError
 from zoo.kernels.devices import usable_device
 from zoo.kernels.power import state_limit
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 State = TypeVar("State")
+_ROWS = "rows"
 
 
 def any_state(model: Decoder | Mixer, context: int, dtype: torch.dtype | None = None) -> Any:
@@ -122,7 +125,7 @@ def save_state(state: object, path: Path | str) -> None:
     """Write a state to one file of safetensors, whole or not at all; `load_state` reads it.
 
     Tensors are named by where they stand, such as `layers.0.0.S`. Unlike what torch.save writes, such a file names no
-    class and runs nothing, so that anyone's can be read.
+    class and runs nothing, so that anyone's can be read. Beside them it says in which order channels stand.
 
     Raises:
         InputError: `state` is none, or the file cannot be written.
@@ -130,7 +133,7 @@ def save_state(state: object, path: Path | str) -> None:
     map_state(lambda x: x, state)
     found, _ = _pytree.tree_flatten_with_path(state)
     tensors = {_name(place): part.detach().clone(memory_format=torch.contiguous_format) for place, part in found}
-    replace_file(Path(path), safetensors.torch.save(tensors), InputError)
+    replace_file(Path(path), safetensors.torch.save(tensors, {_ROWS: str(ROWS)}), InputError)
 
 
 def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device | str | None = None) -> Any:
@@ -142,12 +145,14 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
         device: where it goes; the parameters' by default.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or holds the state of another model.
+        InputError: the file cannot be read, is damaged, or holds the state of another model, or one of an earlier
+            version, when convolutions of several heads had channels in another order.
     """
     path = Path(path)
     place = usable_device(device) or next(model.parameters()).device
     try:
-        tensors = safetensors.torch.load(read_regular(path))
+        content = read_regular(path)
+        tensors = safetensors.torch.load(content)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = tensors["position"].shape[0] if "position" in tensors and tensors["position"].dim() else 1
@@ -156,6 +161,8 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
     if tensors.keys() != set(names):
         other = sorted(tensors.keys() ^ set(names))[0]
         raise InputError(f"{path}: expected the state of this model, was another's: {other!r} is in one of them alone")
+    if not is_in_order(model, _rows_of(content)) and any(name.endswith("convolution") for name in names):
+        raise InputError(f"{path}: expected a state of this version, was an earlier one's, with channels by kind")
     state = _pytree.tree_unflatten([tensors[name].to(place) for name in names], structure)
     try:
         if isinstance(state, MixerState):
@@ -166,6 +173,12 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return state
+
+
+def _rows_of(content: bytes) -> int:
+    """In which order channels stand in a file of safetensors (`zoo.blocks.rows`); earlier versions did not say it."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return int(header.get("__metadata__", {}).get(_ROWS, ROWS - 1))
 
 
 def _name(place: _pytree.KeyPath) -> str:

@@ -91,7 +91,7 @@ def test_the_printed_command_is_a_layout_of_all_gpus(zoo: Callable[..., Result])
     assert line.startswith("torchrun --nnodes 2 --nproc-per-node 8 -m zoo train gpt2-124m-rotary mixer=gated-power ")
     recipe, *overrides = line.partition("zoo train ")[2].split()
     training = load_recipe(recipe, overrides).training
-    copies, shards, context = _layout(training.parallel, 16)
+    copies, shards, context, _ = _layout(training.parallel, 16)
     assert copies * shards * context == 16
     assert training.batch_size == copies * shards
     rows = re.findall(r"^(\d+) x (\d+) x (\d+) ", printed.stdout, re.MULTILINE)
@@ -122,6 +122,10 @@ def test_what_cannot_be_shared_is_said_and_left_out(zoo: Callable[..., Result]) 
         ),
         (["--context", "1K", "--gpus", "8", "--memory", "nan"], "nan is not a number"),
         (["--context", "1K", "--gpus", "0"], "0 is not in the range"),
+        (
+            ["--context", "1K", "--gpus", "8", "training.parallel.tensor=2"],
+            "training.parallel.tensor: expected 1, as a plan leaves layers whole, was 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(zoo: Callable[..., Result], arguments: list[str], line: str) -> None:

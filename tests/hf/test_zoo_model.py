@@ -1,6 +1,7 @@
 """A zoo model as one of transformers: every mixer generates, and what users do to a model works."""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import zoo
 import zoo.hf
+from zoo.blocks.rows import OrderedRows
 from zoo.errors import InputError
 from zoo.hf import ZooForCausalLM
 from zoo.mixers import mixers
@@ -50,6 +52,27 @@ def test_a_model_that_an_earlier_version_saved_is_the_same() -> None:
     _, wanted = load_run(Path(__file__).parent.parent / "training" / "data" / "grouped-in-parts")
     for (name, ours), theirs in zip(model.decoder.named_parameters(), wanted.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_model_with_channels_by_kind_is_the_same(tmp_path: Path) -> None:
+    _, wanted = load_run(Path(__file__).parent.parent / "training" / "data" / "matrix-in-parts")
+    model = zoo.hf.to_hf(wanted)
+    now = {name: x.detach().clone() for name, x in model.named_parameters()}
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, OrderedRows) and module.since == 2:
+                for child, order in module.row_orders.items():
+                    for parameter in module.get_submodule(child).parameters():
+                        parameter.copy_(order.by_kind(parameter))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rows": "by key head"}))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, x in found.named_parameters():
+        assert torch.equal(x, now[name]), name
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rows": "by chance"}))
+    with pytest.raises(InputError, match=r"^rows: expected one of None, by key head, by group, was 'by chance'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_rows_of_unequal_padding_are_those_alone() -> None:

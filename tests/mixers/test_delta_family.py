@@ -26,11 +26,12 @@ def build(name: str, context: LayerContext = CONTEXT, **options: Any) -> Any:
 
 
 def convolved(mixer: MatrixStateLayer, x: Tensor) -> Tensor:
-    """The projections of one row `[T, M]` behind the convolution, where there is one."""
-    projected = x @ mixer.input.weight.T
-    weight = getattr(mixer.convolution, "weight", None)
-    if weight is None:
+    """The projections of one row `[T, M]` behind the convolution, where there is one; all queries, keys, values."""
+    order = mixer.row_orders["input"]
+    projected = x @ order.by_kind(mixer.input.weight).T
+    if not hasattr(mixer.convolution, "weight"):
         return projected
+    weight = order.by_kind(mixer.convolution.weight)
     channels, width = weight.shape
     padded = torch.cat((torch.zeros(width - 1, channels, dtype=x.dtype), projected))
     return F.silu(F.conv1d(padded.T[None], weight[:, None], groups=channels)[0].T)

@@ -31,9 +31,10 @@ def by_the_equations(mixer: Mamba2, u: Tensor) -> Tensor:
     """One row `[T, M]`; d inner channels, H heads of P, G groups, N state width."""
     p, G, N, H, P = mixer.config.p, mixer.config.groups, mixer.config.state_width, mixer.heads, mixer.width
     d, W = H * P, mixer.config.convolution
-    z, xBC, dt = (u @ mixer.input.weight.T).split((d, d + 2 * G * N, H), -1)
+    projection, filters = (mixer.row_orders[name].by_kind for name in ("input", "convolution"))
+    z, xBC, dt = (u @ projection(mixer.input.weight).T).split((d, d + 2 * G * N, H), -1)
     padded = torch.cat((torch.zeros(W - 1, xBC.shape[1], dtype=u.dtype), xBC))
-    weight, bias = mixer.convolution.weight, mixer.convolution.bias
+    weight, bias = filters(mixer.convolution.weight), filters(mixer.convolution.bias)
     xBC = F.silu(F.conv1d(padded.T[None], weight[:, None], bias, groups=xBC.shape[1])[0].T)
     x, B, C = xBC.split((d, G * N, G * N), -1)
     delta = torch.log1p(torch.exp(dt + mixer.step_bias)).clamp(*mixer.config.step_limit)

@@ -1,6 +1,6 @@
-"""Run by `torchrun` for `test_head_shares.py`: models whose heads several processes have, beside whole ones.
+"""Run by `torchrun` for `test_head_shares.py`: models that several processes have together, beside whole ones.
 
-Writes `{case: {what: relative error}}` of each process.
+Writes `{case: {what: relative error}}` of each process. Argument: `quick` leaves out most of what takes compiling.
 """
 
 import sys
@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from tests.models.stages import PIPELINES, errors
 from tests.torchrun import tell
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
@@ -24,9 +25,22 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sinks": ("sliding-window", {"window": 3, "sinks": True}, {"feed_forward": "none"}),
     "linear": ("linear", {}, {"parallel": True}),
     "gated-power": ("gated-power", {}, {"bias": False}),
+    "convolved": ("linear", {}, {"around": "mamba2"}),
+    "shifted": ("gla", {}, {"around": "rwkv7", "feed_forward": "rwkv7"}),
+    "rwkv7": ("rwkv7", {"decay_rank": 3, "rate_rank": 3, "value_rank": 3, "gate_rank": 3}, {"feed_forward": "rwkv7"}),
+    "whole": ("softmax", {"query_key_norm": "whole"}, {"norm_eps": 0.1}),
+    "mamba2": ("mamba2", {"groups": 2, "head_width": 4, "state_width": 4}, {"feed_forward": "none"}),
+    "gla": ("gla", {"gate_rank": 3}, {}),
+    "hgrn2": ("hgrn2", {}, {"norm_eps": 0.1}),
+    "delta": ("delta", {"convolution": None, "output_gate": True}, {"bias": False}),
+    "gated-delta": ("gated-delta", {"heads": 2, "value_heads": 4}, {}),
+    "kda": ("kda", {"value_heads": 8, "negative_eigenvalues": True}, {}),
+    "delta-power": ("delta-power", {}, {}),
     "offsets": ("power", {"offset": "learned", "normalize": False}, {"feed_forward": "geglu"}),
 }
-MODES = ("eager", "compiled", "spread")
+MODES = ("eager", "selective", "compiled", "spread")
+COMPILED = ("softmax", "sinks", "gated-power", "offsets", "mamba2", "hgrn2", "kda", "rwkv7")
+"""In a quick run, as spread over one process; between them they have every kind of parameter."""
 T = 12
 
 
@@ -71,7 +85,9 @@ def read(model: Decoder) -> dict[str, Tensor]:
 def shared(name: str, mode: str, mesh: DeviceMesh) -> Decoder:
     model = build(name)
     share_heads(model, mesh["tp"])
-    if mode == "eager":
+    if mode == "selective":
+        model.checkpoint(mode)
+    if mode in ("eager", "selective"):
         return model
     for block in model.blocks:
         torch.nn.Module.compile(block, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -83,23 +99,28 @@ def shared(name: str, mode: str, mesh: DeviceMesh) -> Decoder:
     return model
 
 
+def modes(name: str, *, quick: bool) -> tuple[str, ...]:
+    return (("eager", "selective", "spread") if name in COMPILED else ("eager",)) if quick else MODES
+
+
 def compare(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
     return {what: float((found[what] - x).norm() / x.norm().clamp(min=1e-300)) for what, x in wanted.items()}
 
 
-def main(result: str) -> None:
+def main(result: str, which: str) -> None:
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("dp_shard", "tp"))
     found = {}
     for name in MODELS:
         logits, wanted = read(build(name)), train(build(name))
-        for mode in MODES:
+        for mode in modes(name, quick=which == "quick"):
             torch.compiler.reset()
             if mode == "eager":
                 found[f"{name}, decoding"] = compare(read(shared(name, mode, mesh)), logits)
             found[f"{name}, {mode}"] = compare(train(shared(name, mode, mesh)), wanted)
+    found |= {name: errors(name) for name in PIPELINES}
     tell(found, result)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,44 +1,76 @@
 """Models whose heads several processes have together: outputs, gradients and steps are those of one process."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.models.head_shares import check_heads
+from zoo.models.stages import Stage
 
 from ..torchrun import run_together
-from .head_shares import MODELS, MODES
+from .head_shares import MODELS, modes
+from .stages import PIPELINES
+
+QUICK = [(2, model, mode) for model in MODELS for mode in (*modes(model, quick=True), "decoding")]
+EVERY = [(4, model, mode) for model in MODELS for mode in (*modes(model, quick=False), "decoding")]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found; of four, two have the same heads."""
-    every: list[dict[str, Any]] = run_together(
-        request.param, "tests.models.head_shares", tmp_path_factory.mktemp("heads") / "found.json"
-    )
-    return every
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict[str, Any]]]:
+    """Returns what each of so many processes found; of four, two have the same heads."""
+
+    @functools.cache
+    def run(count: int) -> list[dict[str, Any]]:
+        result, which = tmp_path_factory.mktemp("heads") / "found.json", "quick" if count == 2 else "every"
+        every: list[dict[str, Any]] = run_together(count, "tests.models.head_shares", result, which)
+        return every
+
+    return run
 
 
-@pytest.mark.parametrize("mode", [*MODES, "decoding"])
-@pytest.mark.parametrize("model", MODELS)
-def test_heads_together_are_one_model(found: list[dict[str, Any]], model: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("processes", "model", "mode"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY)]
+)
+def test_heads_together_are_one_model(
+    found: Callable[[int], list[dict[str, Any]]], processes: int, model: str, mode: str
+) -> None:
+    check(found(processes), f"{model}, {mode}")
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_layers_one_behind_the_other_are_one_model(
+    found: Callable[[int], list[dict[str, Any]]], processes: int, name: str
+) -> None:
+    check(found(processes), name)
+
+
+def check(found: list[dict[str, Any]], case: str) -> None:
     for rank, one in enumerate(found):
-        for what, error in one[f"{model}, {mode}"].items():
+        for what, error in one[case].items():
             assert error < (1e-6 if what == "loss" else 1e-10), f"process {rank}, {what}"  # a loss is float32
 
 
 @pytest.mark.parametrize(
     ("mixer", "options", "model", "message"),
     [
-        ("rwkv7", {}, {}, r"^mixer: expected one of whole heads .*, got rwkv7$"),
-        ("softmax", {"query_key_norm": "whole"}, {}, r"^mixer\.query_key_norm: must not be `whole`"),
-        ("softmax", {}, {"key_value_heads": 1}, r"^key_value_heads: must be a multiple of the 2 processes .*, got 1$"),
-        ("softmax", {}, {"feed_forward_width": 7}, r"^feed_forward_width: must be a multiple of the 2 .*, got 7$"),
-        ("softmax", {}, {"feed_forward": "rwkv7"}, r"^model\.feed_forward: must have hidden channels alone"),
-        ("softmax", {}, {"around": "mamba2"}, r"^mixer: expected one of whole heads"),
+        (
+            "rwkv7",
+            {"head_width": 16},
+            {},
+            r"^training\.parallel\.tensor: must divide the 1 heads of mixer rwkv7",
+        ),
+        ("mamba2", {}, {}, r"^.*: must divide the 1 groups of mixer mamba2, got 2$"),
+        ("gla", {"heads": 1}, {}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
+        ("softmax", {}, {"key_value_heads": 1}, r"^.*: must divide the 1 key/value heads of mixer softmax, got 2$"),
+        ("softmax", {}, {"feed_forward_width": 7}, r"^.*: must divide the 7 channels of model\.feed_forward_width"),
+        ("softmax", {}, {"feed_forward": "rwkv7", "feed_forward_width": 9}, r"^.*: must divide the 9 channels"),
+        ("gla", {"heads": 1}, {"around": "mamba2"}, r"^.*: must divide the 1 key/value heads of mixer gla, got 2$"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(
@@ -47,3 +79,25 @@ def test_what_cannot_be_shared_out_is_refused(
     config = DecoderConfig(**{"vocab_size": 31, "width": 16, "layers": 1, "heads": 4} | model)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         check_heads(Decoder(config, [mixers[mixer].config(**options)]), 2)
+
+
+def test_a_mixer_without_heads_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixers["gla"].build, "head_groups", None)
+    config = DecoderConfig(vocab_size=31, width=16, layers=1, heads=4)
+    with pytest.raises(ConfigError, match=r"^training\.parallel\.tensor: must be 1 with mixer gla, whose heads"):
+        check_heads(Decoder(config, [mixers["gla"].config()]), 2)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "tied", "stage", "message"),
+    [
+        ("softmax", True, (2, 0), r"^model\.tie_embeddings: must be false where layers stand on several processes"),
+        ("hgrn2", False, (2, 1), r"^mixer: expected one whose layers stand by themselves in a pipeline, got hgrn2$"),
+        ("softmax", False, (3, 0), r"^index, count: expected one of at most 2 stages, was 0 of 3$"),
+        ("softmax", False, (2, 2), r"^index, count: expected one of .*, was 2 of 2$"),
+    ],
+)
+def test_what_is_no_stage_is_refused(mixer: str, tied: bool, stage: tuple[int, int], message: str) -> None:
+    config = DecoderConfig(vocab_size=31, width=16, layers=2, heads=4, tie_embeddings=tied)
+    with pytest.raises((ConfigError, InputError), match=message):
+        Stage(Decoder(config, [mixers[mixer].config()] * 2), *stage)

@@ -1,6 +1,6 @@
-"""Run by `torchrun` for `test_older_runs.py`: a run goes on with several processes.
+"""Run by `torchrun` for `test_older_runs.py`: runs go on with several processes.
 
-Arguments: a file that gets what is measured from step 5 on, and the run's folder.
+Arguments: a file that gets what is measured of each from step 5 on, and their folders.
 """
 
 import json
@@ -13,12 +13,12 @@ from zoo.recipe import Recipe
 from zoo.training import train
 
 
-def main(result: str, folder: Path) -> None:
+def go_on(folder: Path) -> list[tuple[str, int, float]]:
     train(Recipe.from_mapping(load_yaml(folder / "recipe.yaml"), "older"), folder, corpus=make_corpus(), device="cpu")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    later = [(line["kind"], line["step"], line["loss"]) for line in lines if line["step"] > 4]
-    Path(result).write_text(json.dumps(later))
+    return [(line["kind"], line["step"], line["loss"]) for line in lines if line["step"] > 4]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    later = [go_on(Path(folder)) for folder in sys.argv[2:]]
+    Path(sys.argv[1]).write_text(json.dumps(later))

@@ -1,6 +1,7 @@
 """Two processes train what one trains; their checkpoints are one process's and the other way round."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -76,6 +77,10 @@ def test_variables_that_no_launcher_sets_are_one_line(variables, line, monkeypat
         ({"data_replicate": 2}, "training.parallel.data_replicate: 2 must make the number of processes, which is 1"),
         ({"data_shard": 8}, "training.parallel.data_replicate: 1 times training.parallel.data_shard 8 must make"),
         ({"context": 2}, "training.parallel.data_replicate: 1 times training.parallel.context 2 must make the number"),
+        (
+            {"context": 3, "tensor": 2},
+            "training.parallel.data_replicate: 1 times training.parallel.context 3 times training.parallel.tensor 2",
+        ),
     ],
 )
 def test_processes_that_cannot_be_laid_out_are_one_line(parallel, line):
@@ -184,12 +189,12 @@ def test_two_processes_train_what_one_trains(tmp_path, recipe_file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize("layout", ["data_shard: -1", "context: 2", "tensor: 2"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
-def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpointing, context):
+def test_two_processes_compile_every_layer_whole(tmp_path, recipe_file, checkpointing, layout):
     run(recipe_file, tmp_path / "one", 1)
     text = recipe_file.read_text().replace("compile: false", "compile: true")
-    text = text.replace("context: 1", f"context: {context}")
+    text = re.sub(rf"\b{layout.partition(':')[0]}: -?1\b", layout, text)
     recipe_file.write_text(text.replace("checkpointing: none", f"checkpointing: {checkpointing}"))
     run(recipe_file, tmp_path / "two", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
@@ -281,6 +286,7 @@ BUILT_WITHOUT_SHARES = """
 from zoo.cli import main
 from zoo.mixers import mixers
 mixers["gla"].build.halo = None
+mixers["gla"].build.head_groups = None
 main()
 """
 
@@ -291,6 +297,9 @@ def test_what_all_fail_of_is_told_once(tmp_path, recipe_file):
     script.write_text(BUILT_WITHOUT_SHARES)
     for override, line in (
         ("mixer=gla training.parallel.context=2", "training.parallel.context: must be 1 with mixer gla, which takes"),
+        ("mixer=gla training.parallel.tensor=2", "training.parallel.tensor: must be 1 with mixer gla, whose heads"),
+        ("model.heads=1 training.parallel.tensor=2", "training.parallel.tensor: must divide the 1 key/value heads of"),
+        ("training.parallel.tensor=4", "training.parallel.data_replicate: 1 times training.parallel.tensor 4 must"),
         ("training.parallel.data_replicate=3", "training.parallel.data_replicate: 3 must make the number of processes"),
         ("training.batch_size=3", "training.batch_size: expected a multiple of the 2 processes, got 3"),
         ("training.parallel.data_shard=3", "training.parallel.data_replicate: 1 times"),

@@ -1,8 +1,8 @@
 """Runs that earlier code wrote: they load, answer as they did, and go on with the losses that they went on with.
 
 Each folder in `data/` is a run as it stood after 4 of 8 steps, beside what came of it (`expected.json`). Two were
-written when everything of two dimensions decayed, and all moved at one rate; another by two processes. In all of them
-rows of projections to queries, keys and values stand by kind.
+written when everything of two dimensions decayed, and all moved at one rate; others by two processes. In all of them
+rows of projections to heads stand by kind, but for those to queries, keys and values in the last.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.blocks.heads import QueryKeyValue, by_kind
+from zoo.blocks.rows import OrderedRows
 from zoo.blocks.treatment import Treatment
 from zoo.config import load_yaml
 from zoo.data import Corpus
@@ -26,14 +26,14 @@ from ..torchrun import run_together
 
 DATA = Path(__file__).parent / "data"
 OLD_RULES = ("power", "rwkv7-hybrid")
-IN_PARTS = "grouped-in-parts"
+IN_PARTS = ("grouped-in-parts", "matrix-in-parts")
 
 
 def expected(name: str) -> Any:
     return json.loads((DATA / name / "expected.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*OLD_RULES, IN_PARTS])
+@pytest.mark.parametrize("name", [*OLD_RULES, *IN_PARTS])
 def test_an_older_model_answers_as_it_did(name: str) -> None:
     _, model = load_run(DATA / name)
     tokens = torch.arange(97, 117)[None].repeat(2, 1)
@@ -52,7 +52,10 @@ def earlier_treatments(model: nn.Module) -> dict[str, Treatment]:
 
 @pytest.mark.parametrize(
     ("name", "treated"),
-    [*((name, how) for name in OLD_RULES for how in ("as it was", "as its mixers say")), (IN_PARTS, "as it says")],
+    [
+        *((name, how) for name in OLD_RULES for how in ("as it was", "as its mixers say")),
+        *((name, "as it says") for name in IN_PARTS),
+    ],
 )
 def test_an_older_run_goes_on(
     name: str, treated: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,25 +75,32 @@ def test_an_older_run_goes_on(
 
 
 def test_an_older_run_goes_on_with_two_processes(tmp_path: Path) -> None:
-    folder = tmp_path / IN_PARTS
-    shutil.copytree(DATA / IN_PARTS, folder)
-    later = run_together(2, "tests.training.older", tmp_path / "found.json", str(folder))
-    for (kind, step, loss), wanted in zip(later, expected(IN_PARTS)["later"], strict=True):
-        assert [kind, step] == wanted[:2]
-        assert loss == pytest.approx(wanted[2], rel=1e-5)
-    newest = json.loads((folder / "checkpoints" / "step-00000008" / "checkpoint.json").read_text())
-    assert newest["format"] == 3
+    for name in IN_PARTS:
+        shutil.copytree(DATA / name, tmp_path / name)
+    every = run_together(
+        2, "tests.training.older", tmp_path / "found.json", *(str(tmp_path / name) for name in IN_PARTS)
+    )
+    for name, later in zip(IN_PARTS, every, strict=True):
+        for (kind, step, loss), wanted in zip(later, expected(name)["later"], strict=True):
+            assert [kind, step] == wanted[:2]
+            assert loss == pytest.approx(wanted[2], rel=1e-5)
+        newest = json.loads((tmp_path / name / "checkpoints" / "step-00000008" / "checkpoint.json").read_text())
+        assert newest["format"] == 5
 
 
-def test_a_state_dict_with_rows_by_kind_is_taken() -> None:
-    _, model = load_run(DATA / IN_PARTS)
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_state_dict_with_rows_by_kind_is_taken(name: str) -> None:
+    _, model = load_run(DATA / name)
     older = model.state_dict()
-    now = {name: x.clone() for name, x in older.items()}
-    for name, module in model.named_modules():
-        if isinstance(module, QueryKeyValue):
-            older._metadata[name]["version"] = 1
-            for kind in ("weight", "bias"):
-                older[f"{name}.projection.{kind}"] = by_kind(now[f"{name}.projection.{kind}"], module.heads)
+    now = {key: x.clone() for key, x in older.items()}
+    for prefix, module in model.named_modules():
+        if isinstance(module, OrderedRows):
+            older._metadata[prefix]["version"] = 1
+            for child, order in module.row_orders.items():
+                for kind in ("weight", "bias"):
+                    if (key := f"{prefix}.{child}.{kind}") in now:
+                        older[key] = order.by_kind(now[key])
+    assert any(not torch.equal(x, now[key]) for key, x in older.items())
     model.load_state_dict(older)
-    for name, x in model.state_dict().items():
-        assert torch.equal(x, now[name]), name
+    for key, x in model.state_dict().items():
+        assert torch.equal(x, now[key]), key

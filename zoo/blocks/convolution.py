@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part
 from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.linear import own_part
 from zoo.blocks.window import Token, Window
 from zoo.kernels.precision import concatenate
 from zoo.kernels.sequence import tail as share_tail
@@ -62,13 +63,14 @@ class CausalConvolution(nn.Module):
         if window.group is not None and before > 0:
             earlier = share_tail(self._tail(seen, document, None), before, window.group)
             seen = concatenate((torch.where(window.group.rank == 0, tail, earlier), x), 1)
-        y = torch.zeros_like(x) if self.bias is None else self.bias.to(x.dtype).expand_as(x)
+        y = torch.zeros_like(x) if self.bias is None else own_part(self.bias).to(x.dtype).expand_as(x)
+        weight = own_part(self.weight).to(x.dtype)
         for j in range(self.width):
             shifted = seen[:, j : j + T]
             if document is not None:
                 same = document[:, j : j + T] == document[:, before:]
                 shifted = torch.where(same[..., None], shifted, 0)
-            y = y + self.weight[:, j].to(x.dtype) * shifted
+            y = y + weight[:, j] * shifted
         return y, window.at_the_end(self._tail(seen, document, window.lengths))
 
     def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
@@ -77,7 +79,10 @@ class CausalConvolution(nn.Module):
         Raises:
             InputError: it is of another width, number of tokens or rows, or on another device.
         """
-        check_part(name, tail, (x.shape[0], self.width - 1, self.weight.shape[0]), None, x.device)
+        check_part(name, tail, (x.shape[0], self.width - 1, len(own_part(self.weight))), None, x.device)
+
+    def keep_share(self, count: int) -> None:
+        """Compute one of `count` equal shares of the channels, which are those of the weights."""
 
     def flops(self, tokens: int) -> int:
         """FLOPs (a multiply-add is 2) of so many tokens."""
@@ -87,8 +92,8 @@ class CausalConvolution(nn.Module):
         """The output `[B, channels]` of one token x `[B, channels]`; the tail is written in place."""
         seen = concatenate((tail.to(x.dtype), x[:, None]), 1)
         tail.copy_(seen[:, 1:])
-        y = torch.einsum("btc,ct->bc", seen, self.weight.to(x.dtype))
-        return y if self.bias is None else self.bias.to(x.dtype) + y
+        y = torch.einsum("btc,ct->bc", seen, own_part(self.weight).to(x.dtype))
+        return y if self.bias is None else own_part(self.bias).to(x.dtype) + y
 
     def _tail(self, seen: Tensor, document: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The last W - 1 real inputs, zero where they are of an earlier document than the last of them."""
@@ -125,6 +130,9 @@ class NoConvolution(nn.Module):
 
     def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
         check_part(name, tail, (x.shape[0], 0, self.channels), None, x.device)
+
+    def keep_share(self, count: int) -> None:
+        self.channels //= count
 
     def flops(self, tokens: int) -> int:
         return 0

@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from zoo.blocks.in_float32 import in_float32
+from zoo.blocks.linear import own_part
 from zoo.config import Pair
 
 __all__ = ["PositiveRange", "Range", "StepGate", "draw_decays", "draw_steps"]
@@ -64,12 +65,12 @@ class StepGate(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """Log gates `[..., H]` of logits `[..., H]`, or `[..., H, K]` of `[..., H K]`."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        decay = self.log_decay.to(dtype).exp()
+        decay, bias = own_part(self.log_decay).to(dtype).exp(), own_part(self.step_bias).to(dtype)
         if self.channels is not None:
             # Spread, so that its gradient is summed over tokens first: how the compiler sums over tokens and channels
             # at once depends on how many tokens there are, sooner than all else does.
             logits, decay = logits.unflatten(-1, (-1, self.channels)), decay[:, None].expand(-1, self.channels)
-        return -decay * F.softplus(logits.to(dtype) + self.step_bias.to(dtype))
+        return -decay * F.softplus(logits.to(dtype) + bias)
 
 
 def draw_decays(log_decay: Tensor, low: float, high: float) -> None:

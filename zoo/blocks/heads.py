@@ -1,7 +1,6 @@
 """Projections into heads and out of them, with their options: rotary embedding, query/key norm, output norm."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -11,6 +10,7 @@ from zoo.blocks.layer import LayerContext
 from zoo.blocks.linear import ResidualLinear
 from zoo.blocks.norms import HeadNorm, WholeNorm
 from zoo.blocks.rotary import RotaryTable, Rotation, rotate, turning_width
+from zoo.blocks.rows import OrderedRows, RowOrder
 from zoo.config import Config
 from zoo.errors import ConfigError
 from zoo.limits import MOST, WIDEST_HEAD
@@ -21,9 +21,6 @@ __all__ = [
     "HeadShape",
     "QueryKeyNorm",
     "QueryKeyValue",
-    "by_key_head",
-    "by_kind",
-    "order_by_key_head",
     "resolve_heads",
 ]
 
@@ -66,6 +63,15 @@ class HeadShape(NamedTuple):
     key_value: int
     width: int
 
+    @property
+    def row_order(self) -> RowOrder:
+        """Of queries, keys and values."""
+        return RowOrder(self.key_value, (self.query // self.key_value * self.width, self.width, self.width))
+
+    def share(self, count: int) -> "HeadShape":
+        """One of `count` equal shares."""
+        return HeadShape(self.query // count, self.key_value // count, self.width)
+
 
 def resolve_heads(config: HeadConfig, context: LayerContext) -> HeadShape:
     """Return the sizes of the heads that a mixer's config and its model give together.
@@ -92,39 +98,10 @@ def _divide(total: int, part: int, name: str) -> int:
     return total // part
 
 
-def by_key_head(x: Tensor, heads: HeadShape) -> Tensor:
-    """Order rows `[(Hq + 2 Hk) K, ...]` of all queries, then keys, then values, as `QueryKeyValue` has them."""
-    query, key_value, width = heads
-    q, k, v = x.unflatten(0, (-1, width)).split((query, key_value, key_value))
-    return torch.cat((q.unflatten(0, (key_value, -1)), k[:, None], v[:, None]), 1).flatten(0, 2)
-
-
-def by_kind(x: Tensor, heads: HeadShape) -> Tensor:
-    """The inverse of `by_key_head`."""
-    groups = x.unflatten(0, (heads.key_value, -1, heads.width))
-    return torch.cat((groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1])).flatten(0, 1)
-
-
-def order_by_key_head(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by name in the order of `model`, which were written when `QueryKeyValue` had rows by kind.
-
-    tensors: its parameters, or with further names behind theirs what an optimiser keeps of them.
-    """
-    ordered = dict(tensors)
-    for name, module in model.named_modules():
-        if isinstance(module, QueryKeyValue):
-            prefix = f"{name}.projection." if name else "projection."
-            for key, x in tensors.items():
-                if key.startswith(prefix) and x.dim() > 0 and len(x) == module.rows:
-                    ordered[key] = by_key_head(x, module.heads)
-    return ordered
-
-
-class QueryKeyValue(nn.Module):
+class QueryKeyValue(OrderedRows):
     """Project `x [B, T, M]` to queries `[B, T, Hq, K]`, keys and values `[B, T, Hk, K]`; norm and rotate as configured.
 
-    The projection's rows stand by key head: those of the queries that share it, of the key, of the value. So any share
-    of the key heads is a shard of consecutive rows. In version 1 they stood by kind, all queries first.
+    The projection's rows stand by key head: those of the queries that share it, of the key, of the value.
 
     Args:
         config: the mixer's options.
@@ -132,12 +109,12 @@ class QueryKeyValue(nn.Module):
         heads: what `resolve_heads` made of both.
     """
 
-    _version = 2
+    since: ClassVar[int] = 1
 
     def __init__(self, config: HeadConfig, context: LayerContext, heads: HeadShape) -> None:
         super().__init__()
         self.heads = heads
-        self.rows = (heads.query + 2 * heads.key_value) * heads.width
+        self.row_orders = {"projection": heads.row_order}
         rotary = context.rotary if config.rotary is None else config.rotary
         turning = turning_width(heads.width, context.rotary_share)
         scaled = (context.rotary_base, context.rotary_scaling)
@@ -145,7 +122,7 @@ class QueryKeyValue(nn.Module):
         self.rotation = Rotation(turning, base, scaling) if rotary and turning else None
         multiplier = context.attention_multiplier  # of scores, which every mixer divides by sqrt(K) already
         self.query_scale = 1.0 if multiplier is None else multiplier * heads.width**0.5
-        self.projection = nn.Linear(context.width, self.rows, context.bias)
+        self.projection = nn.Linear(context.width, (heads.query + 2 * heads.key_value) * heads.width, context.bias)
         self.query_norm, self.key_norm = (
             _make_query_key_norm(config.query_key_norm, each, context, heads.width)
             for each in (heads.query, heads.key_value)
@@ -161,19 +138,6 @@ class QueryKeyValue(nn.Module):
         table = None if self.rotation is None else self.rotation.fused_table(positions[:, None], x.dtype)
         q, k, v = self._heads(x[:, None], table)
         return q[:, 0], k[:, 0], v[:, 0]
-
-    @torch.no_grad()
-    def initialize(self, std: float) -> None:
-        """Order what was drawn by kind, so that a seed draws each head what it drew in version 1."""
-        self.projection.weight.copy_(by_key_head(self.projection.weight, self.heads))
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        if local_metadata.get("version") == 1:
-            own = {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}
-            state_dict.update((prefix + key, x) for key, x in order_by_key_head(self, own).items())
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _heads(self, x: Tensor, table: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
         groups = self.projection(x).unflatten(-1, (self.heads.key_value, -1, self.heads.width))

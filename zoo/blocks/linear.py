@@ -5,13 +5,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["ResidualLinear", "hooks_of", "is_plain_linear", "own_part", "weight_of"]
+__all__ = ["ResidualLinear", "SharedLinear", "hooks_of", "is_plain_linear", "own_part", "weight_of"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class ResidualLinear(nn.Linear):
     """A projection whose output is added to the residual stream: the deeper the model, the smaller it starts."""
+
+
+class SharedLinear(nn.Linear):
+    """A projection whose whole output every head reads, such as the first of two thin ones."""
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -30,12 +34,16 @@ def hooks_of(model: nn.Module) -> tuple[int, ...]:
 
 
 def own_part(parameter: Tensor) -> Tensor:
-    """Return what this process has of a parameter a head, where several have a layer's heads; otherwise all of it."""
+    """Return what this process's heads have of a parameter, where several have a layer's heads; otherwise all of it."""
     if not (dist.is_available() and dist.is_initialized()):
         return parameter
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Partial
 
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # Of what all have, each adds the gradient of its own heads.
+    gradients = [Partial() if placement.is_replicate() else placement for placement in parameter.placements]
+    return parameter.to_local(grad_placements=gradients)
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import ResidualLinear, weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import RMSNorm
+from zoo.blocks.rows import OrderedRows, RowOrder
 from zoo.blocks.window import Shared, Token, Window
 from zoo.errors import ConfigError
 from zoo.kernels.delta import delta_attention, delta_attention_step, delta_flops, init_delta_state
@@ -29,6 +30,10 @@ class MatrixHeads(NamedTuple):
     value: int
     key_width: int
     value_width: int
+
+    def share(self, count: int) -> "MatrixHeads":
+        """One of `count` equal shares."""
+        return self._replace(key=self.key // count, value=self.value // count)
 
     @property
     def keys(self) -> int:
@@ -124,8 +129,10 @@ class GatedOutput(nn.Module):
         return self.projection(y if self.gate is None else y * self.activation(self.gate(x)))
 
 
-class MatrixStateLayer(Mixer):
+class MatrixStateLayer(OrderedRows, Mixer):
     """Projections to heads, a short convolution, `delta_attention`, and `self.output(o, x)`, which a mixer chooses.
+
+    Channels of the projection and of the convolution stand by key head: the query's, the key's, its values'.
 
     A mixer says what its op reads of a token (`read`).
 
@@ -147,6 +154,8 @@ class MatrixStateLayer(Mixer):
         super().__init__()
         self.heads, self.corrects, self.p, self.scale = heads, corrects, p, scale
         channels = 2 * heads.keys + heads.values
+        sizes = (heads.key_width, heads.key_width, heads.values // heads.key)
+        self.row_orders = dict.fromkeys(("input", "convolution"), RowOrder(heads.key, sizes))
         self.input = nn.Linear(context.width, channels, context.bias)
         self.convolution = (
             NoConvolution(channels) if convolution is None else CausalConvolution(channels, convolution, bias=False)
@@ -178,7 +187,7 @@ class MatrixStateLayer(Mixer):
             room.batch_size, heads.value, heads.key_width, heads.value_width, self.p,
             device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
         )  # fmt: skip
-        return MatrixState(room.zeros(weight, self.convolution.width - 1, weight.shape[0]), S)
+        return MatrixState(room.zeros(weight, self.convolution.width - 1, 2 * heads.keys + heads.values), S)
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, MatrixState, x)
@@ -195,13 +204,19 @@ class MatrixStateLayer(Mixer):
     def head_counts(self) -> tuple[int, int]:
         return self.heads.value, self.heads.key
 
+    @property
+    def head_groups(self) -> int:
+        return self.heads.key
+
+    def keep_share(self, count: int) -> None:
+        self.heads = self.heads.share(count)
+        self.convolution.keep_share(count)
+
     def flops(self, tokens: int) -> int:
         heads = self.heads
         core = delta_flops(1, tokens, heads.value, heads.key_width, heads.value_width, self.p, corrects=self.corrects)
         return core + self.convolution.flops(tokens)
 
     def _split(self, mixed: Tensor) -> Read:
-        heads = self.heads
-        q, k, v = mixed.split((heads.keys, heads.keys, heads.values), -1)
-        q, k = (part.unflatten(-1, (heads.key, heads.key_width)) for part in (q, k))
-        return Read(q, k, v.unflatten(-1, (heads.value, heads.value_width)))
+        q, k, v = self.row_orders["input"].kinds(mixed)
+        return Read(q, k, v.unflatten(-1, (-1, self.heads.value_width)).flatten(-3, -2))

@@ -50,6 +50,19 @@ class Mixer(Layer):
         """Heads, and how many different keys and values they have; None for a mixer without heads."""
         return None
 
+    @property
+    def head_groups(self) -> int | None:
+        """Groups of heads that do not know of one another, so that several processes can have them apart; None: there
+        are none.
+        """
+        return None
+
+    def keep_share(self, count: int) -> None:
+        """Compute one of `count` equal shares of the groups of heads from now on, of which the caller leaves it the
+        parameters (`zoo.models.head_shares`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no groups of heads")
+
     @abstractmethod
     def mix(self, x: Tensor, state: Any, window: Window) -> tuple[Tensor, Any]:
         """Mix `x [B, T, M]` into `y [B, T, M]`, and return the state after it if `window.return_state`.

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from zoo.blocks.linear import own_part
 from zoo.blocks.treatment import STEADY
+from zoo.kernels.sequence import SequenceGroup, gather
 
 __all__ = [
-    "GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "LayerNorm", "NormName", "OffsetRMSNorm", "RMSNorm", "WholeNorm",
-    "make_norm", "unit_length",
+    "GroupedRMSNorm", "HeadLayerNorm", "HeadNorm", "JoinedRMSNorm", "LayerNorm", "NormName", "OffsetRMSNorm", "RMSNorm",
+    "WholeNorm", "make_norm", "unit_length",
 ]  # fmt: skip
 
 NormName = Literal["layernorm", "rmsnorm", "offset-rmsnorm"]
@@ -32,12 +33,30 @@ class RMSNorm(nn.RMSNorm):
     torch's own stays in bfloat16 under autocast, unlike its LayerNorm. The output has the input's dtype.
     """
 
+    eps: float
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        return F.rms_norm(wide, self.normalized_shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        weight = own_part(self.weight)
+        wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+        return self._scaled(wide, weight.to(wide.dtype)).to(x.dtype)
+
+    def _scaled(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class JoinedRMSNorm(RMSNorm):
+    """RMSNorm over the channels of all heads together, whose weights are those of each head one after the other."""
+
+    group: SequenceGroup | None = None
+    """The processes that have the heads, where there are several."""
+
+    def _scaled(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.group is None:
+            return super()._scaled(x, weight)
+        return _over_processes(x, self.eps, self.group) * weight
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -91,7 +110,12 @@ class HeadNorm(nn.Module):
 class WholeNorm(HeadNorm):
     """RMSNorm over all heads of `[..., H, K]` together, as in OLMo 2."""
 
+    group: SequenceGroup | None = None
+    """As of `JoinedRMSNorm`."""
+
     def _divided(self, x: Tensor) -> Tensor:
+        if self.group is not None:
+            return _over_processes(x.flatten(-2), self.eps, self.group).view_as(x)
         return F.rms_norm(x.flatten(-2), (x.shape[-2] * x.shape[-1],), eps=self.eps).view_as(x)
 
 
@@ -110,8 +134,9 @@ class HeadLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        return (F.layer_norm(wide, x.shape[-1:], eps=self.eps) * self.weight + self.bias).to(x.dtype)
+        weight, bias = own_part(self.weight), own_part(self.bias)
+        wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+        return (F.layer_norm(wide, x.shape[-1:], eps=self.eps) * weight + bias).to(x.dtype)
 
     def initialize(self, std: float) -> None:
         """Start at one and zero, whatever `std` other weights have."""
@@ -131,12 +156,23 @@ class GroupedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype)).unflatten(-1, (self.groups, -1))
-        return (F.rms_norm(wide, wide.shape[-1:], eps=self.eps).flatten(-2) * self.weight).to(x.dtype)
+        weight = own_part(self.weight)
+        wide = x.to(torch.promote_types(x.dtype, weight.dtype)).unflatten(-1, (self.groups, -1))
+        return (F.rms_norm(wide, wide.shape[-1:], eps=self.eps).flatten(-2) * weight).to(x.dtype)
 
     def initialize(self, std: float) -> None:
         """Start at one, whatever `std` other weights have."""
         nn.init.ones_(self.weight)
+
+
+def _over_processes(x: Tensor, eps: float, group: SequenceGroup) -> Tensor:
+    """Divide x `[..., d]`, the channels of this process, by the root of the mean square of all processes' channels.
+
+    Computed in float32 at least, as torch's own is.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    square = gather(wide.square().mean(-1, keepdim=True), group).mean(0)
+    return (wide * torch.rsqrt(square + eps)).to(x.dtype)
 
 
 def unit_length(x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.gate import RetentionGate, with_resets
+from zoo.blocks.head_mixer import HeadMixer
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyNorm, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
-from zoo.blocks.mixer import Mixer
 from zoo.blocks.offset import LearnedOffset, Offset
 from zoo.blocks.window import Token, Window
 from zoo.kernels.power import (
@@ -50,7 +50,7 @@ class PowerHeadConfig(HeadConfig):
         return self
 
 
-class PowerLayer(Mixer):
+class PowerLayer(HeadMixer):
     """Projections to heads, power attention between them, and the projection back.
 
     Args:
@@ -125,10 +125,6 @@ class PowerLayer(Mixer):
         _, heads, width = self.heads
         dtype = accumulation_dtype(weight_of(self.input.projection).dtype)
         check_power_state(state, x, heads, width, width, self.p, dtype, offset=self.has_offset)
-
-    @property
-    def head_counts(self) -> tuple[int, int]:
-        return self.heads.query, self.heads.key_value
 
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads

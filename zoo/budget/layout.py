@@ -144,9 +144,12 @@ def lay_out(recipe: Recipe, gpus: int, links: Links, times: Times, room: Room) -
         room: what a GPU has.
 
     Raises:
-        InputError: nothing like one of the mixers was timed, and `room` does not say what a token takes.
+        InputError: nothing like one of the mixers was timed, and `room` does not say what a token takes; or layers are
+            to be shared out.
     """
     check_contexts([recipe.training.context_length])
+    if (tensor := recipe.training.parallel.tensor) > 1:
+        raise InputError(f"training.parallel.tensor: expected 1, as a plan leaves layers whole, was {tensor}")
     model = _Model(recipe, times, room.token_seconds)
     found: list[Layout] = []
     refused: dict[int, str] = {}

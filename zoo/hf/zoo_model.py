@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
-from zoo.blocks.heads import order_by_key_head
+from zoo.blocks.rows import ROWS, order_rows
 from zoo.errors import InputError
 from zoo.hf.decoder_cache import decoder_layer
 from zoo.hf.resets import packing_resets, padding_resets
@@ -26,7 +26,8 @@ from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig
 from zoo.models.block import Block
 
-_ROWS = "by key head"
+_ROWS = {None: 0, "by key head": 1, "by group": ROWS}
+_NEWEST_ROWS = "by group"
 
 __all__ = ["ZooConfig", "ZooForCausalLM", "to_hf"]
 
@@ -37,8 +38,8 @@ class ZooConfig(PreTrainedConfig):
     Args:
         model: a `DecoderConfig`. (What is called decoder, transformers takes for a config of its own.)
         mixers: the config of each layer's mixer.
-        rows: how rows of projections to queries, keys and values stand in the weights beside a saved config: `by key
-            head`; None: by kind, as in earlier versions, or there are no weights yet.
+        rows: how rows of projections to heads stand in the weights beside a saved config: `by group`; as earlier
+            versions saved them, `by key head` those to queries, keys and values, or None; or there are no weights yet.
     """
 
     model_type = "mixer_zoo"
@@ -173,18 +174,19 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         """As transformers', also of what earlier versions saved."""
         found = super().from_pretrained(*args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
-        if model.config.rows != _ROWS:
-            own = dict(model.named_parameters())
-            with torch.no_grad():
-                for name, x in order_by_key_head(model, own).items():
-                    if x is not own[name]:
-                        own[name].copy_(x)
-            model.config.rows = _ROWS
+        if model.config.rows not in _ROWS:
+            raise InputError(f"rows: expected one of {', '.join(map(str, _ROWS))}, was {model.config.rows!r}")
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, x in order_rows(model, own, _ROWS[model.config.rows]).items():
+                if x is not own[name]:
+                    own[name].copy_(x)
+        model.config.rows = _NEWEST_ROWS
         return found
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers', and beside the weights a few lines of Python that import the zoo."""
-        self.config.rows = _ROWS
+        self.config.rows = _NEWEST_ROWS
         with write_stub(self, save_directory, "AutoModelForCausalLM"):
             super().save_pretrained(save_directory, *args, **kwargs)
 

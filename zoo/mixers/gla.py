@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.blocks.layer import LayerContext
+from zoo.blocks.linear import SharedLinear
 from zoo.blocks.matrix_state import GatedOutput, MatrixStateLayer, Read, resolve_matrix_heads
 from zoo.blocks.window import Shared
 from zoo.config import Config
@@ -52,7 +53,7 @@ class Gla(MatrixStateLayer):
         super().__init__(context, heads, convolution=config.convolution, corrects=False)
         self.activation = F.silu if config.convolution else torch.nn.Identity()
         self.gate = nn.Sequential(
-            nn.Linear(context.width, config.gate_rank, bias=False), nn.Linear(config.gate_rank, heads.keys)
+            SharedLinear(context.width, config.gate_rank, bias=False), nn.Linear(config.gate_rank, heads.keys)
         )
         self.output = GatedOutput(context, heads, nn.Linear(context.width, heads.values, context.bias))
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext
-from zoo.blocks.linear import ResidualLinear
+from zoo.blocks.linear import ResidualLinear, own_part
 from zoo.blocks.matrix_state import MatrixStateLayer, Read, resolve_matrix_heads
-from zoo.blocks.norms import RMSNorm
+from zoo.blocks.norms import JoinedRMSNorm
 from zoo.blocks.window import Shared
 from zoo.config import Config
 from zoo.kernels.precision import concatenate
@@ -37,7 +37,7 @@ class _NormedOutput(nn.Module):
 
     def __init__(self, context: LayerContext, width: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(width, context.norm_eps)
+        self.norm = JoinedRMSNorm(width, context.norm_eps)
         self.projection = ResidualLinear(width, context.width, context.bias)
 
     def forward(self, o: Tensor, x: Tensor) -> Tensor:
@@ -66,6 +66,7 @@ class Hgrn2(MatrixStateLayer):
     @in_float32
     def initialize(self, std: float) -> None:
         """Start with equal shares, whatever `std` other weights have."""
+        super().initialize(std)
         if self.shares is not None:
             nn.init.zeros_(self.shares)
 
@@ -84,8 +85,8 @@ class Hgrn2(MatrixStateLayer):
         layer, layers, heads = self.context.layer, self.context.layers, self.heads
         name = f"hgrn2.least_gates.{heads.keys}"
         if self.shares is not None:
-            first = torch.zeros_like(self.shares[:1])
-            shares = concatenate((first, self.shares), 0).to(logits.dtype).softmax(0)
+            own = own_part(self.shares)
+            shares = concatenate((torch.zeros_like(own[:1]), own), 0).to(logits.dtype).softmax(0)
             shared.left[name] = shares[1:].cumsum(0)
         if layer == 0:
             return None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from zoo.blocks.decay import StepGate
 from zoo.blocks.delta_layer import DeltaConfig, DeltaLayer
 from zoo.blocks.layer import LayerContext
+from zoo.blocks.linear import SharedLinear
 from zoo.blocks.matrix_state import GatedOutput
 
 __all__ = ["Kda", "KdaConfig"]
@@ -43,4 +44,4 @@ class Kda(DeltaLayer):
 
 
 def _low_rank(width: int, rank: int, channels: int, *, bias: bool) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, channels, bias))
+    return nn.Sequential(SharedLinear(width, rank, bias=False), nn.Linear(rank, channels, bias))

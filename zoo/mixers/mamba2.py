@@ -14,10 +14,11 @@ from zoo.blocks.decay import PositiveRange, Range, draw_decays, draw_steps
 from zoo.blocks.gate import with_resets
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import ResidualLinear, weight_of
+from zoo.blocks.linear import ResidualLinear, own_part, weight_of
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import GroupedRMSNorm
 from zoo.blocks.power_layer import check_power_state
+from zoo.blocks.rows import OrderedRows, RowOrder
 from zoo.blocks.window import Token, Window
 from zoo.config import Config
 from zoo.errors import ConfigError, InputError
@@ -84,7 +85,7 @@ class Mamba2State(NamedTuple):
     z: Tensor
 
 
-class Mamba2(Mixer):
+class Mamba2(OrderedRows, Mixer):
     """`S_t = exp(delta_t A) S_{t-1} + B_t (delta_t x_t)^T`, `y_t = S_t^T C_t + D x_t` per head, then a gated norm.
 
     x, B and C are projections of the input behind a convolution and SiLU, `delta_t = softplus(dt_t + b)` a step size a
@@ -109,8 +110,14 @@ class Mamba2(Mixer):
         self.heads = self.inner // self.width
         if self.heads % config.groups:
             raise ConfigError(f"groups: must divide {self.heads}, the number of heads, got {config.groups}")
+        self.groups = config.groups
         self.shared = config.groups * config.state_width  # channels of all keys, and of all queries
         channels = self.inner + 2 * self.shared
+        values, keys = self.inner // self.groups, config.state_width
+        self.row_orders = {
+            "input": RowOrder(self.groups, (values, values, keys, keys, self.heads // self.groups)),
+            "convolution": RowOrder(self.groups, (values, keys, keys)),
+        }
         self.input = nn.Linear(context.width, self.inner + channels + self.heads, context.bias)
         self.convolution = CausalConvolution(channels, config.convolution)
         self.log_decay = nn.Parameter(torch.empty(self.heads))  # log(-A)
@@ -123,6 +130,7 @@ class Mamba2(Mixer):
     @in_float32
     def initialize(self, std: float) -> None:
         """Draw decays and step sizes from their ranges, whatever `std` other weights have."""
+        super().initialize(std)
         draw_decays(self.log_decay, *self.config.decay)
         draw_steps(self.step_bias, *self.config.step)
         nn.init.ones_(self.skip)
@@ -175,36 +183,45 @@ class Mamba2(Mixer):
     def head_counts(self) -> tuple[int, int]:
         return self.heads, self.heads
 
-    def flops(self, tokens: int) -> int:
-        groups = self.config.groups
-        core = forward_flops(
-            1, tokens, Heads(groups, groups, self.heads), self.config.state_width, self.width, self.config.p
+    @property
+    def head_groups(self) -> int:
+        return self.groups
+
+    def keep_share(self, count: int) -> None:
+        self.inner, self.heads, self.groups, self.shared = (
+            number // count for number in (self.inner, self.heads, self.groups, self.shared)
         )
+        self.norm.groups = self.groups
+
+    def flops(self, tokens: int) -> int:
+        heads = Heads(self.groups, self.groups, self.heads)
+        core = forward_flops(1, tokens, heads, self.config.state_width, self.width, self.config.p)
         return core + self.convolution.flops(tokens)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gate z `[..., d]`, the convolution's input `[..., d + 2 G N]`, step sizes before softplus `[..., H]`."""
-        z, mixed, steps = self.input(x).split((self.inner, self.inner + 2 * self.shared, self.heads), -1)
+        sizes = (self.inner, self.inner + 2 * self.shared, self.heads)
+        groups = self.input(x).unflatten(-1, (self.groups, -1)).split([size // self.groups for size in sizes], -1)
+        z, mixed, steps = (kind.flatten(-2) for kind in groups)
         return z, mixed, steps
 
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values `[..., H, P]`, keys and queries `[..., G, N]`."""
-        values, k, q = F.silu(mixed).split((self.inner, self.shared, self.shared), -1)
-        groups = (self.config.groups, self.config.state_width)
-        return values.unflatten(-1, (self.heads, self.width)), k.unflatten(-1, groups), q.unflatten(-1, groups)
+        values, k, q = self.row_orders["convolution"].kinds(F.silu(mixed))
+        return values.unflatten(-1, (-1, self.width)).flatten(-3, -2), k, q
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Step sizes and log gates `[..., H]`, at least float32: their sums over a long context need the digits."""
         dtype = torch.promote_types(steps.dtype, torch.float32)
-        steps = F.softplus(steps.to(dtype) + self.step_bias.to(dtype))
+        steps = F.softplus(steps.to(dtype) + own_part(self.step_bias).to(dtype))
         if self.config.step_limit is not None:
             steps = steps.clamp(*self.config.step_limit)
-        return steps, -self.log_decay.to(dtype).exp() * steps
+        return steps, -own_part(self.log_decay).to(dtype).exp() * steps
 
     def _output(self, o: Tensor, values: Tensor, z: Tensor) -> Tensor:
         # In channels, so that its gradient is a sum over tokens, and then one over channels: the compiler cuts sums of
         # more than a few thousand, and compiles again where one over both at once gets there.
-        skip = self.skip.to(o.dtype)[:, None].expand(-1, self.width).flatten()
+        skip = own_part(self.skip).to(o.dtype)[:, None].expand(-1, self.width).flatten()
         y = o.flatten(-2) + skip * values.flatten(-2)
         return self.output(self.norm(y * F.silu(z)))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.blocks.checks import check_part, check_state
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.layer import LayerContext, Room
-from zoo.blocks.linear import ResidualLinear, weight_of
+from zoo.blocks.linear import ResidualLinear, own_part, weight_of
 from zoo.blocks.low_rank import LowRank, low_rank
 from zoo.blocks.mixer import Mixer
 from zoo.blocks.norms import HeadLayerNorm
@@ -175,12 +175,19 @@ class Rwkv7(Mixer):
     def head_counts(self) -> tuple[int, int]:
         return self.heads, self.heads
 
+    @property
+    def head_groups(self) -> int:
+        return self.heads
+
+    def keep_share(self, count: int) -> None:
+        self.heads //= count
+
     def flops(self, tokens: int) -> int:
         return rwkv7_flops(1, tokens, self.heads, self.width)
 
     def _project(self, x: Tensor, before: Tensor, shared: Shared) -> _Projected:
         """What the recurrence takes of tokens x and those before them, and of the model's first such layer."""
-        r, w, k, v, a, gate = (torch.lerp(x, before, mu) for mu in self.mu.to(x.dtype))
+        r, w, k, v, a, gate = (torch.lerp(x, before, mu) for mu in own_part(self.mu).to(x.dtype))
         values = self.value(v)
         first_values = shared.earlier.get(FIRST_VALUES)
         if first_values is None:
@@ -192,13 +199,13 @@ class Rwkv7(Mixer):
         log_w = -_FASTEST_DECAY * torch.sigmoid(raised.to(torch.promote_types(raised.dtype, torch.float32)))
         rate = torch.sigmoid(self.rate(a))
         k = self.key(k)
-        kappa = F.normalize(self._heads(k * self.removal.to(k.dtype)), dim=-1)
-        k = k * (1 + (rate - 1) * self.replacement.to(k.dtype))
+        kappa = F.normalize(self._heads(k * own_part(self.removal).to(k.dtype)), dim=-1)
+        k = k * (1 + (rate - 1) * own_part(self.replacement).to(k.dtype))
         r, log_w, k, v, rate = (self._heads(part) for part in (self.receptance(r), log_w, k, values, rate))
         return _Projected(r, log_w, k, v, kappa.to(k.dtype), rate, self.gate(gate))
 
     def _output(self, o: Tensor, token: _Projected) -> Tensor:
-        own = (token.r * token.k * self.bonus.to(o.dtype)).sum(-1, keepdim=True) * token.v
+        own = (token.r * token.k * own_part(self.bonus).to(o.dtype)).sum(-1, keepdim=True) * token.v
         return self.output((self.norm(o) + own).flatten(-2) * token.gate)
 
     def _heads(self, x: Tensor) -> Tensor:

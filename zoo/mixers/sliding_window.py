@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache
+from zoo.blocks.head_mixer import HeadMixer
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import own_part, weight_of
-from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
 from zoo.kernels.interval_attention import interval_attention, supports_flex
@@ -43,7 +43,7 @@ class SlidingWindowConfig(HeadConfig):
         return self
 
 
-class SlidingWindow(Mixer):
+class SlidingWindow(HeadMixer):
     """Softmax attention over the last `window` tokens; cost linear in T, and a state of fixed size.
 
     Source: Beltagy et al., "Longformer", arXiv 2004.05150; Jiang et al., "Mistral 7B", arXiv 2310.06825; sinks as in
@@ -131,10 +131,6 @@ class SlidingWindow(Mixer):
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_cache(state, x, self.window, self.heads.key_value, self.heads.width)
-
-    @property
-    def head_counts(self) -> tuple[int, int]:
-        return self.heads.query, self.heads.key_value
 
     def flops(self, tokens: int) -> int:
         full = max(0, tokens - self.window)

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.blocks.cache import KeyValueState, append, attend_in_place, check_cache, empty_cache, within_room
+from zoo.blocks.head_mixer import HeadMixer
 from zoo.blocks.heads import HeadConfig, HeadOutput, QueryKeyValue, resolve_heads
 from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
-from zoo.blocks.mixer import Mixer
 from zoo.blocks.softmax_attention import attend_where, attention_flops, causal_attention
 from zoo.blocks.window import Token, Window
 from zoo.errors import InputError
@@ -29,7 +29,7 @@ class SoftmaxConfig(HeadConfig):
     """Scores s become `c tanh(s / c)`, below which they stay, as in Gemma 2. All pairs are then held in memory."""
 
 
-class Softmax(Mixer):
+class Softmax(HeadMixer):
     """`o_t = sum_{j <= t} w_tj v_j` with `w_t = softmax_j(q_t . k_j / sqrt(K))`; cost quadratic in T.
 
     The state holds keys and values of as many tokens as `init_state` was told, and never grows: one that a call without
@@ -84,10 +84,6 @@ class Softmax(Mixer):
 
     def capacity(self, state: KeyValueState) -> int:
         return state.keys.shape[1]
-
-    @property
-    def head_counts(self) -> tuple[int, int]:
-        return self.heads.query, self.heads.key_value
 
     def flops(self, tokens: int) -> int:
         return attention_flops(tokens * (tokens + 1) // 2, self.heads.query, self.heads.width)

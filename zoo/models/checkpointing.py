@@ -38,7 +38,7 @@ _OPS = (
 )
 
 # What processes sent one another is not sent again.
-_COLLECTIVES = ("all_gather_into_tensor", "all_to_all_single", "wait_tensor")
+_COLLECTIVES = ("all_gather_into_tensor", "all_reduce", "all_to_all_single", "wait_tensor")
 
 
 def run_checkpointed(run: Callable[[*Arguments], Any], mode: Checkpointing, *arguments: *Arguments) -> Any:

@@ -177,6 +177,10 @@ class Decoder(CompiledByItself):
         """
         self._check_targets(tokens, targets, weights)
         x, _ = self._hidden(tokens, resets=resets)
+        return self._loss_behind(x, targets, weights)
+
+    def _loss_behind(self, x: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """The loss given the residual stream after all blocks, `[B, T, M]`."""
         x = self._normed(x).flatten(0, 1)
         targets, weights = targets.flatten(), None if weights is None else weights.flatten()
         weight = self._head_weight

@@ -25,12 +25,16 @@ class ParallelConfig(Config):
     into each."""
 
     data_shard: int = Field(default=-1, ge=-1, le=LONGEST)
-    """Groups of `context` processes that parameters, gradients and the optimiser's state of one copy are spread over;
-    -1: all there are."""
+    """Groups of `context` times `tensor` processes that parameters, gradients and the optimiser's state of one copy are
+    spread over; -1: all there are."""
 
     context: int = Field(default=1, ge=1, le=LONGEST)
     """Processes that have one sequence together, each a share of its tokens: for sequences that are too long for one.
     Copies are spread over them as well."""
+
+    tensor: int = Field(default=1, ge=1, le=LONGEST)
+    """Processes that have each layer together, each some of its heads and hidden channels: for layers that are too wide
+    for one. They have the same tokens, and are best neighbours within a node."""
 
     gather: Literal["float32", "bfloat16"] = "float32"
     """In what parameters are sent to where a layer is computed. bfloat16 sends half the bytes and rounds what is not

@@ -2,13 +2,15 @@
 
 import atexit
 import functools
+import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,10 +23,23 @@ from zoo.kernels.devices import usable_device
 from zoo.kernels.sequence import SequenceGroup
 from zoo.recipe.training import ParallelConfig
 
-__all__ = ["ALONE", "Processes", "choose_device", "join_processes", "own_rank"]
+__all__ = ["ALONE", "Meshes", "Processes", "choose_device", "join_processes", "own_rank"]
 
 Agreed = TypeVar("Agreed")
 _ERROR = "zoo/error"
+
+
+class Meshes(NamedTuple):
+    """What a model is spread over. Where there are replicas, the first dimension of the first two is `dp_replicate`; in
+    their last one sharing of data and of sequences is one, and in that of what is around layers sharing of heads too.
+    """
+
+    around: DeviceMesh
+    """What is around the layers: embeddings, the last norm, the head."""
+    layers: DeviceMesh
+    """Each layer, or the process's heads of it."""
+    heads: DeviceMesh | None
+    """Those that have each layer's heads together; None: each has all of them."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,8 @@ class Processes:
     device: torch.device
     rank: int = 0
     count: int = 1
-    mesh: DeviceMesh | None = None
-    """None for a single process; else what a model is spread over: where there are replicas, its first dimension is
-    `dp_replicate`; in its last one sharing of data and of sequences is one."""
+    mesh: Meshes | None = None
+    """None for a single process."""
     group: SequenceGroup | None = None
     """Those that have this process's sequences together with it."""
 
@@ -48,17 +62,22 @@ class Processes:
     @property
     def data_count(self) -> int:
         """In how many parts the rows of a batch are shared out."""
-        return self.count // self._columns
+        return self.count // (self._columns * self._copies)
 
     @property
     def data_rank(self) -> int:
         """Which part this process has."""
-        return self.rank // self._columns
+        return self.rank // (self._columns * self._copies)
 
     @property
     def _columns(self) -> int:
         """In how many shares a sequence is cut."""
         return 1 if self.group is None else self.group.size
+
+    @property
+    def _copies(self) -> int:
+        """How many processes have the same tokens, and each some of the heads."""
+        return 1 if self.mesh is None or self.mesh.heads is None else self.mesh.heads.size()
 
     @property
     def files(self) -> dist.ProcessGroup:
@@ -97,7 +116,8 @@ class Processes:
             return share
         parts = [torch.empty_like(share) for _ in range(self.count)]
         dist.all_gather(parts, share.contiguous())
-        whole = [torch.cat(parts[i : i + self._columns], 1) for i in range(0, self.count, self._columns)]
+        shares = parts[:: self._copies]
+        whole = [torch.cat(shares[i : i + self._columns], 1) for i in range(0, len(shares), self._columns)]
         return whole[0] if len(share) == rows else torch.cat(whole)
 
     def first(self, own: Agreed | None, /) -> Agreed | None:
@@ -148,7 +168,7 @@ class Processes:
         """Return this process's share of the tokens of rows that it has with others, whose number divides theirs."""
         if self.group is None:
             return rows
-        place = self.rank % self._columns
+        place = self.rank // self._copies % self._columns
         return Batch(*(tensor.chunk(self._columns, 1)[place] for tensor in rows))
 
 
@@ -185,7 +205,7 @@ def join_processes(
     rank = dist.get_rank()
     try:
         mesh = _mesh(chosen.type, layout)
-        group = SequenceGroup.of(mesh["cp"].get_group(), chosen) if layout[-1] > 1 else None
+        group = SequenceGroup.of(mesh["cp"].get_group(), chosen) if layout.context > 1 else None
         yield Processes(chosen, rank, count, _spreading(mesh), group)
     except ZooError as error:
         if not _is_told_by_first(rank, str(error)):
@@ -266,27 +286,42 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _layout(parallel: ParallelConfig, count: int) -> tuple[int, int, int]:
-    """Return the numbers of replicas, of shards of each, and of processes that have a sequence together.
+class _Layout(NamedTuple):
+    """Numbers of replicas, of shards of each, of processes that have a sequence, and of those that have heads together.
+
+    Processes that have heads together are neighbours, as they send most.
+    """
+
+    replicas: int
+    shards: int
+    context: int
+    tensor: int
+
+
+def _layout(parallel: ParallelConfig, count: int) -> _Layout:
+    """Return how so many processes are laid out.
 
     Raises:
         ConfigError: they do not multiply to the number of processes.
     """
-    replicas, shards, context = parallel.data_replicate, parallel.data_shard, parallel.context
+    replicas, shards, context, tensor = (
+        parallel.data_replicate, parallel.data_shard, parallel.context, parallel.tensor
+    )  # fmt: skip
     if shards == -1:
-        shards = max(1, count // (replicas * context))
-    if replicas * shards * context != count:
+        shards = max(1, count // (replicas * context * tensor))
+    if replicas * shards * context * tensor != count:
         stated = "" if parallel.data_shard == -1 else f" times training.parallel.data_shard {shards}"
         stated += "" if context == 1 else f" times training.parallel.context {context}"
+        stated += "" if tensor == 1 else f" times training.parallel.tensor {tensor}"
         raise ConfigError(
             f"training.parallel.data_replicate: {replicas}{stated} must make the number of processes, which is {count}"
         )
-    return replicas, shards, context
+    return _Layout(replicas, shards, context, tensor)
 
 
 @functools.cache  # every mesh makes process groups, which stay
-def _mesh(device_type: str, layout: tuple[int, int, int]) -> DeviceMesh:
-    return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard", "cp"))
+def _mesh(device_type: str, layout: _Layout) -> DeviceMesh:
+    return init_device_mesh(device_type, layout, mesh_dim_names=("dp_replicate", "dp_shard", "cp", "tp"))
 
 
 @functools.cache
@@ -295,11 +330,22 @@ def _files() -> dist.ProcessGroup:
 
 
 @functools.cache
-def _spreading(mesh: DeviceMesh) -> DeviceMesh:
-    """Return what parameters are spread over: shards of data and of sequences as one dimension, behind replicas."""
-    replicas, shards, context = mesh.shape
-    if context == 1 or shards == 1:
-        name = "dp_shard" if context == 1 else "cp"
-    else:
-        mesh["dp_shard", "cp"]._flatten(name := "dp_shard_cp")
-    return mesh[name] if replicas == 1 else mesh["dp_replicate", name]
+def _spreading(mesh: DeviceMesh) -> Meshes:
+    around = _joined(mesh, ("dp_shard", "cp", "tp"))
+    if mesh["tp"].size() == 1:
+        return Meshes(around, around, None)
+    # It warns of what it sends along two dimensions, one after the other: norms, and weights that are put together.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    return Meshes(around, _joined(mesh, ("dp_shard", "cp")), mesh["tp"])
+
+
+def _joined(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+    """Return the dimensions of these names as one, behind replicas, if there are any."""
+    several = tuple(name for name in names if mesh[name].size() > 1) or names[:1]
+    name = "_".join(several)
+    joined = mesh[several]._flatten(name) if len(several) > 1 else mesh[name]
+    if mesh["dp_replicate"].size() == 1:
+        return joined
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Slicing a flattened dim")  # there is no other way that torch 2.11 has too
+        return mesh["dp_replicate", name]

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.blocks.rows import is_in_order
 from zoo.data import Batch
 from zoo.errors import TrainingError
 from zoo.kernels.targets import IGNORED
 from zoo.models import Decoder
 from zoo.models.block import Block
+from zoo.models.head_shares import check_heads
 from zoo.models.initialization import draw_seed
 from zoo.recipe.training import TrainingConfig
 from zoo.training.distributed import Processes
@@ -57,6 +59,7 @@ class Engine:
         processes: who trains together.
 
     Raises:
+        ConfigError: several processes are to have a layer together, and its heads cannot be shared out so.
         TrainingError: several processes are to have a sequence together, and a layer looks back too far for it.
     """
 
@@ -73,6 +76,8 @@ class Engine:
         if config.checkpointing != "none":
             model.checkpoint(config.checkpointing)
         if processes.mesh is not None:
+            if processes.mesh.heads is not None:
+                check_heads(model, processes.mesh.heads.size())
             gather = getattr(torch, config.parallel.gather)
             torch.manual_seed(config.seed)  # so that the seed drawn is that of a single process, which builds first
             seed = draw_seed()
@@ -196,7 +201,7 @@ class Engine:
         """
         processes, source, read = self._processes, str(checkpoint.path), partial(saved_tensors, checkpoint)
         # Rows in another order are parts of other processes.
-        in_parts = checkpoint.is_in_parts and not checkpoint.is_by_kind
+        in_parts = checkpoint.is_in_parts and is_in_order(self._model, checkpoint.rows)
         if processes.mesh is not None and in_parts and not processes.any(not checkpoint.path.is_dir()):
             self._restore_parts(checkpoint)
             return

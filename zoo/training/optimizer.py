@@ -1,11 +1,13 @@
 """How a step computes and moves: AdamW, its learning rate, the precision of products and the order of sums."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from zoo.blocks.treatment import Treatment, treatments
@@ -36,9 +38,9 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
             grouped.setdefault(treated[name], []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
-            {"params": grouped[treatment], "weight_decay": config.weight_decay * treatment.decays}
-            | {"share": treatment.share}
+            {"params": parameters, "weight_decay": config.weight_decay * treatment.decays, "share": treatment.share}
             for treatment in sorted(grouped, reverse=True)  # what decays first
+            for parameters in _by_mesh(grouped[treatment])
         ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
@@ -57,12 +59,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
     """Scale the gradients down to a joint norm of `limit` (None: leave them) and return the norm before, 0-d."""
-    if limit is None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-    else:
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    groups = _by_mesh(parameter for parameter in model.parameters() if parameter.grad is not None)
+    norms = [_norm_of_gradients(parameters) for parameters in groups]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if limit is not None:
+        for parameters in groups:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _norm_of_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
+
+
+def _by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters by what they are spread over: torch computes with many at once where it is the same for all."""
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault(mesh, []).append(parameter)
+    return list(groups.values())
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:

@@ -1,24 +1,28 @@
 """A model over many processes: each makes and keeps its part of every layer's parameters, by FSDP2."""
 
+from typing import cast
+
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from zoo.models import Decoder
+from zoo.models.block import Block
+from zoo.models.head_shares import share_heads_of
+from zoo.training.distributed import Meshes
 
 __all__ = ["communicate_at_the_end", "free_gathered", "keep_gathered", "spread"]
 
 
 def spread(
-    model: Decoder, mesh: DeviceMesh, device: torch.device, *, seed: int, gather: torch.dtype, compiled: bool
+    model: Decoder, meshes: Meshes, device: torch.device, *, seed: int, gather: torch.dtype, compiled: bool
 ) -> None:
-    """Spread parameters, gradients and optimiser state over the mesh, layer by layer, in place.
+    """Spread parameters, gradients and optimiser state over the meshes, layer by layer, in place.
 
     Args:
         model: on the meta device. A process holds its own parts and one whole layer at a time, and draws each layer as
             `model.reset_parameters(seed=seed)` does, so that the weights are those of a single process.
-        mesh: of one dimension, or of two, replicas first.
+        meshes: those of the layers and of what is around them may differ.
         device: where the parts go.
         seed: what the weights are drawn from.
         gather: dtype in which weights come together for a layer; gradients are always added up in float32.
@@ -30,10 +34,13 @@ def spread(
             module.to_empty(device=device)
             model.reset_parameters(seed=seed, part=part)
             if isinstance(child, nn.ModuleList):
+                if meshes.heads is not None:
+                    share_heads_of(cast(Block, module), meshes.heads)
                 if compiled:
                     module.compile(fullgraph=True, dynamic=False)
-                fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+                fully_shard(module, mesh=meshes.layers, mp_policy=policy)
+    # Over those that share heads too: what is whole on all of them stays the same on all, to the last bit.
+    fully_shard(model, mesh=meshes.around, mp_policy=policy)
     for method in ("loss", "score"):
         register_fsdp_forward_method(model, method)
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from zoo.blocks.heads import order_by_key_head
+from zoo.blocks.rows import order_rows
 from zoo.errors import CheckpointError
 from zoo.training.distributed import ALONE, Processes
 from zoo.training.run.checkpoint import Checkpoint
@@ -46,8 +46,7 @@ def saved_tensors(checkpoint: Checkpoint, name: str, model: nn.Module) -> dict[s
     Raises:
         CheckpointError: there are none of that name, or they cannot be read.
     """
-    tensors = checkpoint.tensors(name)
-    return order_by_key_head(model, tensors) if checkpoint.is_by_kind else tensors
+    return order_rows(model, checkpoint.tensors(name), checkpoint.rows)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -234,10 +234,10 @@ def test_when_all_are_damaged_the_run_does_not_silently_start_anew(store):
 
 def test_another_format_is_refused_not_passed_over(store, monkeypatch):
     store.save(1, tensors(1), facts(1))
-    monkeypatch.setattr(checkpoint_module, "_WHOLE", 5)
+    monkeypatch.setattr(checkpoint_module, "_WHOLE", 7)
     store.save(2, tensors(2), facts(2))
-    monkeypatch.setattr(checkpoint_module, "_WHOLE", 3)
-    with pytest.raises(CheckpointError, match=r"step-00000002: has checkpoint format 5, this version reads up to 4"):
+    monkeypatch.setattr(checkpoint_module, "_WHOLE", 5)
+    with pytest.raises(CheckpointError, match=r"step-00000002: has checkpoint format 7, this version reads up to 6"):
         store.newest()
 
 

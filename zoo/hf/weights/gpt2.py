@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.blocks.heads import HeadShape
 from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
-from zoo.hf.weights.pieces import ByKeyHead, ByKeyHeadTransposed, Piece, Same, Transposed
+from zoo.hf.weights.pieces import ByGroup, ByGroupTransposed, Piece, Same, Transposed
 from zoo.hf.weights.settings import Settings
 from zoo.hf.weights.styles import check_defaults
 from zoo.mixers.softmax import SoftmaxConfig
@@ -48,7 +48,7 @@ def _read(settings: Settings, names: Set[str]) -> Source:
 
 
 def _pieces(config: DecoderConfig) -> Iterator[Piece]:
-    heads = HeadShape(config.heads, config.heads, config.width // config.heads)
+    order = HeadShape(config.heads, config.heads, config.width // config.heads).row_order
     yield Same(("token_embedding.weight",), ("transformer.wte.weight",))
     yield Same(("position_embedding.weight",), ("transformer.wpe.weight",))
     for layer in range(config.layers):
@@ -56,8 +56,8 @@ def _pieces(config: DecoderConfig) -> Iterator[Piece]:
         for name, part in _NORMS.items():
             yield from (Same((f"{block}.{name}.{kind}",), (f"{source}.{part}.{kind}",)) for kind in ("weight", "bias"))
         here, there = f"{block}.{_HEADS[0]}", f"{source}.{_HEADS[1]}"
-        yield ByKeyHeadTransposed((f"{here}.weight",), (f"{there}.weight",), heads)
-        yield ByKeyHead((f"{here}.bias",), (f"{there}.bias",), heads)
+        yield ByGroupTransposed((f"{here}.weight",), (f"{there}.weight",), order)
+        yield ByGroup((f"{here}.bias",), (f"{there}.bias",), order)
         for name, part in _LINEAR.items():
             yield Transposed((f"{block}.{name}.weight",), (f"{source}.{part}.weight",))
             yield Same((f"{block}.{name}.bias",), (f"{source}.{part}.bias",))

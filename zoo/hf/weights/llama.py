@@ -12,7 +12,7 @@ from zoo.errors import InputError
 from zoo.hf.weights.attention import read_attention, write_attention
 from zoo.hf.weights.kinds import Kind, Source, Target
 from zoo.hf.weights.pieces import (
-    ByKeyHead,
+    ByGroup,
     Ones,
     Piece,
     Reshaped,
@@ -192,7 +192,7 @@ def _linear(
         elif heads is None:
             yield Same((f"{name}.{kind}",), sources)
         else:
-            yield ByKeyHead((f"{name}.{kind}",), sources, heads)
+            yield ByGroup((f"{name}.{kind}",), sources, heads.row_order)
 
 
 def _write(model_type: str, decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:

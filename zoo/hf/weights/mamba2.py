@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
+from zoo.blocks.rows import RowOrder
 from zoo.errors import InputError
 from zoo.hf.weights.kinds import Kind, Source, Target
-from zoo.hf.weights.pieces import Piece, Same, Squeezed, Zeros
+from zoo.hf.weights.pieces import ByGroup, ByGroupSqueezed, Piece, Same, Zeros
 from zoo.hf.weights.settings import Settings
 from zoo.hf.weights.styles import check_defaults
-from zoo.mixers.mamba2 import Mamba2Config
+from zoo.mixers.mamba2 import Mamba2, Mamba2Config
 from zoo.models import Decoder, DecoderConfig
 
 __all__ = ["MAMBA2_KINDS"]
@@ -23,7 +25,6 @@ _MIXER = {
     "step_bias": "dt_bias",
     "skip": "D",
     "norm.weight": "norm.weight",
-    "input.weight": "in_proj.weight",
     "output.weight": "out_proj.weight",
 }
 """What is the same tensor under another name."""
@@ -66,7 +67,9 @@ def _read(settings: Settings, names: Set[str]) -> Source:
     }
     convolved = "backbone.layers.0.mixer.conv1d.bias" in names
     embedding = _AUTHORS_EMBEDDING if _AUTHORS_EMBEDDING in names else _EMBEDDING
-    return Source(config, [mixer] * config.layers, list(_pieces(config, embedding, convolved)))
+    with torch.device("meta"):
+        orders = Mamba2(Mamba2Config.from_mapping(mixer, "mixer"), config.layer_context(0)).row_orders
+    return Source(config, [mixer] * config.layers, list(_pieces(config, orders, embedding, convolved)))
 
 
 def _step_limit(settings: Settings) -> list[float] | None:
@@ -79,20 +82,21 @@ def _number(value: Any) -> Any:
     return value["__float__"] if isinstance(value, dict) and "__float__" in value else value
 
 
-def _pieces(config: DecoderConfig, embedding: str, convolved: bool) -> Iterator[Piece]:
+def _pieces(config: DecoderConfig, orders: Mapping[str, RowOrder], embedding: str, convolved: bool) -> Iterator[Piece]:
     yield Same(("token_embedding.weight",), (embedding,))
     for layer in range(config.layers):
         block, source = f"blocks.{layer}", f"backbone.layers.{layer}"
         yield Same((f"{block}.mixer_norm.weight",), (f"{source}.norm.weight",))
         for name, part in _MIXER.items():
             yield Same((f"{block}.mixer.{name}",), (f"{source}.mixer.{part}",))
+        for kind in ("weight", "bias") if config.bias else ("weight",):
+            yield ByGroup((f"{block}.mixer.input.{kind}",), (f"{source}.mixer.in_proj.{kind}",), orders["input"])
         if config.bias:
-            for name, part in (("input", "in_proj"), ("output", "out_proj")):
-                yield Same((f"{block}.mixer.{name}.bias",), (f"{source}.mixer.{part}.bias",))
+            yield Same((f"{block}.mixer.output.bias",), (f"{source}.mixer.out_proj.bias",))
         convolution, conv1d = f"{block}.mixer.convolution", f"{source}.mixer.conv1d"
-        yield Squeezed((f"{convolution}.weight",), (f"{conv1d}.weight",))
+        yield ByGroupSqueezed((f"{convolution}.weight",), (f"{conv1d}.weight",), orders["convolution"])
         bias = (f"{convolution}.bias",)
-        yield Same(bias, (f"{conv1d}.bias",)) if convolved else Zeros(bias, ())
+        yield ByGroup(bias, (f"{conv1d}.bias",), orders["convolution"]) if convolved else Zeros(bias, ())
     yield Same(("norm.weight",), ("backbone.norm_f.weight",))
     if not config.tie_embeddings:
         yield Same(("head.weight",), ("lm_head.weight",))
@@ -131,7 +135,8 @@ def _write(decoder: Decoder, weights: Mapping[str, Tensor]) -> Target:
     }
     if mixer.step_limit is not None:
         values["time_step_limit"] = list(mixer.step_limit)
-    return Target(values, list(_pieces(config, _EMBEDDING, convolved)))
+    orders = cast(Mamba2, decoder.blocks[0].mixer).row_orders
+    return Target(values, list(_pieces(config, orders, _EMBEDDING, convolved)))
 
 
 MAMBA2_KINDS = {"mamba2": Kind(_read, _write, architecture="Mamba2ForCausalLM")}

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks.heads import HeadShape, by_key_head, by_kind
+from zoo.blocks.rows import RowOrder
 from zoo.errors import InputError
 
 __all__ = [
-    "ByKeyHead",
-    "ByKeyHeadTransposed",
+    "ByGroup",
+    "ByGroupSqueezed",
+    "ByGroupTransposed",
     "Ones",
     "Piece",
     "Reshaped",
@@ -20,7 +21,6 @@ __all__ = [
     "Shared",
     "SharedByHeads",
     "Split",
-    "Squeezed",
     "Stacked",
     "Transposed",
     "Zeros",
@@ -93,36 +93,35 @@ class Stacked(Piece):
         return [row.reshape(self.shape) for row in tensors[0]]
 
 
-class Squeezed(Piece):
-    """Filters `[C, W]`, one a channel, that the file has as `[C, 1, W]`."""
-
-    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
-        return [x.squeeze(1) for x in tensors]
-
-    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [x.unsqueeze(1) for x in tensors]
-
-
 @dataclass(frozen=True)
-class ByKeyHead(Piece):
-    """Rows by key head, where the file has queries, keys and values apart: in three tensors, or in one."""
+class ByGroup(Piece):
+    """Rows by group of heads, where the file has them by kind: each kind in a tensor, or all in one."""
 
-    heads: HeadShape
+    order: RowOrder
 
     def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
         rows = torch.cat(list(tensors))
-        return [by_key_head(rows, self.heads) if len(rows) == shapes[0][0] else rows]  # of a shape that is refused
+        return [self.order.by_group(rows) if len(rows) == shapes[0][0] else rows]  # of a shape that is refused
 
     def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        rows = by_kind(tensors[0], self.heads)
+        rows = self.order.by_kind(tensors[0])
         if len(self.sources) == 1:
             return [rows]
-        query, key_value, width = self.heads
-        return [part.contiguous() for part in rows.split([n * width for n in (query, key_value, key_value)])]
+        return [part.contiguous() for part in rows.split([self.order.groups * size for size in self.order.sizes])]
 
 
-class ByKeyHeadTransposed(ByKeyHead):
-    """`ByKeyHead` of a matrix `[out, in]` that the file has as `[in, out]`."""
+class ByGroupSqueezed(ByGroup):
+    """`ByGroup` of filters `[C, W]`, one a channel, that the file has as `[C, 1, W]`."""
+
+    def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        return super().read([x.squeeze(1) for x in tensors], shapes)
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [x[:, None] for x in super().write(tensors)]
+
+
+class ByGroupTransposed(ByGroup):
+    """`ByGroup` of a matrix `[out, in]` that the file has as `[in, out]`."""
 
     def read(self, tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
         return super().read([x.T for x in tensors], shapes)

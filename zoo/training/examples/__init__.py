@@ -24,6 +24,7 @@ def examples_of(
     """
     if config.batch_size % processes.data_count:
         each = "" if processes.group is None else f" over training.parallel.context {processes.group.size}"
+        each += "" if config.parallel.tensor == 1 else f" over training.parallel.tensor {config.parallel.tensor}"
         raise TrainingError(
             f"training.batch_size: expected a multiple of the {processes.count} processes{each}, "
             f"got {config.batch_size}"

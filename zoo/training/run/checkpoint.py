@@ -23,6 +23,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from zoo.blocks.rows import ROWS
 from zoo.errors import CheckpointError
 from zoo.reading import hash_document, hash_file, read_regular
 from zoo.report.files import sync_file, sync_folder, writing
@@ -30,8 +31,9 @@ from zoo.training.run.parts import first_not_finite, read_whole
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
-_WHOLE, _IN_PARTS = 3, 4  # formats
-_BY_KIND = {1: _WHOLE, 2: _IN_PARTS}  # earlier ones: the same but for an order of rows
+_WHOLE, _IN_PARTS = 5, 6  # formats
+# Earlier ones are the same but for an order of rows, after so many changes of it.
+_EARLIER = {1: (_WHOLE, 0), 2: (_IN_PARTS, 0), 3: (_WHOLE, 1), 4: (_IN_PARTS, 1)}
 _FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _logger = logging.getLogger(__name__)
@@ -51,8 +53,8 @@ class Checkpoint:
     """As given to `CheckpointStore.save`."""
     is_in_parts: bool = False
     """Each of its files is what one of several processes had (`zoo.training.run.parts`)."""
-    is_by_kind: bool = False
-    """Rows of projections to queries, keys and values stand by kind and not by key head (`zoo.blocks.heads`)."""
+    rows: int = ROWS
+    """How rows of projections to heads stand in it (`zoo.blocks.rows`)."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors saved as `name`, whole and on the CPU.
@@ -252,13 +254,12 @@ def _open(place: Path) -> Checkpoint:
         sound = False
     if not sound:
         raise _DamagedError(f"{path} is missing or damaged")
-    form, is_by_kind = document["format"], document["format"] in _BY_KIND
-    form = _BY_KIND.get(form, form)
+    form, rows = _EARLIER.get(document["format"], (document["format"], ROWS))
     if form not in (_WHOLE, _IN_PARTS):
         raise CheckpointError(f"{place}: has checkpoint format {form}, this version reads up to {_IN_PARTS}")
     with ThreadPoolExecutor() as threads:  # reading and hashing let go of the interpreter
         list(threads.map(lambda file: _check_file(place / file[0], file[1]), document["files"].items()))
-    return Checkpoint(place, document["step"], document["facts"], form == _IN_PARTS, is_by_kind)
+    return Checkpoint(place, document["step"], document["facts"], form == _IN_PARTS, rows)
 
 
 def _check_file(path: Path, expected: str) -> None:
