@@ -7,6 +7,8 @@ later keys read of u comes to it from the last token to the first, `d_t = du_t -
 decays, with `w = beta d`: these are the forward pass's errors of du, backwards in time. Then `dv = w`, `dbeta = e . d`,
 and reads have the gradient -w. The read of token t is an output of power attention at token t - 1 for the query k_t,
 times the gate of t: another backward pass of it, one token longer for what the first one reads of a state.
+
+Tokens of float16 are computed with in float32: what is written would lose digits that a state keeps.
 """
 
 from collections.abc import Hashable
@@ -214,8 +216,15 @@ def _options(options: Options, *, scale: float, return_state: bool) -> power.Opt
     return power.Options(options.p, scale, normalize=False, use_triton=True, return_state=return_state)
 
 
+def _wide_enough(inputs: Inputs) -> Inputs:
+    if inputs.q.dtype != torch.float16:
+        return inputs
+    return inputs._replace(q=inputs.q.float(), k=inputs.k.float(), v=inputs.v.float())
+
+
 def forward(inputs: Inputs, options: Options) -> Outputs:
     """Output, last state and errors, the latter two where they are asked for."""
+    dtype, inputs = inputs.v.dtype, _wide_enough(inputs)
     with unseen(inputs.q.device):
         _prepare(inputs, options)
         written, errors = inputs.v, None
@@ -226,7 +235,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
         wanted = _options(options, scale=options.scale, return_state=options.return_state)
         found = power_op.triton_forward(_attention(inputs, written), wanted)
     errors = errors if options.save_errors else None
-    return Outputs(found.o, found.S, or_empty(errors, inputs.q), or_empty(None, inputs.q))
+    return Outputs(found.o.to(dtype), found.S, or_empty(errors, inputs.q), or_empty(None, inputs.q))
 
 
 def _backward(do: Tensor, dS: Tensor | None, inputs: power.Inputs, options: power.Options) -> power.Gradients:
@@ -275,14 +284,16 @@ def _reads(inputs: Inputs, written: Tensor, dreads: Tensor) -> _Reads:
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs."""
-    beta, errors, empty = inputs.beta, saved.errors, or_empty(None, inputs.q)
+    dtype, inputs = inputs.q.dtype, _wide_enough(inputs)
+    do, beta, errors, empty = incoming.do.to(inputs.q.dtype), inputs.beta, saved.errors, or_empty(None, inputs.q)
     with unseen(inputs.q.device):
         of_outputs = _options(options, scale=options.scale, return_state=incoming.dS is not None)
         if beta is None:
-            found = _backward(incoming.do, incoming.dS, _attention(inputs, inputs.v), of_outputs)
-            return Gradients(found.q, found.k, found.v, found.log_g, empty, found.S)
+            found = _backward(do, incoming.dS, _attention(inputs, inputs.v), of_outputs)
+            q, k, v = (x.to(dtype) for x in found[:3])
+            return Gradients(q, k, v, found.log_g, empty, found.S)
         written = (errors * beta[..., None].float()).to(inputs.q.dtype)
-        found = _backward(incoming.do, incoming.dS, _attention(inputs, written), of_outputs)
+        found = _backward(do, incoming.dS, _attention(inputs, written), of_outputs)
         d = _errors(*_backwards_in_time(inputs, found.v), options.p)[0].flip(1)
         dv = d * beta[..., None].float()
         reads = _reads(inputs, written, -dv)
@@ -295,4 +306,4 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
         log_g = torch.where(inputs.log_g <= LOWEST_GATE, 0, log_g)
     S = empty if inputs.S is None else found.S + others.S
     dbeta = (errors * d).sum(-1).to(beta.dtype)
-    return Gradients(found.q, dk.to(inputs.k.dtype), dv.to(inputs.v.dtype), log_g, dbeta, S)
+    return Gradients(found.q.to(dtype), dk.to(dtype), dv.to(dtype), log_g, dbeta, S)
