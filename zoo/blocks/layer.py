@@ -36,13 +36,15 @@ class LayerContext:
 class Room(NamedTuple):
     """What a state is made for: `batch_size` rows, and as many tokens as a cache must hold.
 
-    `device` and `dtype`, that of cached activations, are those of a layer's parameters where they are None.
+    `device` and `dtype`, that of cached activations, are those of a layer's parameters where they are None. A state for
+    decoding says how many tokens can be taken back from it, `rollback`; None: it is not made for that.
     """
 
     batch_size: int
     max_len: int | None = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    rollback: int | None = None
 
     def zeros(self, parameter: Tensor, *sizes: int) -> Tensor:
         """Return an empty cache of activations, `[batch_size, *sizes]`, of a layer with this parameter."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.blocks.checks import check_progress, check_sequence
+from zoo.blocks.checks import check_progress, check_rollback, check_sequence
 from zoo.blocks.layer import Layer, Room
 from zoo.blocks.window import Token, Window, open_token, open_window
 from zoo.kernels.devices import usable_device
@@ -115,11 +115,20 @@ class Mixer(Layer):
             dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
                 float64 model) whatever this says.
         """
-        room, parameter = (
-            Room(batch_size, max_len, usable_device(device), dtype),
-            next(self.parameters()),
-        )
-        return MixerState(self.empty_state(room), room.no_tokens(parameter), room.no_tokens(parameter))
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype))
+
+    def decoding_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        rollback: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> MixerState:
+        """Return an empty state for decoding, as `zoo.models.Decoder.decoding_state` does."""
+        check_rollback(rollback)
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype, rollback))
 
     @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> Tensor:
@@ -128,6 +137,10 @@ class Mixer(Layer):
         y, _ = self(x, state.layer, window=open_token(state))
         state.position.add_(1)
         return y
+
+    def _empty_state(self, room: Room) -> MixerState:
+        parameter = next(self.parameters())
+        return MixerState(self.empty_state(room), room.no_tokens(parameter), room.no_tokens(parameter))
 
     def _check(self, state: Any, x: Tensor) -> None:
         check_progress(state, MixerState, x)

@@ -36,6 +36,7 @@ class CompiledDecoder:
         self.model = model
         self.config = model.config
         self.init_state, self.check_state = model.init_state, model.check_state
+        self.decoding_state = model.decoding_state
         self._prefill = torch.compile(model.prefill, fullgraph=True, **options)
         self._step = torch.compile(model.step, fullgraph=True, **options)
         self._kept: _Kept | None = None
@@ -78,12 +79,12 @@ class CompiledDecoder:
     def begin(self, batch_size: int, max_len: int, sampling: Sampling, max_new_tokens: int) -> "Decoding":
         """Return a decoding over an empty state, the one that is kept if it fits and nobody uses it."""
         max_len += -max_len % _CACHE_STEP
-        key = self._key(self.init_state(batch_size, max_len=max_len, device="meta"), sampling)
+        key = self._key(self.decoding_state(batch_size, max_len=max_len, device="meta"), sampling)
         if self._kept is not None and self._kept.key == key and self._kept.free:
             map_state(Tensor.zero_, self._kept.stepper.state)
         else:
             self._kept = None  # before there is another state
-            state = self.init_state(batch_size, max_len=max_len)
+            state = self.decoding_state(batch_size, max_len=max_len)
             self._kept = _Kept(key, _make_stepper(self, state, torch.zeros_like(state.position), sampling))
         decoding = Decoding(self._kept.stepper, chosen=True, max_new_tokens=max_new_tokens)
         self._kept.user = weakref.ref(decoding)
@@ -248,7 +249,7 @@ def start_decoding(
     if isinstance(model, CompiledDecoder):
         decoding = model.begin(tokens.shape[0], needed, sampling, max_new_tokens)
     else:
-        state = model.init_state(tokens.shape[0], max_len=needed)
+        state = model.decoding_state(tokens.shape[0], max_len=needed)
         stepper = _make_stepper(model, state, torch.zeros_like(state.position), sampling)
         decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
     decoding.read(model.prefill, tokens, lengths, seed=seed, piece=prefill_chunk)

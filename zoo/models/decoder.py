@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
+from zoo.blocks.checks import check_progress, check_rollback, check_sequence, describe, values_at_hand
 from zoo.blocks.gate import RetentionGate
 from zoo.blocks.layer import Room
 from zoo.blocks.linear import is_plain_linear
@@ -253,14 +253,31 @@ class Decoder(CompiledByItself):
         Raises:
             InputError: a layer needs `max_len` and there is no default.
         """
-        if max_len is None and self.position_embedding is not None:
-            max_len = self.config.max_positions
-        room, weight = (
-            Room(batch_size, max_len, usable_device(device), dtype),
-            self.token_embedding.weight,
-        )
-        layers = tuple(block.empty_state(room) for block in self._blocks())
-        return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype))
+
+    def decoding_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        rollback: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderState:
+        """Return the state before the first token that decoding takes least time from.
+
+        It is what `init_state` returns, but that layers of power attention have recent tokens beside their sums: all of
+        them as long as these are fewer bytes, and then those of the last few steps, which spares writing the sums.
+
+        Args:
+            max_len, device, dtype: as in `init_state`.
+            rollback: how many tokens can be taken back at any time.
+
+        Raises:
+            InputError: as `init_state`; `rollback` is no number of tokens.
+        """
+        check_rollback(rollback)
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype, rollback))
 
     def check_state(self, state: DecoderState, tokens: Tensor) -> None:
         """Check that a state is this model's, for the rows of `tokens [B, ...]` and on their device.
@@ -292,6 +309,12 @@ class Decoder(CompiledByItself):
         if self.head is None:
             weights += self.token_embedding.weight.numel()
         return 2 * weights * tokens + sum(block.flops(tokens) for block in self._blocks())
+
+    def _empty_state(self, room: Room) -> DecoderState:
+        if room.max_len is None and self.position_embedding is not None:
+            room = room._replace(max_len=self.config.max_positions)
+        layers, weight = tuple(block.empty_state(room) for block in self._blocks()), self.token_embedding.weight
+        return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
 
     def _hidden(
         self,
