@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo.blocks.around import AroundState, put_around
+from zoo.blocks.cache import KeyValueState
+from zoo.blocks.earlier import EarlierStates
 from zoo.blocks.mixer import MixerState
+from zoo.errors import InputError
 from zoo.kernels.power import PowerJournalState, absorb
 from zoo.mixers import LayerContext, Mixer, mixers
+from zoo.mixers.sliding_window import SlidingWindow
 from zoo.states import map_state, reorder_state, state_bytes
 
 WIDTH = 16
@@ -104,6 +108,12 @@ def remembered(state: Any, position: Tensor, mixer: Mixer) -> Any:
     """What a state knows, however it keeps it: the sums over all tokens, where some are beside them."""
     if isinstance(state, PowerJournalState):
         return absorb(state, position, state.slots - 1, p=mixer.p)
+    if isinstance(state, KeyValueState) and isinstance(mixer, SlidingWindow):  # a ring that may have more slots
+        place = position[:, None] - 1 - torch.arange(mixer.window)
+        row, there = torch.arange(len(position))[:, None], (place >= 0)[..., None, None]
+        return KeyValueState(*(torch.where(there, x[row, place % x.shape[1]], 0) for x in state))
+    if isinstance(state, EarlierStates):
+        return remembered(state.now, position, mixer)
     if isinstance(state, AroundState):
         return state._replace(mixer=remembered(state.mixer, position, mixer.mixer))
     return state
@@ -169,6 +179,57 @@ def test_a_step_is_a_forward_of_one_token_in_place(
     same_state(state, last, mixer)
     assert [part.data_ptr() for part in parts(state).values()] == addresses
     assert state_bytes(state) == size
+
+
+@every_variant
+@law
+@given(prompt=st.integers(0, 30), most=st.integers(1, 4), data=st.data(), seed=seeds)
+def test_tokens_that_are_taken_back_had_never_been(variant: str, prompt: int, most: int, data: Any, seed: int) -> None:
+    """Whether they were stepped or read; of each row another number; and what follows, stepped and read."""
+    mixer, taken = build(variant, seed), data.draw(st.integers(0, most + 2))
+    history, wrong, more = inputs(2, prompt), inputs(2, taken), inputs(2, 4)
+    count = torch.tensor([data.draw(st.integers(0, min(taken, most))) for _ in range(2)])
+    resets = torch.rand(2, prompt) < 0.1
+    _, state = mixer(history, mixer.decoding_state(2, max_len=prompt + taken + 8, rollback=most), True, resets=resets)
+    expected = mixer(wrong, state, True, lengths=taken - count).state
+    if data.draw(st.booleans()):
+        state = mixer(wrong, state, True).state
+    else:
+        for t in range(taken):
+            mixer.step(wrong[:, t], state)
+    addresses = [part.data_ptr() for part in parts(state).values()]
+    mixer.rollback(state, count)
+    assert [part.data_ptr() for part in parts(state).values()] == addresses
+    assert torch.equal(state.position, expected.position)
+    wanted, last = mixer(more, expected, True)
+    y, after = mixer(more, state, True)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(torch.stack([mixer.step(more[:, t], state) for t in range(4)], 1), wanted)
+    torch.testing.assert_close(mixer(more, after).y, mixer(more, last).y)
+
+
+@every_variant
+def test_what_cannot_be_taken_back_is_refused(variant: str) -> None:
+    mixer, x = build(variant, 0), inputs(2, 3)
+    state = mixer(x, mixer.decoding_state(2, max_len=9, rollback=2), True).state
+    kept = map_state(torch.clone, state)
+    refusals: list[tuple[str, Any]] = [
+        (r"tokens: expected 0 or more to take back, was -1", -1),
+        (r"tokens: expected a whole number or int64 \[2\], was torch.int64 \[1\]", torch.tensor([1])),
+        (r"tokens: expected a whole number or int64 \[2\], was 1.5", 1.5),
+        (r"tokens: expected at most those of each document, \[3, 3\], was \[4, 0\]", torch.tensor([4, 0])),
+    ]
+    if VARIANTS[variant][0] != "softmax":
+        refusals[-1] = (r"tokens: expected at most 2, which .*, was 3; make it with decoding_state\(rollback=3\)", 3)
+        other = mixer(x, mixer.init_state(2), True).state
+        with pytest.raises(InputError, match=r"tokens: expected at most 0, which this state can take back, was 1"):
+            mixer.rollback(other, 1)
+    for message, tokens in refusals:
+        with pytest.raises(InputError, match=message):
+            mixer.rollback(state, tokens)
+    assert all(map(torch.equal, parts(state).values(), parts(kept).values()))
+    with pytest.raises(InputError, match="rollback: expected a whole number from 0 on, was -1"):
+        mixer.decoding_state(2, max_len=9, rollback=-1)
 
 
 @every_variant

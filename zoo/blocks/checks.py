@@ -7,15 +7,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 
-__all__ = [
-    "check_part",
-    "check_progress",
-    "check_rollback",
-    "check_sequence",
-    "check_state",
-    "describe",
-    "values_at_hand",
-]
+__all__ = ["check_part", "check_progress", "check_sequence", "check_state", "describe", "values_at_hand"]
 
 
 def values_at_hand(x: Tensor) -> bool:
@@ -51,12 +43,6 @@ def check_progress(state: Any, kind: type, x: Tensor) -> None:
     for name in ("position", "start"):
         _check_rows(getattr(state, name), x)
         check_part(name, getattr(state, name), (x.shape[0],), torch.int64, x.device)
-
-
-def check_rollback(rollback: Any) -> None:
-    """Raise an InputError unless `rollback` is a number of tokens."""
-    if type(rollback) is not int or rollback < 0:
-        raise InputError(f"rollback: expected a whole number from 0 on, was {rollback!r:.60}")
 
 
 def check_state(state: Any, kind: type, x: Tensor) -> None:

@@ -74,6 +74,7 @@ class PowerLayer(Mixer):
     """
 
     halo = 0
+    takes_back = True
 
     def __init__(
         self,
@@ -143,6 +144,9 @@ class PowerLayer(Mixer):
         dtype = room.dtype or weight.dtype
         slots = self._alone(sums, dtype) + room.rollback + 2
         return open_journal(sums, Heads(*self.head_counts, heads), width, slots, dtype)
+
+    def most_rollback(self, state: PowerLayerState) -> int:
+        return self._kept(state) if isinstance(state, PowerJournalState) else 0
 
     def check_state(self, state: Any, x: Tensor) -> None:
         check_state(state, PowerJournalState if isinstance(state, PowerJournalState) else PowerState, x)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.checks import check_progress, check_rollback, check_sequence, describe, values_at_hand
+from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
+from zoo.blocks.earlier import check_rollback, take_back
 from zoo.blocks.gate import RetentionGate
 from zoo.blocks.layer import Room
 from zoo.blocks.linear import is_plain_linear
@@ -276,8 +277,29 @@ class Decoder(CompiledByItself):
         Raises:
             InputError: as `init_state`; `rollback` is no number of tokens.
         """
-        check_rollback(rollback)
-        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype, rollback))
+        place = usable_device(device)
+        return self._empty_state(Room.for_decoding(batch_size, max_len, place, dtype, rollback=rollback))
+
+    @torch.no_grad()
+    def rollback(self, state: DecoderState, tokens: int | Tensor) -> None:
+        """Take back the last tokens of each row, so that they are as if they had never been; in place.
+
+        Args:
+            state: made by `decoding_state(rollback=...)`, which says how many there may be at any time; softmax
+                attention takes back any number.
+            tokens: how many, of all rows or `[B]` int64 of each; none that stands before the current document.
+
+        Raises:
+            InputError: it is no number of tokens, more than the state can take back, or than the document has, which is
+                seen where it costs nothing.
+        """
+        self.check_state(state, state.position)
+        found = (block.most_rollback(part) for block, part in zip(self._blocks(), state.layers, strict=True))
+        most = min((most for most in found if most is not None), default=None)
+        count = check_rollback(tokens, state.position - state.start, most)
+        state.position.sub_(count)
+        for part in (part for layers in state.layers for part in layers):
+            take_back(part, state.position, count)
 
     def check_state(self, state: DecoderState, tokens: Tensor) -> None:
         """Check that a state is this model's, for the rows of `tokens [B, ...]` and on their device.
