@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -151,7 +152,7 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = tensors["position"].shape[0] if "position" in tensors and tensors["position"].dim() else 1
-    kinds = (model.init_state, model.decoding_state)
+    kinds = (model.init_state, model.decoding_state, partial(model.decoding_state, rollback=1))
     known = [_structure(make(rows, max_len=1, device="meta")) for make in kinds]
     names, structure = next((kind for kind in known if tensors.keys() == set(kind[0])), known[0])
     if tensors.keys() != set(names):

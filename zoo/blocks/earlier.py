@@ -74,21 +74,44 @@ def mix_keeping(
     y, now = mix(x, state.now, window)
     if not window.return_state:
         return y, None
-    (B, T), slots = x.shape[:2], _slots(state)
+    (B, T), slots, past = x.shape[:2], _slots(state), state.now
     lengths = torch.full_like(window.before, T) if window.lengths is None else window.lengths
+    if 2 * slots < T:  # all but the last ones need to be mixed once more only
+        _, past = mix(x, past, _shortened(window, (lengths - slots).clamp(min=0)))
+        x, window, lengths = _ending(x, window, lengths, slots)
     row, earlier = torch.arange(B, device=x.device), _pytree.tree_map(torch.clone, state.earlier)
     for back in range(1, min(slots, T) + 1):
         length = (lengths - back).clamp(min=0)
-        shorter = window._replace(
-            lengths=length, after=window.before + length, last_start=window.starts[row, length],
-            shared=Shared(window.shared.earlier),
-        )  # fmt: skip
-        _, before = mix(x, state.now, shorter)
+        _, before = mix(x, past, _shortened(window, length))
         slot = (window.before + length) % slots
         for kept, part in zip(_pytree.tree_leaves(earlier), _pytree.tree_leaves(before), strict=True):
             there = (lengths >= back).view(-1, *[1] * (part.dim() - 1))
             kept[row, slot] = torch.where(there, part.to(kept.dtype), kept[row, slot])
     return y, EarlierStates(now, earlier)
+
+
+def _shortened(window: Window, lengths: Tensor) -> Window:
+    """The window of the first `lengths [B]` tokens, from which nothing is handed on."""
+    last_start = window.starts.gather(1, lengths[:, None])[:, 0]
+    after, shared = window.before + lengths, Shared(window.shared.earlier)
+    return window._replace(lengths=lengths, after=after, last_start=last_start, shared=shared)
+
+
+def _ending(x: Tensor, window: Window, lengths: Tensor, count: int) -> tuple[Tensor, Window, Tensor]:
+    """The last `count` of the first `lengths [B]` tokens, or all where there are fewer, then padded: `[B, count, M]`.
+
+    With their window, and how many they are.
+    """
+    first = (lengths - count).clamp(min=0)
+    row, at = torch.arange(len(x), device=x.device)[:, None], first[:, None] + torch.arange(count, device=x.device)
+    window = window._replace(
+        positions=window.before[:, None] + at,
+        starts=window.starts[row, torch.cat((first[:, None], at + 1), 1)],
+        before=window.before + first,
+        resets=None if window.resets is None else window.resets[row, at],
+        shared=Shared({name: x[row, at] if x.dim() > 2 else x for name, x in window.shared.earlier.items()}),
+    )
+    return x[row, at], window, lengths - first
 
 
 def most_rollback(layer: Layer, state: Any) -> int | None:
