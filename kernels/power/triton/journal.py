@@ -66,13 +66,13 @@ def _kept(later, earlier):
 def read_kernel(
     q, k, v, log_g, S, z, keys, values, gates, folded, position, offset, partial, begun, scale,
     q_batch, q_head, k_batch, k_head, v_batch, v_head,
-    L, Q_HEADS, K_HEADS, V_HEADS, STATES, ROWS, TOKENS, SPLITS,
+    L, Q_HEADS, K_HEADS, V_HEADS, STATES, ROWS, SPLITS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Read ROWS rows of `S [B, Hs, D, V]` and `z [B, Hs, D]`, and TOKENS tokens of the journal, with the GROUP query
-    heads of a state; the first of a state's SPLITS programs appends the new token, and meets it.
+    """Read ROWS rows of `S [B, Hs, D, V]` and `z [B, Hs, D]`, and a share of the journal, with the GROUP query heads of
+    a state; the first of a state's SPLITS programs appends the new token, and meets it.
 
     q `[B, Hq, K]`, k `[B, Hk, K]` and v `[B, Hv, V]` come with the strides of batch and heads; log_g is `[B, Hv]`,
     and offset `[Hq]`, float32, if OFFSET. The journal is `keys [B, L, Hk, K]`, `values [B, L, Hv, V]` and `gates
@@ -143,8 +143,10 @@ def read_kernel(
         vectors += (tl.load(queries[member] + channel).to(tl.float32) * scale,)
         read_tokens += (tl.zeros((TILE, V), tl.float32),)
         weights += (tl.zeros((TILE,), tl.float32),)
-    low = split * TOKENS
-    high = tl.minimum(low + TOKENS, count)
+    # A share of as many tokens as there are by now: early on they are all that is read.
+    share = tl.cdiv(tl.cdiv(count, SPLITS), TILE) * TILE
+    low = split * share
+    high = tl.minimum(low + share, count)
     for tile in range(low, high, TILE):
         index = tile + token
         exists = index < high
@@ -220,11 +222,11 @@ def _enter(
 
 @triton.jit
 def _share_of_rows(
-    S, z, S_out, z_out, keys, values, gates, start, until, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+    S, z, S_out, z_out, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Have tokens from `start` up to `until` enter one of PARTS shares of a state's rows, ROWS at a time."""
+    """Have `fold` tokens from position `start` on enter one of PARTS shares of a state's rows, ROWS at a time."""
     batch, head = (state // STATES).to(tl.int64), state % STATES
     key_head, value_head = head * K_HEADS // STATES, head * V_HEADS // STATES
     offset = state.to(tl.int64) * D
@@ -234,8 +236,8 @@ def _share_of_rows(
     gates += batch * L * V_HEADS + value_head
     for first in range(part * ROWS, D, PARTS * ROWS):
         _enter(
-            S, z, S_out, z_out, keys, values, gates, start, (until - start).to(tl.int32), first + tl.arange(0, ROWS),
-            L, K_HEADS, V_HEADS, K, V, P, D, BLOCK, OFFSET, PRECISION,
+            S, z, S_out, z_out, keys, values, gates, start, fold, first + tl.arange(0, ROWS), L,
+            K_HEADS, V_HEADS, K, V, P, D, BLOCK, OFFSET, PRECISION,
         )  # fmt: skip
 
 
@@ -250,9 +252,9 @@ def fold_kernel(
     program = tl.program_id(0)
     state, part = program // PARTS, program % PARTS
     start = tl.load(folded + state // STATES)
-    end = tl.maximum(tl.load(until + state // STATES), start)
+    fold = tl.maximum(tl.load(until + state // STATES) - start, 0).to(tl.int32)
     _share_of_rows(
-        S, z, S_out, z_out, keys, values, gates, start, end, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+        S, z, S_out, z_out, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
         K, V, P, D, ROWS, BLOCK, OFFSET, PRECISION,
     )  # fmt: skip
 
@@ -280,8 +282,9 @@ def settle_kernel(
         until = tl.where(after < L - 1, 0, (after - KEEP) // FOLD * FOLD)
         until = tl.minimum(until, start + L - 1)  # of memory, whatever `folded` says
         if until > start:
+            fold = (until - start).to(tl.int32)
             _share_of_rows(
-                S, z, S, z, keys, values, gates, start, until, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+                S, z, S, z, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
                 K, V, P, D, ROWS, BLOCK, OFFSET, PRECISION,
             )  # fmt: skip
             if part == 0 and state % STATES == 0:
@@ -319,7 +322,6 @@ def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> 
     blocks = step_blocks(B * states, D, V) if blocks is None else blocks
     splits = blocks.splits
     tile = token_tile(step, blocks)
-    tokens = triton.cdiv(triton.cdiv(L, splits), tile) * tile
     outputs = B * heads.output
     partial = S.new_empty(outputs * splits * (V + 1))
     begun = torch.empty_like(folded)
@@ -329,7 +331,7 @@ def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> 
             q, k, v, S if log_g is None else log_g, S, z, keys, values, gates, folded, position,
             S if offset is None else offset, partial, begun, scale,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            L, heads.query, heads.key, heads.value, states, blocks.rows, tokens, splits,
+            L, heads.query, heads.key, heads.value, states, blocks.rows, splits,
             K=K, V=V, P=p, D=D, GROUP=group,
             BLOCK=4 * LANES * blocks.warps, DEPTH=blocks.depth, WIDTH=blocks.width(V), TILE=tile,
             GATED=log_g is not None, NORMALIZE=normalize, OFFSET=offset is not None,
@@ -383,11 +385,12 @@ def _folding_parts(S: Tensor) -> int:
 
 
 def token_tile(step: JournalStep, blocks: StepBlocks) -> int:
-    """Tokens that a program reads at a time: as many as give a thread 16 bytes, or up to four times that.
+    """Tokens that a program reads at a time: as many as give a thread 16 bytes, or twice that.
 
-    No more than there may be for it, nor than its registers hold, in which is what each of a group's queries has read.
+    No more than there may be for it, nor than its registers hold, in which is what each of a group's queries has read;
+    and not so many that one program would have to read all that is beside the sums.
     """
     widest, size = max(step.k.shape[-1], step.v.shape[-1]), step.keys.element_size()
     least = max(1, blocks.warps * LANES * 16 // (size * widest))
-    times = min(4 // step.heads.queries_per_state, step.keys.shape[1] // (least * blocks.splits))
-    return least * (4 if times >= 4 else 2 if times >= 2 else 1)
+    times = min(2 // step.heads.queries_per_state, step.keys.shape[1] // (least * blocks.splits))
+    return least * max(1, times)

@@ -111,7 +111,7 @@ def launches(
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p, offset=offset)
         step_module.triton_step(Step(*token, *state, offsets, p=p, scale=1.0, normalize=normalize))
-        state = open_journal(state, Heads(*heads), K, 66, dtype)
+        state = open_journal(state, Heads(*heads), K, 2051, dtype)
         options = {"p": p, "scale": 1.0, "normalize": normalize, "fold": 64, "keep": 0}
         journal_module.triton_journal_step(JournalStep(*token, *state, state.folded, offsets, **options))
         journal_module.triton_fold(Fold(*state, state.folded, p))
