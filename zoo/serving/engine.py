@@ -153,9 +153,11 @@ class Engine:
         idle = [row for row, job in enumerate(self._jobs) if job is None]
         if len(idle) == len(self._jobs):
             return
-        for x in (*_pytree.tree_leaves(self._state), self._tokens):
-            if not x.is_floating_point():  # counts of tokens, and tokens
-                x[idle] = 0
+        if idle:
+            rows = torch.tensor(idle, device=self._tokens.device)
+            for x in (*_pytree.tree_leaves(self._state), self._tokens):
+                if not x.is_floating_point():  # counts of tokens, and tokens
+                    x.index_fill_(0, rows, 0)
         logits = self.model.step(self._tokens, self._state)
         for row, job in enumerate(self._jobs):
             if job is not None:
