@@ -34,6 +34,20 @@ def test_a_state_goes_to_disk_and_back(mixer: str, backbone: str, tmp_path: Path
     assert torch.equal(zoo.load_state(path, layer).position, alone.position)
 
 
+@pytest.mark.parametrize("mixer", ["gated-power", "softmax"])
+def test_a_state_for_decoding_goes_to_disk_and_back(mixer: str, tmp_path: Path) -> None:
+    model, tokens, path = small(mixer), torch.randint(257, (2, 9)), tmp_path / "state.safetensors"
+    with torch.no_grad():
+        _, state = model(tokens[:, :8], model.decoding_state(2, max_len=9), True)
+        zoo.save_state(state, path)
+        found = zoo.load_state(path, model)
+        assert _pytree.tree_structure(found) == _pytree.tree_structure(state)
+        assert torch.equal(model.step(tokens[:, 8], found), model.step(tokens[:, 8], state))
+    layer = model.blocks[0].mixer
+    zoo.save_state(layer.decoding_state(2, max_len=9), path)
+    assert zoo.load_state(path, layer).position.tolist() == [0, 0]
+
+
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     zoo.save_state(small("power").init_state(2), path)

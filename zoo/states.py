@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,8 +157,9 @@ def load_state(path: Path | str, model: Decoder | Mixer, *, device: torch.device
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = tensors["position"].shape[0] if "position" in tensors and tensors["position"].dim() else 1
-    parts, structure = _pytree.tree_flatten_with_path(model.init_state(rows, max_len=1, device="meta"))
-    names = [_name(place) for place, _ in parts]
+    kinds = (model.init_state, model.decoding_state, partial(model.decoding_state, rollback=1))
+    known = [_structure(make(rows, max_len=1, device="meta")) for make in kinds]
+    names, structure = next((kind for kind in known if tensors.keys() == set(kind[0])), known[0])
     if tensors.keys() != set(names):
         other = sorted(tensors.keys() ^ set(names))[0]
         raise InputError(f"{path}: expected the state of this model, was another's: {other!r} is in one of them alone")
@@ -179,6 +181,12 @@ def _rows_of(content: bytes) -> int:
     """In which order channels stand in a file of safetensors (`zoo.blocks.rows`); earlier versions did not say it."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return int(header.get("__metadata__", {}).get(_ROWS, ROWS - 1))
+
+
+def _structure(state: object) -> tuple[list[str], _pytree.TreeSpec]:
+    """The names of a state's tensors, and what they are parts of."""
+    parts, structure = _pytree.tree_flatten_with_path(state)
+    return [_name(place) for place, _ in parts], structure
 
 
 def _name(place: _pytree.KeyPath) -> str:

@@ -5,7 +5,8 @@ from zoo.kernels.power.checks import debug_checks
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import forward_flops, step_flops
 from zoo.kernels.power.heads import Heads
-from zoo.kernels.power.journal import FORGETS, PowerJournalState, absorb, fold_size, open_journal, worthwhile
+from zoo.kernels.power.journal import FORGETS, PowerJournalState, absorb, due, fold_size, open_journal, worthwhile
+from zoo.kernels.power.journal_sequence import power_journal_attention
 from zoo.kernels.power.journal_step import power_journal_step
 from zoo.kernels.power.state import PowerState, init_power_state
 from zoo.kernels.state_limit import state_limit
@@ -19,12 +20,14 @@ __all__ = [
     "PowerState",
     "absorb",
     "debug_checks",
+    "due",
     "fold_size",
     "forward_flops",
     "init_power_state",
     "open_journal",
     "power_attention",
     "power_attention_step",
+    "power_journal_attention",
     "power_journal_step",
     "state_limit",
     "state_size",

@@ -14,8 +14,8 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.precision import accumulation_dtype
 
 __all__ = [
-    "Gradients", "Incoming", "Inputs", "JournalStep", "Options", "Outputs", "Saved", "Step", "join_sequences",
-    "or_empty", "present", "take_sequence",
+    "Fold", "Gradients", "Incoming", "Inputs", "JournalBlock", "JournalStep", "Options", "Outputs", "Saved", "Step",
+    "join_sequences", "or_empty", "present", "take_sequence",
 ]  # fmt: skip
 
 Group = TypeVar("Group", bound=tuple[Any, ...])
@@ -123,7 +123,7 @@ class Step(NamedTuple):
 
 
 class JournalStep(NamedTuple):
-    """One decoded token's call that keeps recent tokens apart; what `PowerJournal` has is updated in place."""
+    """One decoded token's call that keeps recent tokens apart; what `PowerJournalState` has is updated in place."""
 
     q: Tensor  # [B, Hq, K]
     k: Tensor  # [B, Hk, K]
@@ -141,10 +141,47 @@ class JournalStep(NamedTuple):
     scale: float
     normalize: bool
     fold: int  # tokens that enter the state at a time
+    keep: int  # tokens that stay apart at least, where there are so many
 
     @property
     def heads(self) -> Heads:
         return Heads(self.q.shape[1], self.k.shape[1], self.v.shape[1])
+
+
+class JournalBlock(NamedTuple):
+    """A few tokens' call that reads what is apart, themselves included, and the state; changes no argument."""
+
+    q: Tensor  # [B, T, Hq, K]
+    total: Tensor  # [B, T, Hv], float64: log gates summed up to each token
+    S: Tensor  # [B, Hs, D, V], packed
+    z: Tensor  # [B, Hs, D]
+    keys: Tensor  # [B, L, Hk, K]
+    values: Tensor  # [B, L, Hv, V]
+    gates: Tensor  # [B, L, Hv], float64
+    folded: Tensor  # int64 [B]
+    position: Tensor  # int64 [B], of the first of these tokens
+    after: Tensor  # int64 [B], how many tokens there are with those of them that are real
+    offset: Tensor | None  # [Hq], in the state's dtype
+    p: int
+    scale: float
+    normalize: bool
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(self.q.shape[2], self.keys.shape[2], self.values.shape[2])
+
+
+class Fold(NamedTuple):
+    """A call that has the oldest tokens of a journal enter the state, which is returned and changes no argument."""
+
+    S: Tensor  # [B, Hs, D, V], packed
+    z: Tensor  # [B, Hs, D]
+    keys: Tensor  # [B, L, Hk, K]
+    values: Tensor  # [B, L, Hv, V]
+    gates: Tensor  # [B, L, Hv], float64
+    folded: Tensor  # int64 [B]
+    until: Tensor  # int64 [B], how many tokens are in the state afterwards
+    p: int
 
 
 def or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

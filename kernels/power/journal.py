@@ -1,7 +1,8 @@
 """The state of power attention with a journal: recent tokens as they are, beside the sums over those before them.
 
-A step reads the sums and never writes them, and meets the journal's tokens as the definition does. Once the journal is
-full, its oldest tokens enter the sums, many at a time. Sums over nothing are not read.
+A step reads the sums and never writes them, and meets the journal's tokens as the definition does. At first all tokens
+are in the journal, and sums over nothing are not read. Once it is full they enter the sums, and from then on the oldest
+ones do, many at a time.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.state import PowerState
 
-__all__ = ["FORGETS", "PowerJournalState", "absorb", "check_journal", "fold_size", "open_journal", "worthwhile"]
+__all__ = ["FORGETS", "PowerJournalState", "absorb", "check_journal", "due", "fold_size", "open_journal", "worthwhile"]
 
 FORGETS = -(2.0**14)
 """The log gate that stands for one of `-inf` in sums: its exponential is 0 in float64 too, and sums stay numbers."""
@@ -65,6 +66,15 @@ def worthwhile(sums: PowerState, heads: Heads, K: int, dtype: torch.dtype) -> in
     return states * D * (V + 1) * sums.S.element_size() // token
 
 
+def due(position: Tensor, slots: int, fold: int, keep: int) -> Tensor:
+    """Return how many of a row's `position [B]` tokens are in its sums by then: `[B]`, none or a multiple of `fold`.
+
+    It is none until all L slots but one are taken. From then on at least `keep` and fewer than `keep + fold` tokens are
+    apart.
+    """
+    return torch.where(position < slots - 1, 0, (position - keep).div(fold, rounding_mode="floor") * fold)
+
+
 def open_journal(sums: PowerState, heads: Heads, K: int, slots: int, dtype: torch.dtype) -> PowerJournalState:
     """Return `sums` over nothing, and an empty journal of so many slots; keys and values are of `dtype`."""
     B, V = sums.S.shape[0], sums.S.shape[-1]
@@ -99,13 +109,15 @@ def absorb(state: PowerJournalState, until: Tensor, most: int, *, p: int) -> Pow
     return sums
 
 
-def check_journal(state: PowerJournalState, k: Tensor, v: Tensor, position: Tensor, fold: int) -> None:
-    """Check what stands beside the sums, for keys `[B, Hk, K]` and values `[B, Hv, V]` of a token at `position [B]`.
+def check_journal(
+    state: PowerJournalState, k: Tensor, v: Tensor, position: Tensor, *, fold: int, keep: int
+) -> None:  # fmt: skip
+    """Check what stands beside the sums, for keys `[B, ..., Hk, K]`, values `[B, ..., Hv, V]` from `position [B]` on.
 
     Raises:
         InputError: names the part, what it was and what it must be.
     """
-    (B, *key), (_, *value), L = k.shape, v.shape, state.slots
+    B, key, value, L = k.shape[0], k.shape[-2:], v.shape[-2:], state.slots
     for name, x, shape, dtype in (
         ("state.keys", state.keys, (B, L, *key), None),
         ("state.values", state.values, (B, L, *value), state.keys.dtype),
@@ -119,5 +131,8 @@ def check_journal(state: PowerJournalState, k: Tensor, v: Tensor, position: Tens
             raise InputError(f"{name}: expected {dtype or 'a floating dtype'}, was {x.dtype}")
         if x.device != k.device:
             raise InputError(f"{name}: expected on {k.device} as q is, was on {x.device}")
-    if not 1 <= fold < L:
-        raise InputError(f"fold: expected from 1 to {L - 1}, fewer than the {L} slots of the journal, was {fold}")
+    if not 0 <= keep <= L - 3:
+        raise InputError(f"keep: expected from 0 to {L - 3}, for a journal of {L} slots, was {keep}")
+    if not 1 <= fold <= L - 2 - keep:
+        rest = "" if keep == 0 else f" of which {keep} tokens are kept"
+        raise InputError(f"fold: expected from 1 to {L - 2 - keep}, for a journal of {L} slots{rest}, was {fold}")

@@ -227,8 +227,16 @@ def test_what_a_step_moves_is_counted(recipe: Recipe) -> None:
     assert bytes_moved(softmax, state, 100) == weights + cache // 128 * 101
     power = build(recipe, mixer="power")
     weights = sum(parameter.nbytes for parameter in power.parameters())
-    state = made_up_state(power, 2, 100, 28)
-    assert bytes_moved(power, state, 100) == weights + 2 * state_bytes(state.layers)
+    state = made_up_state(power, 2, 10, 28)
+    journals = [mixer for mixer, *_ in state.layers]
+    assert all(10 < journal.slots - 1 < 10_000 for journal in journals)
+    token = sum(x.nbytes // x.shape[1] for journal in journals for x in journal[2:5])
+    assert bytes_moved(power, state, 10) == weights + 11 * token
+    state = made_up_state(power, 2, 10_000, 28)
+    journals = [mixer for mixer, *_ in state.layers]
+    assert all((journal.folded == 10_000).all() for journal in journals)
+    sums = state_bytes(tuple(journal.sums for journal in journals))
+    assert bytes_moved(power, state, 10_000) == weights + 9 * token + sums * 18 // 16  # 16 tokens fold at a time
 
 
 def test_documents_are_those_that_training_sees(recipe: Recipe, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def test_train_then_generate(zoo: Callable[..., Result], recipe_file: Path, tmp_
     assert texts[0] == texts[1] != texts[2]
     assert zoo("generate", folder, *options, "--seed", "1", "--prefill-chunk", "2").stdout == texts[0]
     assert zoo("generate", folder, "--prompt", "Line ", "--max-new-tokens", "0").stdout == "Line \n"
+    alone = zoo("generate", folder, "--prompt", "Line ", "--max-new-tokens", "9", "--temperature", "0")
+    drafted = zoo("generate", folder, "--prompt", "Line ", "--max-new-tokens", "9", "--draft", folder)
+    assert drafted.stdout == alone.stdout
+    assert "drafted tokens were accepted" in drafted.stderr
+    refused = zoo("generate", folder, "--temperature", "1", "--draft", folder)
+    assert refused.stderr.startswith("Error: temperature: expected 0 with a draft")
     for device in ("meta", "abacus"):
         refused = zoo("generate", folder, "--device", device)
         assert refused.exit_code == 2

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree
 
-from zoo.generation import Decoding, compile_decoder, generate, generate_tokens, stepper
+from zoo.generation import Decoding, Draft, compile_decoder, generate, generate_tokens, stepper
+from zoo.generation.draft import speculate
+from zoo.generation.sampling import Sampling
 from zoo.mixers import mixers
 from zoo.models import Decoder, DecoderConfig, DecoderState
 
@@ -70,6 +72,33 @@ def test_greedy_tokens_are_those_without_a_graph(names: Sequence[str]) -> None:
     with unrecorded():
         assert torch.equal(chosen, generate_tokens(compile_decoder(model), **inputs, max_new_tokens=30))
     assert torch.equal(chosen, generate_tokens(model, **inputs, max_new_tokens=30))
+
+
+@pytest.mark.parametrize("name", ["linear", "power", "gated-power"])
+def test_journals_fold_in_a_graph(name: str) -> None:
+    """Rows at different places, from the first token to long after sums are read."""
+    model, inputs = build((name,)), prompts()
+    decoding = compile_decoder(model).decoding(**inputs, max_new_tokens=200)
+    chosen = torch.stack(list(decoding), 1)
+    assert decoding.recorded
+    state = decoding.state.layers[0][0]
+    assert ((state.folded > 0) & (state.folded % 16 == 0)).all()
+    with torch.no_grad():
+        for row, length in enumerate(inputs["lengths"].tolist()):
+            whole = torch.cat((inputs["tokens"][row, :length].cuda(), chosen[row]))[None]
+            logits = model(whole[:, :-1]).logits[0, length - 1 :]
+            best = logits.max(-1).values
+            mine = logits.gather(-1, chosen[row][:, None])[:, 0]
+            torch.testing.assert_close(mine, best, rtol=1e-3, atol=1e-3)
+
+
+@every_mixer
+def test_drafts_are_checked_on_a_gpu(names: Sequence[str]) -> None:
+    model, inputs = build(names).double(), prompts()
+    expected = generate_tokens(model, **inputs, max_new_tokens=40)
+    draft = Draft(build(("gated-power",)).double(), ahead=3)
+    chosen = speculate(model, draft, *inputs.values(), Sampling(), max_new_tokens=40)
+    assert torch.equal(torch.stack(list(chosen), 1), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -106,6 +106,30 @@ def test_sums_in_another_precision_are_refused(name: str) -> None:
         model.step(torch.zeros(2, dtype=torch.int64), state)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("power", lambda s: s._replace(keys=s.keys[:, :, 1:]), r"state\.keys: expected \[2, \d+, 2, 8\]"),
+        ("power", lambda s: s._replace(values=s.values.double()), r"state\.values: expected torch\.float32, was .*64"),
+        ("power", lambda s: s._replace(gates=s.gates.float()), r"state\.gates: expected torch\.float64"),
+        ("power", lambda s: s._replace(folded=s.folded[:1]), r"state\.folded: expected \[2\]"),
+        ("power", lambda s: s._replace(S=s.S[:, :1]), r"state\.S: expected \[2, 2, 36, 8\]"),
+        ("mamba2", lambda s: s._replace(earlier=s.earlier._replace(S=s.earlier.S[:1])), r"state\.earlier: expected"),
+        ("mamba2", lambda s: s._replace(now=s.now._replace(S=s.now.S.double())), r"state\.S: expected torch\.float32"),
+        ("sliding-window", lambda s: s._replace(values=s.values[:, 1:]), r"state\.values: expected \[2, 259, 2, 8\]"),
+        ("sliding-window", lambda s: type(s)(*(x[:, 4:] for x in s)), r"state\.keys: expected \[2, 256, 2, 8\]"),
+    ],
+)  # fmt: skip
+def test_other_states_for_decoding_are_refused(name: str, change: Callable[[Any], Any], message: str) -> None:
+    model, tokens = build(name), torch.zeros(2, 1, dtype=torch.int64)
+    right = model.decoding_state(2, rollback=3)
+    wrong = right._replace(layers=(*right.layers[:-1], (change(right.layers[-1][0]), *right.layers[-1][1:])))
+    for call in (lambda s: model.step(tokens[:, 0], s), lambda s: model(tokens, s), lambda s: model.rollback(s, 0)):
+        with pytest.raises(InputError, match=message):
+            call(wrong)
+        call(right)
+
+
 def test_a_compiler_s_own_refusal_stays_its_own() -> None:
     torch._dynamo.reset()
 

@@ -1,6 +1,7 @@
 """`torch.library.opcheck` of every op, with what the public functions pass to it: schema, fake tensors, autograd."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from zoo.kernels.power import (
     open_journal,
     power_attention,
     power_attention_step,
+    power_journal_attention,
     power_journal_step,
 )
 from zoo.kernels.rwkv7 import rwkv7, rwkv7_step
@@ -68,6 +70,17 @@ def attend_beside_journal() -> list[Tensor]:
     state = open_journal(init_power_state(2, 2, 4, 3, 2), Heads(4, 2, 2), 4, 4, torch.float32)
     at = torch.full((2,), 2)
     return [power_journal_step(q, k, v, -torch.rand(2, 2), state=state, position=at, scale=0.5, fold=2)]
+
+
+def attend_on_beside_journal(keep: int, lengths: list[int] | None) -> list[Tensor]:
+    """Two tokens behind three, of which some enter the sums: as what may be taken back, or as a longer piece is."""
+    q, k, v = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 2, 4), torch.randn(2, 2, 2, 3)
+    state = open_journal(init_power_state(2, 2, 4, 3, 2), Heads(4, 2, 2), 4, 5 + keep, torch.float32)
+    options = {"position": torch.full((2,), 3), "fold": 2, "keep": keep, "scale": 0.5}
+    options["lengths"] = None if lengths is None else torch.tensor(lengths)
+    with torch.no_grad():
+        o, after = power_journal_attention(q, k, v, -torch.rand(2, 2, 2), state=state, **options)
+    return [o, *after]
 
 
 def mix(T: int = 5, *, dtype: torch.dtype = torch.float32, with_state: bool) -> list[Tensor]:
@@ -129,6 +142,12 @@ CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
     "power step, gates": (lambda: attend_step(gated=True), {"power_attention_step"}),
     "power step, offset": (lambda: attend_step(gated=True, offset=0.5), {"power_attention_step"}),
     "power step, journal": (attend_beside_journal, {"power_attention_journal_step"}),
+    "power, journal, block": (
+        partial(attend_on_beside_journal, 1, None), {"power_attention_journal_block", "power_attention_journal_fold"}
+    ),
+    "power, journal, piece": (
+        partial(attend_on_beside_journal, 0, [2, 1]), {"power_attention_journal_fold", "power_attention"}
+    ),
     "rwkv7": (lambda: mix(with_state=False), RWKV7),
     "rwkv7, states": (lambda: mix(with_state=True), RWKV7),
     "rwkv7, bfloat16": (lambda: mix(dtype=torch.bfloat16, with_state=False), RWKV7),

@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo.blocks.around import put_around
+from zoo.blocks.around import AroundState, put_around
+from zoo.blocks.cache import KeyValueState
+from zoo.blocks.earlier import EarlierStates
+from zoo.blocks.mixer import MixerState
+from zoo.errors import InputError
+from zoo.kernels.power import PowerJournalState, absorb
 from zoo.mixers import LayerContext, Mixer, mixers
+from zoo.mixers.sliding_window import SlidingWindow
 from zoo.states import map_state, reorder_state, state_bytes
 
 WIDTH = 16
@@ -56,6 +62,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 law = settings(deadline=None, max_examples=15)
 seeds = st.integers(0, 2**31)
+rollbacks = st.sampled_from([None, 0, 2])  # tokens that can be taken back from a state for decoding; None: another's
 
 
 def test_every_registered_mixer_is_tested() -> None:
@@ -90,8 +97,31 @@ def parts(state: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def same_state(one: Any, other: Any) -> None:
+def make_state(mixer: Mixer, rows: int, max_len: int, rollback: int | None) -> Any:
+    """An empty state, made for decoding unless `rollback` is None."""
+    if rollback is None:
+        return mixer.init_state(rows, max_len=max_len)
+    return mixer.decoding_state(rows, max_len=max_len, rollback=rollback)
+
+
+def remembered(state: Any, position: Tensor, mixer: Mixer) -> Any:
+    """What a state knows, however it keeps it: the sums over all tokens, where some are beside them."""
+    if isinstance(state, PowerJournalState):
+        return absorb(state, position, state.slots - 1, p=mixer.p)
+    if isinstance(state, KeyValueState) and isinstance(mixer, SlidingWindow):  # a ring that may have more slots
+        place = position[:, None] - 1 - torch.arange(mixer.window)
+        row, there = torch.arange(len(position))[:, None], (place >= 0)[..., None, None]
+        return KeyValueState(*(torch.where(there, x[row, place % x.shape[1]], 0) for x in state))
+    if isinstance(state, EarlierStates):
+        return remembered(state.now, position, mixer)
+    if isinstance(state, AroundState):
+        return state._replace(mixer=remembered(state.mixer, position, mixer.mixer))
+    return state
+
+
+def same_state(one: MixerState, other: MixerState, mixer: Mixer) -> None:
     """Compare what two states remember; slots beyond the position hold nothing."""
+    one, other = (x._replace(layer=remembered(x.layer, x.position, mixer)) for x in (one, other))
     for (name, a), b in zip(parts(one).items(), parts(other).values(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"state.{name}: {text}")
 
@@ -104,15 +134,15 @@ def splits(draw: st.DrawFn) -> list[int]:
 
 @every_variant
 @law
-@given(pieces=splits(), seed=seeds, some_resets=st.booleans(), first_is_none=st.booleans())
+@given(pieces=splits(), seed=seeds, some_resets=st.booleans(), first_is_none=st.booleans(), rollback=rollbacks)
 def test_splitting_a_sequence_anywhere_changes_nothing(
-    variant: str, pieces: list[int], seed: int, some_resets: bool, first_is_none: bool
+    variant: str, pieces: list[int], seed: int, some_resets: bool, first_is_none: bool, rollback: int | None
 ) -> None:
     mixer, T = build(variant, seed), sum(pieces)
     x = inputs(2, T).requires_grad_()
     resets = torch.rand(2, T) < 0.2 if some_resets else None
     weights = torch.randn_like(x)
-    room = mixer.init_state(2, max_len=T + 1)
+    room = make_state(mixer, 2, T + 1, rollback)
     whole, last = mixer(x, room, True, resets=resets)
 
     state = None if first_is_none and VARIANTS[variant][0] != "softmax" else room
@@ -125,28 +155,81 @@ def test_splitting_a_sequence_anywhere_changes_nothing(
     y = torch.cat(outputs, dim=1)
 
     torch.testing.assert_close(y, whole)
-    same_state(state, last)
+    same_state(state, last, mixer)
     torch.testing.assert_close(*(torch.autograd.grad((o * weights).sum(), x)[0] for o in (y, whole)))
 
 
 @every_variant
 @law
-@given(prompt=st.integers(0, 9), steps=st.integers(1, 9), seed=seeds)
-def test_a_step_is_a_forward_of_one_token_in_place(variant: str, prompt: int, steps: int, seed: int) -> None:
+@given(prompt=st.integers(0, 9), steps=st.integers(1, 40), seed=seeds, rollback=rollbacks)
+def test_a_step_is_a_forward_of_one_token_in_place(
+    variant: str, prompt: int, steps: int, seed: int, rollback: int | None
+) -> None:
     mixer, T = build(variant, seed), prompt + steps
     x = inputs(2, T)
     resets = torch.rand(2, T) < 0.2
     resets[:, prompt:] = False  # a step has no resets
     whole, last = mixer(x, mixer.init_state(2, max_len=T), True, resets=resets)
 
-    _, state = mixer(x[:, :prompt], mixer.init_state(2, max_len=T), True, resets=resets[:, :prompt])
+    _, state = mixer(x[:, :prompt], make_state(mixer, 2, T, rollback), True, resets=resets[:, :prompt])
     addresses, size = [part.data_ptr() for part in parts(state).values()], state_bytes(state)
     y = torch.stack([mixer.step(x[:, t], state) for t in range(prompt, T)], dim=1)
 
     torch.testing.assert_close(y, whole[:, prompt:])
-    same_state(state, last)
+    same_state(state, last, mixer)
     assert [part.data_ptr() for part in parts(state).values()] == addresses
     assert state_bytes(state) == size
+
+
+@every_variant
+@law
+@given(prompt=st.integers(0, 30), most=st.integers(1, 4), data=st.data(), seed=seeds)
+def test_tokens_that_are_taken_back_had_never_been(variant: str, prompt: int, most: int, data: Any, seed: int) -> None:
+    """Whether they were stepped or read; of each row another number; and what follows, stepped and read."""
+    mixer, taken = build(variant, seed), data.draw(st.integers(0, most + 2))
+    history, wrong, more = inputs(2, prompt), inputs(2, taken), inputs(2, 4)
+    count = torch.tensor([data.draw(st.integers(0, min(taken, most))) for _ in range(2)])
+    resets = torch.rand(2, prompt) < 0.1
+    _, state = mixer(history, mixer.decoding_state(2, max_len=prompt + taken + 8, rollback=most), True, resets=resets)
+    expected = mixer(wrong, state, True, lengths=taken - count).state
+    if data.draw(st.booleans()):
+        state = mixer(wrong, state, True).state
+    else:
+        for t in range(taken):
+            mixer.step(wrong[:, t], state)
+    addresses = [part.data_ptr() for part in parts(state).values()]
+    mixer.rollback(state, count)
+    assert [part.data_ptr() for part in parts(state).values()] == addresses
+    assert torch.equal(state.position, expected.position)
+    wanted, last = mixer(more, expected, True)
+    y, after = mixer(more, state, True)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(torch.stack([mixer.step(more[:, t], state) for t in range(4)], 1), wanted)
+    torch.testing.assert_close(mixer(more, after).y, mixer(more, last).y)
+
+
+@every_variant
+def test_what_cannot_be_taken_back_is_refused(variant: str) -> None:
+    mixer, x = build(variant, 0), inputs(2, 3)
+    state = mixer(x, mixer.decoding_state(2, max_len=9, rollback=2), True).state
+    kept = map_state(torch.clone, state)
+    refusals: list[tuple[str, Any]] = [
+        (r"tokens: expected 0 or more to take back, was -1", -1),
+        (r"tokens: expected a whole number or int64 \[2\], was torch.int64 \[1\]", torch.tensor([1])),
+        (r"tokens: expected a whole number or int64 \[2\], was 1.5", 1.5),
+        (r"tokens: expected at most those of each document, \[3, 3\], was \[4, 0\]", torch.tensor([4, 0])),
+    ]
+    if VARIANTS[variant][0] != "softmax":
+        refusals[-1] = (r"tokens: expected at most 2, which .*, was 3; make it with decoding_state\(rollback=3\)", 3)
+        other = mixer(x, mixer.init_state(2), True).state
+        with pytest.raises(InputError, match=r"tokens: expected at most 0, which this state can take back, was 1"):
+            mixer.rollback(other, 1)
+    for message, tokens in refusals:
+        with pytest.raises(InputError, match=message):
+            mixer.rollback(state, tokens)
+    assert all(map(torch.equal, parts(state).values(), parts(kept).values()))
+    with pytest.raises(InputError, match="rollback: expected a whole number from 0 on, was -1"):
+        mixer.decoding_state(2, max_len=9, rollback=-1)
 
 
 @every_variant
@@ -165,26 +248,31 @@ def test_a_token_changes_nothing_before_it(variant: str, T: int, data: st.DataOb
 
 @every_variant
 @law
-@given(T=st.integers(1, 14), seed=seeds)
-def test_rows_of_a_batch_do_not_meet(variant: str, T: int, seed: int) -> None:
+@given(T=st.integers(1, 14), seed=seeds, rollback=rollbacks)
+def test_rows_of_a_batch_do_not_meet(variant: str, T: int, seed: int, rollback: int | None) -> None:
     mixer, order = build(variant, seed), torch.tensor([2, 0, 1, 2])
     x, resets = inputs(3, 2 * T), torch.rand(3, 2 * T) < 0.2
-    _, state = mixer(x[:, :T], mixer.init_state(3, max_len=2 * T), True, resets=resets[:, :T])
+    _, state = mixer(x[:, :T], make_state(mixer, 3, 2 * T, rollback), True, resets=resets[:, :T])
     y, last = mixer(x[:, T:], state, True, resets=resets[:, T:])
     reordered, reordered_last = mixer(x[order, T:], reorder_state(state, order), True, resets=resets[order, T:])
 
     torch.testing.assert_close(reordered, y[order])
-    same_state(reordered_last, reorder_state(last, order))
+    same_state(reordered_last, reorder_state(last, order), mixer)
 
 
 @every_variant
 @law
-@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3), seed=seeds, with_state=st.booleans())
-def test_padding_changes_nothing(variant: str, lengths: list[int], seed: int, with_state: bool) -> None:
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3), seed=seeds, with_state=st.booleans(),
+    rollback=rollbacks,
+)  # fmt: skip
+def test_padding_changes_nothing(
+    variant: str, lengths: list[int], seed: int, with_state: bool, rollback: int | None
+) -> None:
     mixer, B, T = build(variant, seed), len(lengths), 13
     history, x, more = inputs(B, 4), inputs(B, T), inputs(B, 3)
     resets = torch.rand(B, T) < 0.3  # in the padding too
-    state = mixer.init_state(B, max_len=4 + T + 3)
+    state = make_state(mixer, B, 4 + T + 3, rollback)
     if with_state:
         state = mixer(history, state, True).state
     y, after = mixer(x, state, True, lengths=torch.tensor(lengths), resets=resets)
@@ -195,20 +283,25 @@ def test_padding_changes_nothing(variant: str, lengths: list[int], seed: int, wi
         row = reorder_state(state, torch.tensor([b]))
         y_row, after_row = mixer(x[b : b + 1, :length], row, True, resets=resets[b : b + 1, :length])
         torch.testing.assert_close(y[b, :length], y_row[0])
-        same_state(reorder_state(after, torch.tensor([b])), after_row)
+        same_state(reorder_state(after, torch.tensor([b])), after_row, mixer)
         torch.testing.assert_close(continued[b], mixer(more[b : b + 1], after_row, True).y[0])
 
 
 @every_variant
 @law
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=seeds, with_state=st.booleans())
-def test_resets_are_separate_calls(variant: str, lengths: list[int], seed: int, with_state: bool) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=seeds, with_state=st.booleans(),
+    rollback=rollbacks,
+)  # fmt: skip
+def test_resets_are_separate_calls(
+    variant: str, lengths: list[int], seed: int, with_state: bool, rollback: int | None
+) -> None:
     mixer, T = build(variant, seed), sum(lengths)
     x, more = inputs(1, T), inputs(1, 3)
     starts = torch.tensor([sum(lengths[:i]) for i in range(len(lengths))])
     resets = torch.zeros(1, T, dtype=torch.bool)
     resets[:, starts] = True
-    state = mixer.init_state(1, max_len=T + 8)
+    state = make_state(mixer, 1, T + 8, rollback)
     if with_state:
         state = mixer(inputs(1, 5), state, True).state
     y, state = mixer(x, state, True, resets=resets)
@@ -223,10 +316,10 @@ def test_resets_are_separate_calls(variant: str, lengths: list[int], seed: int, 
 
 @every_variant
 @law
-@given(T=st.integers(1, 14), seed=seeds)
-def test_no_argument_is_changed(variant: str, T: int, seed: int) -> None:
+@given(T=st.integers(1, 14), seed=seeds, rollback=rollbacks)
+def test_no_argument_is_changed(variant: str, T: int, seed: int, rollback: int | None) -> None:
     mixer = build(variant, seed)
-    _, state = mixer(inputs(2, 3), mixer.init_state(2, max_len=T + 3), True)
+    _, state = mixer(inputs(2, 3), make_state(mixer, 2, T + 3, rollback), True)
     x, resets, lengths = inputs(2, T), torch.rand(2, T) < 0.2, torch.randint(0, T + 1, (2,))
     arguments = (x, *parts(state).values(), lengths, resets)
     before = map_state(torch.clone, arguments)
@@ -254,8 +347,9 @@ def test_the_state_has_one_size_unless_it_is_a_growing_cache(variant: str) -> No
 
 
 @every_variant
+@pytest.mark.parametrize("rollback", [None, 0])
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
-def test_half_precision_stays_near(variant: str, how: str) -> None:
+def test_half_precision_stays_near(variant: str, how: str, rollback: int | None) -> None:
     mixer = build(variant, 1, torch.float32)
     x = inputs(2, 12).float()
     exact = mixer(x).y
@@ -264,7 +358,7 @@ def test_half_precision_stays_near(variant: str, how: str) -> None:
         mixer, x = mixer.to(half), x.to(half)
     with torch.autocast("cpu", half, enabled=how == "autocast"):
         y = mixer(x).y
-        _, state = mixer(x[:, :7], mixer.init_state(2, max_len=12), True)
+        _, state = mixer(x[:, :7], make_state(mixer, 2, 12, rollback), True)
         stepped = torch.stack([mixer.step(x[:, t], state) for t in range(7, 12)], dim=1)
 
     assert y.dtype == stepped.dtype == half
@@ -277,7 +371,7 @@ def test_half_precision_stays_near(variant: str, how: str) -> None:
 def test_steps_run_without_gradients(variant: str, mode: Any) -> None:
     mixer = build(variant, 0)
     with mode():
-        state = mixer.init_state(2, max_len=3)
+        state = mixer.decoding_state(2, max_len=3)
         for token in inputs(3, 2):
             y = mixer.step(token, state)
             assert y.isfinite().all()
@@ -290,4 +384,4 @@ def test_states_compare_by_content() -> None:
     mixer = build("softmax", 0)
     _, state = mixer(inputs(1, 3), mixer.init_state(1, max_len=4), True)
     with pytest.raises(AssertionError, match=r"state\.layer\.keys: "):
-        same_state(state, map_state(lambda part: part + 1, state))
+        same_state(state, map_state(lambda part: part + 1, state), mixer)

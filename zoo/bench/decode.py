@@ -10,20 +10,13 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils import _pytree
 
-from zoo.bench.engine import (
-    OUT_OF_MEMORY,
-    Benchmark,
-    Row,
-    attempt,
-    describe_place,
-    print_lines,
-    release_memory,
-)
+from zoo.bench.engine import OUT_OF_MEMORY, Benchmark, Row, attempt, describe_place, print_lines, release_memory
 from zoo.bench.models import recipe_with
 from zoo.bench.timing import Ceilings, Timer, Timing
 from zoo.blocks.cache import KeyValueState
 from zoo.builder import build
 from zoo.generation import CompiledDecoder, Decoding, compile_decoder
+from zoo.kernels.power import PowerJournalState, fold_size
 from zoo.models import Decoder, DecoderState
 from zoo.recipe import Recipe
 from zoo.report.numbers import known, milliseconds
@@ -156,14 +149,14 @@ def _cells(row: Row, first: Row) -> list[str]:
 def made_up_state(model: Decoder, batch_size: int, position: int, room: int) -> DecoderState:
     """Return a state as if after `position` tokens, with room for `room` more.
 
-    Sums over the past are those of a short prompt, caches are full of random numbers: a step costs what it would cost.
+    Sums over the past are those of a short prompt, or random, as what caches are full of: a step costs what it would.
     """
     device = model.token_embedding.weight.device
     read = min(_SHORT, position)
     prompts = torch.randint(0, model.config.vocab_size, (batch_size, read), device=device)
     lengths = torch.full((batch_size,), read, device=device)
-    _, short = model.prefill(prompts, model.init_state(batch_size, max_len=read), lengths)
-    state = model.init_state(batch_size, max_len=position + room)
+    _, short = model.prefill(prompts, model.decoding_state(batch_size, max_len=read), lengths)
+    state = model.decoding_state(batch_size, max_len=position + room)
     for target, source in zip(_pytree.tree_leaves(state), _pytree.tree_leaves(short), strict=True):
         if not target.is_floating_point():
             target.copy_(torch.where(source == read, position, source))  # positions; documents start where they did
@@ -171,13 +164,18 @@ def made_up_state(model: Decoder, batch_size: int, position: int, room: int) -> 
             target.copy_(source)
         else:
             target.normal_()
+    for part in _pytree.tree_leaves(state.layers, is_leaf=lambda x: isinstance(x, PowerJournalState)):
+        if isinstance(part, PowerJournalState):
+            for x in part[:4]:
+                x.normal_().abs_()  # so that no denominator vanishes
+            part.folded.fill_(0 if position < part.slots - 1 else position)
     return state
 
 
 @torch.no_grad()
 def _read(model: CompiledDecoder, batch_size: int, position: int, room: int, chunk: int) -> DecoderState:
     """Return the state after `position` random tokens, read some at a time."""
-    state = model.init_state(batch_size, max_len=position + room)
+    state = model.decoding_state(batch_size, max_len=position + room)
     for start in range(0, position, chunk):
         size = min(chunk, position - start)
         tokens = torch.randint(0, model.config.vocab_size, (batch_size, size), device=state.position.device)
@@ -186,7 +184,7 @@ def _read(model: CompiledDecoder, batch_size: int, position: int, room: int, chu
 
 
 def bytes_moved(model: Decoder, state: DecoderState, position: int) -> int:
-    """Return what a step has to move: weights and state read once, what it changes of the state written once."""
+    """Return what a step has to move on average: weights and state read once, what it changes of that written once."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if model.position_embedding is not None:
         weights -= model.position_embedding.weight.nbytes  # of which a row is read
@@ -199,6 +197,11 @@ def _state_moved(state: Any, position: int) -> int:
     if isinstance(state, KeyValueState):
         token = (state.keys.nbytes + state.values.nbytes) // state.keys.shape[1]
         return token * (min(position, state.keys.shape[1]) + 1)
+    if isinstance(state, PowerJournalState):
+        token = sum(x.nbytes for x in state[2:5]) // state.slots
+        fold, sums = fold_size(state.S.shape[2]), state.S.nbytes + state.z.nbytes
+        far = token * (fold // 2 + 1) + sums * (fold + 2) // fold
+        return far if position >= state.slots - 1 else token * (position + 1)
     if isinstance(state, Tensor):
         return 2 * state.nbytes
     return 0 if state is None else sum(_state_moved(part, position) for part in state)

@@ -70,7 +70,7 @@ class Around(Mixer):
         return self.behind(x, y)
 
     def empty_state(self, room: Room) -> AroundState:
-        return AroundState(self.empty_tail(room), self.mixer.empty_state(room))
+        return AroundState(self.empty_tail(room), self.mixer.empty_state(room))  # of which copies are kept, if any
 
     def capacity(self, state: AroundState) -> int | None:
         return self.mixer.capacity(state.mixer)

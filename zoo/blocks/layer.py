@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from zoo.blocks.rotary_scaling import ScalingConfig
 from zoo.blocks.window import Token, Window
+from zoo.errors import InputError
 
 __all__ = ["Layer", "LayerContext", "Room"]
 
@@ -36,13 +37,29 @@ class LayerContext:
 class Room(NamedTuple):
     """What a state is made for: `batch_size` rows, and as many tokens as a cache must hold.
 
-    `device` and `dtype`, that of cached activations, are those of a layer's parameters where they are None.
+    `device` and `dtype`, that of cached activations, are those of a layer's parameters where they are None. A state for
+    decoding says how many tokens can be taken back from it, `rollback`; None: it is not made for that.
     """
 
     batch_size: int
     max_len: int | None = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    rollback: int | None = None
+
+    @classmethod
+    def for_decoding(
+        cls, batch_size: int, max_len: int | None, device: torch.device | None, dtype: torch.dtype | None, *,
+        rollback: int,
+    ) -> Self:  # fmt: skip
+        """Return what a state for decoding is made for.
+
+        Raises:
+            InputError: `rollback` is no number of tokens.
+        """
+        if type(rollback) is not int or rollback < 0:
+            raise InputError(f"rollback: expected a whole number from 0 on, was {rollback!r:.60}")
+        return cls(batch_size, max_len, device, dtype, rollback)
 
     def zeros(self, parameter: Tensor, *sizes: int) -> Tensor:
         """Return an empty cache of activations, `[batch_size, *sizes]`, of a layer with this parameter."""
@@ -71,9 +88,16 @@ class Layer(nn.Module, ABC):
             state: what `empty_state` or an earlier call returned; None, for a sequence: nothing came before.
         """
 
+    takes_back: ClassVar[bool] = True
+    """Whether the state can lose its last tokens as it is; where it cannot, copies of earlier ones are kept."""
+
     def empty_state(self, room: Room) -> Any:
         """Return the state before the first token, all zeros."""
         return ()
+
+    def most_rollback(self, state: Any) -> int | None:
+        """Return how many tokens the state can lose at any time; None: as many as it has."""
+        return None if self.takes_back else 0
 
     def capacity(self, state: Any) -> int | None:
         """Return how many tokens a state can hold in all; None: any number."""

@@ -7,6 +7,16 @@ import torch
 from torch import Tensor
 
 from zoo.blocks.checks import check_progress, check_sequence
+from zoo.blocks.earlier import (
+    EarlierStates,
+    check_any_state,
+    check_rollback,
+    keep_current,
+    mix_keeping,
+    most_rollback,
+    new_state,
+    take_back,
+)
 from zoo.blocks.layer import Layer, Room
 from zoo.blocks.window import Token, Window, open_token, open_window
 from zoo.kernels.devices import usable_device
@@ -41,6 +51,8 @@ class Mixer(Layer):
 
     architecture: ClassVar[str | None] = None
     """Whose own mixer it is: what that architecture puts around others, it has inside."""
+
+    takes_back = False
 
     keep_states: bool = True
     """Whether the states inside of a sequence, where there are any, are kept for the backward pass: time for memory."""
@@ -102,15 +114,15 @@ class Mixer(Layer):
             InputError: names the argument, what it was and what it must be.
         """
         if isinstance(window, Token):
-            return MixerOutput(self.mix_token(x, state, window), state)
+            return MixerOutput(self._mix_token(x, state, window), state)
         if window is not None:
-            y, after = self.mix(x, state, window)
+            y, after = self._mix(x, state, window)
             return MixerOutput(y, after if window.return_state else None)
         check_sequence(x, lengths, resets)
         if state is not None:
             self._check(state, x)
         window = open_window(x, state, lengths=lengths, resets=resets, return_state=return_state)
-        y, after = self.mix(x, None if state is None else state.layer, window)
+        y, after = self._mix(x, None if state is None else state.layer, window)
         return MixerOutput(y, MixerState(after, window.after, window.last_start) if return_state else None)
 
     def init_state(
@@ -128,11 +140,20 @@ class Mixer(Layer):
             dtype: of cached activations, by default the parameters'; sums over the past are float32 (float64 in a
                 float64 model) whatever this says.
         """
-        room, parameter = (
-            Room(batch_size, max_len, usable_device(device), dtype),
-            next(self.parameters()),
-        )
-        return MixerState(self.empty_state(room), room.no_tokens(parameter), room.no_tokens(parameter))
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype))
+
+    def decoding_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        rollback: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> MixerState:
+        """Return an empty state for decoding, as `zoo.models.Decoder.decoding_state` does."""
+        place = usable_device(device)
+        return self._empty_state(Room.for_decoding(batch_size, max_len, place, dtype, rollback=rollback))
 
     @torch.no_grad()
     def step(self, x: Tensor, state: MixerState) -> Tensor:
@@ -142,6 +163,29 @@ class Mixer(Layer):
         state.position.add_(1)
         return y
 
+    @torch.no_grad()
+    def rollback(self, state: MixerState, tokens: int | Tensor) -> None:
+        """Take back the last tokens of each row, in place, as `zoo.models.Decoder.rollback` does."""
+        check_progress(state, MixerState, state.position)
+        count = check_rollback(tokens, state.position - state.start, most_rollback(self, state.layer))
+        state.position.sub_(count)
+        take_back(state.layer, state.position, count)
+
+    def _mix(self, x: Tensor, state: Any, window: Window) -> tuple[Tensor, Any]:
+        return (
+            mix_keeping(self.mix, x, state, window) if isinstance(state, EarlierStates) else self.mix(x, state, window)
+        )
+
+    def _mix_token(self, x: Tensor, state: Any, token: Token) -> Tensor:
+        if not isinstance(state, EarlierStates):
+            return self.mix_token(x, state, token)
+        keep_current(state, token.position)
+        return self.mix_token(x, state.now, token)
+
+    def _empty_state(self, room: Room) -> MixerState:
+        parameter = next(self.parameters())
+        return MixerState(new_state(self, room), room.no_tokens(parameter), room.no_tokens(parameter))
+
     def _check(self, state: Any, x: Tensor) -> None:
         check_progress(state, MixerState, x)
-        self.check_state(state.layer, x)
+        check_any_state(self, state.layer, x)

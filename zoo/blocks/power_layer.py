@@ -14,18 +14,28 @@ from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import weight_of
 from zoo.blocks.offset import LearnedOffset, Offset
 from zoo.blocks.window import Token, Window
+from zoo.errors import InputError
 from zoo.kernels.power import (
     Heads,
+    PowerJournalState,
     PowerState,
+    fold_size,
     forward_flops,
     init_power_state,
+    open_journal,
     power_attention,
     power_attention_step,
+    power_journal_attention,
+    power_journal_step,
     state_size,
+    worthwhile,
 )
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["PowerHeadConfig", "PowerLayer", "check_power_state"]
+__all__ = ["PowerHeadConfig", "PowerLayer", "PowerLayerState", "check_power_state"]
+
+PowerLayerState = PowerState | PowerJournalState
+"""Of `init_state`, or one for decoding, with recent tokens beside the sums."""
 
 
 class PowerHeadConfig(HeadConfig):
@@ -64,6 +74,7 @@ class PowerLayer(HeadMixer):
     """
 
     halo = 0
+    takes_back = True
 
     def __init__(
         self,
@@ -94,37 +105,70 @@ class PowerLayer(HeadMixer):
         """Whether states have rows for lower powers of the scores too."""
         return isinstance(self.offset, LearnedOffset) or self.offset != 0
 
-    def mix(self, x: Tensor, state: PowerState | None, window: Window) -> tuple[Tensor, PowerState | None]:
+    def mix(self, x: Tensor, state: PowerLayerState | None, window: Window) -> tuple[Tensor, PowerLayerState | None]:
         q, k, v = self.input(x, window.positions)
         log_g = None if self.gate is None else self.gate(x)
         log_g = with_resets(log_g, window.resets, self.heads.key_value)
+        options: dict[str, Any] = {"p": self.p, "offset": self.offset_of_heads, "normalize": self.normalize}
+        if isinstance(state, PowerJournalState):
+            if window.group is not None:
+                raise InputError("state: expected one of init_state where several processes have one sequence")
+            options |= {"position": window.before, "keep": self._kept(state)}
+            o, state = power_journal_attention(q, k, v, log_g, state=state, lengths=window.lengths, **options)
+            return self.output(o, x), state
         o, state = power_attention(
-            q, k, v, log_g, p=self.p, offset=self.offset_of_heads, normalize=self.normalize, state=state,
-            return_state=window.return_state, lengths=window.lengths, save_states=self.keep_states,
-            group=window.group,
+            q, k, v, log_g, state=state, return_state=window.return_state, lengths=window.lengths,
+            save_states=self.keep_states, group=window.group, **options,
         )  # fmt: skip
         return self.output(o, x), state
 
-    def mix_token(self, x: Tensor, state: PowerState, token: Token) -> Tensor:
+    def mix_token(self, x: Tensor, state: PowerLayerState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
         log_g = None if self.gate is None else self.gate(x)
-        o = power_attention_step(
-            q, k, v, log_g, state=state, p=self.p, offset=self.offset_of_heads, normalize=self.normalize
-        )
+        options: dict[str, Any] = {"p": self.p, "offset": self.offset_of_heads, "normalize": self.normalize}
+        if isinstance(state, PowerJournalState):
+            options |= {"position": token.position, "keep": self._kept(state)}
+            o = power_journal_step(q, k, v, log_g, state=state, **options)
+        else:
+            o = power_attention_step(q, k, v, log_g, state=state, **options)
         return self.output(o, x)
 
-    def empty_state(self, room: Room) -> PowerState:
+    def empty_state(self, room: Room) -> PowerLayerState:
         weight, (_, heads, width) = weight_of(self.input.projection), self.heads
-        return init_power_state(
+        sums = init_power_state(
             room.batch_size, heads, width, width, self.p, offset=self.has_offset,
             device=room.device or weight.device, dtype=accumulation_dtype(weight.dtype),
         )  # fmt: skip
+        if room.rollback is None:
+            return sums
+        dtype = room.dtype or weight.dtype
+        slots = self._alone(sums, dtype) + room.rollback + 2
+        return open_journal(sums, Heads(*self.head_counts, heads), width, slots, dtype)
+
+    def most_rollback(self, state: PowerLayerState) -> int:
+        return self._kept(state) if isinstance(state, PowerJournalState) else 0
 
     def check_state(self, state: Any, x: Tensor) -> None:
-        check_state(state, PowerState, x)
+        check_state(state, PowerJournalState if isinstance(state, PowerJournalState) else PowerState, x)
         _, heads, width = self.heads
         dtype = accumulation_dtype(weight_of(self.input.projection).dtype)
         check_power_state(state, x, heads, width, width, self.p, dtype, offset=self.has_offset)
+        if isinstance(state, PowerJournalState):
+            shape = (x.shape[0], *state.keys.shape[1:2], heads)
+            check_part("keys", state.keys, (*shape, width), None, x.device)
+            check_part("values", state.values, (*shape, width), state.keys.dtype, x.device)
+            check_part("gates", state.gates, shape, torch.float64, x.device)
+            check_part("folded", state.folded, shape[:1], torch.int64, x.device)
+
+    def _alone(self, sums: PowerState, dtype: torch.dtype) -> int:
+        """How many tokens are in a journal, of keys and values of this dtype, before any enters the sums."""
+        _, heads, width = self.heads
+        tokens = worthwhile(sums, Heads(*self.head_counts, heads), width, dtype)
+        return max(tokens, fold_size(sums.S.shape[2]))
+
+    def _kept(self, state: PowerJournalState) -> int:
+        """How many tokens stay apart at least, once there are so many: those that its state was made to take back."""
+        return max(0, state.slots - 2 - self._alone(state.sums, state.keys.dtype))
 
     def flops(self, tokens: int) -> int:
         query, key_value, width = self.heads
@@ -133,7 +177,7 @@ class PowerLayer(HeadMixer):
 
 
 def check_power_state(
-    state: PowerState, x: Tensor, heads: int, key_width: int, value_width: int, p: int, dtype: torch.dtype, *,
+    state: PowerLayerState, x: Tensor, heads: int, key_width: int, value_width: int, p: int, dtype: torch.dtype, *,
     offset: bool = False,
 ) -> None:  # fmt: skip
     """Check `S [B, heads, D, V]` and `z [B, heads, D]` in a mixer's state, for the rows of `x [B, ...]`.

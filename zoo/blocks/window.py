@@ -28,7 +28,7 @@ class Shared:
 
     So a layer that is computed again for its backward pass finds what it found the first time. This is no dictionary
     but an object, because wrappers may rebuild the containers among their arguments, and nobody would see what is left
-    in a copy.
+    in a copy. What belongs to tokens is `[B, T, ...]`, of three dimensions or more; what has fewer belongs to the call.
     """
 
     def __init__(self, earlier: Mapping[str, Tensor] | None = None) -> None:

@@ -67,7 +67,7 @@ def serve(
         length, limit = context or min(trained_at, 8192), decoder.config.max_positions
         if decoder.config.positions == "learned" and length > limit:
             raise InputError(f"context: expected at most {limit}, the positions of the model, was {length}")
-        states = size(state_bytes(decoder.init_state(rows, max_len=length, device="meta")))
+        states = size(state_bytes(decoder.decoding_state(rows, max_len=length, device="meta")))
         model = compile_decoder(decoder) if decoder.token_embedding.weight.is_cuda else decoder
         engine = Engine(model, rows=rows, context_length=length, waiting=waiting)
         name, (host, port) = name or path.resolve().name, place.getsockname()[:2]

@@ -69,7 +69,7 @@ def export_model(model: Decoder, folder: Path | str, *, batch_size: int = 1, max
     if max_len < 4:
         raise InputError(f"max_len: expected at least 4, was {max_len}")
     device = next(model.parameters()).device
-    parts, spec = _pytree.tree_flatten(model.init_state(batch_size, max_len=max_len))
+    parts, spec = _pytree.tree_flatten(model.decoding_state(batch_size, max_len=max_len))
     tokens = torch.zeros(batch_size, 3, dtype=torch.int64, device=device)
     lengths = torch.full((batch_size,), 3, device=device)
     length = torch.export.Dim("length", min=2, max=max_len)

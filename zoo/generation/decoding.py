@@ -16,7 +16,7 @@ from zoo.errors import InputError
 from zoo.generation.prefill import Prefill, check_prompts, read_prompts
 from zoo.generation.sampling import Sampling, check_whole
 from zoo.generation.stepper import Stepper
-from zoo.models import Decoder, DecoderState
+from zoo.models import Decoder, DecoderOutput, DecoderState
 from zoo.states import map_state
 
 __all__ = ["CompiledDecoder", "Decoding", "compile_decoder", "start_decoding"]
@@ -25,19 +25,22 @@ _CACHE_STEP = 256  # capacities of caches are multiples of this, so that prompts
 
 
 class CompiledDecoder:
-    """A decoder with its two entry points for generation compiled whole, each on its first use.
+    """A decoder with its entry points for generation compiled whole, each on its first use.
 
-    `prefill` takes prompts of any length and `step` one token a row; both are those of `zoo.models.Decoder`. `decoding`
-    puts them together. On a GPU it records the step and the choice of a token in a CUDA graph, and keeps it, with the
-    state that it is recorded over, for the next batch of the same sizes and options. Made by `compile_decoder`.
+    `prefill` takes prompts of any length, `step` one token a row, and `forward` tokens that are checked; they are those
+    of `zoo.models.Decoder`. `decoding` puts the first two together. On a GPU it records the step and the choice of a
+    token in a CUDA graph, and keeps it, with the state that it is recorded over, for the next batch of the same sizes
+    and options. Made by `compile_decoder`.
     """
 
     def __init__(self, model: Decoder, **options: Any) -> None:
         self.model = model
         self.config = model.config
         self.init_state, self.check_state = model.init_state, model.check_state
+        self.decoding_state, self.rollback = model.decoding_state, model.rollback
         self._prefill = torch.compile(model.prefill, fullgraph=True, **options)
         self._step = torch.compile(model.step, fullgraph=True, **options)
+        self._forward = torch.compile(model.forward, fullgraph=True, **options)
         self._kept: _Kept | None = None
 
     def prefill(self, tokens: Tensor, state: DecoderState, lengths: Tensor) -> tuple[Tensor, DecoderState]:
@@ -49,6 +52,12 @@ class CompiledDecoder:
         """As `Decoder.step`."""
         self._check_room(tokens, state, 1)
         return self._named(self._step, tokens, state)
+
+    def forward(self, tokens: Tensor, state: DecoderState, return_state: bool = False) -> DecoderOutput:
+        """As `Decoder.forward`, from a state."""
+        self._check_room(tokens, state, tokens.shape[1])
+        output: DecoderOutput = self._named(self._forward, tokens, state, return_state)
+        return output
 
     def decoding(
         self,
@@ -78,12 +87,12 @@ class CompiledDecoder:
     def begin(self, batch_size: int, max_len: int, sampling: Sampling, max_new_tokens: int) -> "Decoding":
         """Return a decoding over an empty state, the one that is kept if it fits and nobody uses it."""
         max_len += -max_len % _CACHE_STEP
-        key = self._key(self.init_state(batch_size, max_len=max_len, device="meta"), sampling)
+        key = self._key(self.decoding_state(batch_size, max_len=max_len, device="meta"), sampling)
         if self._kept is not None and self._kept.key == key and self._kept.free:
             map_state(Tensor.zero_, self._kept.stepper.state)
         else:
             self._kept = None  # before there is another state
-            state = self.init_state(batch_size, max_len=max_len)
+            state = self.decoding_state(batch_size, max_len=max_len)
             self._kept = _Kept(key, _make_stepper(self, state, torch.zeros_like(state.position), sampling))
         decoding = Decoding(self._kept.stepper, chosen=True, max_new_tokens=max_new_tokens)
         self._kept.user = weakref.ref(decoding)
@@ -103,7 +112,7 @@ class CompiledDecoder:
             self.model.check_state(state, tokens)
             check_room(self.model.capacity(state), state.position + new)
 
-    def _named(self, run: Callable[..., Any], tokens: Tensor, state: DecoderState, *rest: Tensor) -> Any:
+    def _named(self, run: Callable[..., Any], tokens: Tensor, state: DecoderState, *rest: Any) -> Any:
         """Run what is compiled; input that it refuses is named, which the compiler would not."""
         try:
             with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):  # hooks that come or go compile anew
@@ -248,7 +257,7 @@ def start_decoding(
     if isinstance(model, CompiledDecoder):
         decoding = model.begin(tokens.shape[0], needed, sampling, max_new_tokens)
     else:
-        state = model.init_state(tokens.shape[0], max_len=needed)
+        state = model.decoding_state(tokens.shape[0], max_len=needed)
         stepper = _make_stepper(model, state, torch.zeros_like(state.position), sampling)
         decoding = Decoding(stepper, chosen=True, max_new_tokens=max_new_tokens)
     decoding.read(model.prefill, tokens, lengths, seed=seed, piece=prefill_chunk)

@@ -1,7 +1,7 @@
 """Text, and token ids, that go on from a prompt."""
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zoo.data.tokenizer import ByteTokenizer, TextTokenizer, Tokenizer
 from zoo.errors import InputError
-from zoo.generation.decoding import CompiledDecoder, Decoding, start_decoding
+from zoo.generation.decoding import CompiledDecoder, start_decoding
+from zoo.generation.draft import Draft, speculate
 from zoo.generation.sampling import NOTHING, Sampling
 from zoo.models import Decoder
 
@@ -30,6 +31,7 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     prefill_chunk: int | None = None,
+    draft: Decoder | CompiledDecoder | Draft | None = None,
 ) -> Prompt:
     """Continue a prompt, or a list of them of any lengths side by side, and return the new text only.
 
@@ -47,6 +49,8 @@ def generate(
         stop: text, or texts, before the first of which the result ends.
         prefill_chunk: read the prompts in pieces of so many tokens, which bounds the memory that reading takes and
             changes nothing else; None: at once.
+        draft: a smaller model that guesses tokens, which the model checks several at a time; the text is the one that
+            it would give without. A `Draft` says how many tokens to guess, and afterwards how many were right.
 
     Raises:
         InputError: an option out of its range, a model without a tokenizer, a prompt without a token, more tokens
@@ -70,9 +74,13 @@ def generate(
 
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
-    decoding = start_decoding(
-        model, tokens, lengths, sampling, max_new_tokens=max_new_tokens, seed=seed, prefill_chunk=prefill_chunk
-    )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "prefill_chunk": prefill_chunk}
+    decoding: Iterable[Tensor]
+    if draft is None:
+        decoding = start_decoding(model, tokens, lengths, sampling, seed=seed, **options)
+    else:
+        draft = draft if isinstance(draft, Draft) else Draft(draft)
+        decoding = speculate(model, draft, tokens, lengths, sampling, **options)
     for chosen in _on_host(decoding):
         for row in sorted(running):
             if chosen[row] == NOTHING:
@@ -120,7 +128,7 @@ def _not_a_number(row: int, position: int) -> InputError:
     return InputError(f"model: its logits are NaN after {position} tokens of row {row}")
 
 
-def _on_host(decoding: Decoding) -> Iterator[list[int]]:
+def _on_host(decoding: Iterable[Tensor]) -> Iterator[list[int]]:
     """Yield the tokens of each step as numbers; a GPU is one step ahead of them, and never waits for the host."""
     ahead: tuple[Tensor, torch.cuda.Event] | None = None
     for tokens in decoding:

@@ -14,6 +14,7 @@ from zoo.blocks.layer import LayerContext, Room
 from zoo.blocks.linear import own_part, weight_of
 from zoo.blocks.softmax_attention import attend_where, attention_flops
 from zoo.blocks.window import Token, Window
+from zoo.errors import InputError
 from zoo.kernels.interval_attention import interval_attention, supports_flex
 from zoo.kernels.precision import concatenate
 from zoo.kernels.sequence import SequenceGroup, tail
@@ -49,6 +50,8 @@ class SlidingWindow(HeadMixer):
     Source: Beltagy et al., "Longformer", arXiv 2004.05150; Jiang et al., "Mistral 7B", arXiv 2310.06825; sinks as in
     OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv 2508.10925.
     """
+
+    takes_back = True
 
     def __init__(self, config: SlidingWindowConfig, context: LayerContext) -> None:
         super().__init__()
@@ -92,6 +95,8 @@ class SlidingWindow(HeadMixer):
         """Mix this process's share, whose first tokens see keys of the share before."""
         q, k, v = self.input(x, window.positions)
         held = self.empty_state(Room(x.shape[0], device=x.device)) if state is None else state
+        if held.keys.shape[1] != self.window:
+            raise InputError("state: expected one of init_state where several processes have one sequence")
         past = self._past_over(held, k, v, window, group)
         if self.sink is not None or self.cap is not None:
             attended = banded_attention(q, k, v, past, window, self.window, self.own_sink, self.cap)
@@ -124,13 +129,20 @@ class SlidingWindow(HeadMixer):
 
     def mix_token(self, x: Tensor, state: KeyValueState, token: Token) -> Tensor:
         q, k, v = self.input(x, token.position)
+        # A ring with room for what may be taken back holds more tokens than are seen.
+        token = token._replace(start=torch.maximum(token.start, token.after - self.window))
         return self.output(attend_in_place(q, k, v, state, token, self.own_sink, self.cap), x)
 
     def empty_state(self, room: Room) -> KeyValueState:
-        return empty_cache(room, weight_of(self.input.projection), self.window, self.heads.key_value, self.heads.width)
+        slots = self.window + (room.rollback or 0)  # so that what may be taken back has overwritten nothing in reach
+        return empty_cache(room, weight_of(self.input.projection), slots, self.heads.key_value, self.heads.width)
+
+    def most_rollback(self, state: KeyValueState) -> int:
+        return state.keys.shape[1] - self.window
 
     def check_state(self, state: Any, x: Tensor) -> None:
-        check_cache(state, x, self.window, self.heads.key_value, self.heads.width)
+        slots = state.keys.shape[1] if isinstance(state, KeyValueState) and state.keys.dim() == 4 else 0
+        check_cache(state, x, max(self.window, slots), self.heads.key_value, self.heads.width)
 
     def flops(self, tokens: int) -> int:
         full = max(0, tokens - self.window)
@@ -163,7 +175,7 @@ def banded_attention(
     padding = blocks * block - T
 
     reach = torch.arange(-before * block, 0, device=q.device)
-    slots = (window.before[:, None] + reach) % width
+    slots = (window.before[:, None] + reach) % past.keys.shape[1]
     row = torch.arange(B, device=q.device)[:, None]
 
     def key_blocks(old: Tensor, new: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Softmax(HeadMixer):
     """
 
     halo = 0
+    takes_back = True
 
     def __init__(self, config: SoftmaxConfig, context: LayerContext) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.around import put_around
+from zoo.blocks.earlier import check_any_state, current, most_rollback, new_state
 from zoo.blocks.feed_forward import make_feed_forward
 from zoo.blocks.layer import Layer, Room
 from zoo.blocks.norms import make_norm
@@ -74,7 +75,7 @@ class Block(nn.Module):
 
     def empty_state(self, room: Room) -> tuple[Any, ...]:
         """Return the state before the first token."""
-        return tuple(layer.empty_state(room) for _, layer, _ in self._layers())
+        return tuple(new_state(layer, room) for _, layer, _ in self._layers())
 
     def check_state(self, state: Any, x: Tensor) -> None:
         """Check that a state is this block's, for the rows of `x [B, ...]` and on its device."""
@@ -82,12 +83,17 @@ class Block(nn.Module):
         if len(state) != len(layers):
             raise InputError(f"state: expected {len(layers)} layers in a block as in this model, was {len(state)}")
         for (_, layer, _), part in zip(layers, state, strict=True):
-            layer.check_state(part, x)
+            check_any_state(layer, part, x)
 
     def capacity(self, state: Sequence[Any]) -> int | None:
         """As `Layer.capacity`, of the layer that holds the fewest tokens."""
-        found = (layer.capacity(part) for (_, layer, _), part in zip(self._layers(), state, strict=True))
+        found = (layer.capacity(current(part)) for (_, layer, _), part in zip(self._layers(), state, strict=True))
         return min((capacity for capacity in found if capacity is not None), default=None)
+
+    def most_rollback(self, state: Sequence[Any]) -> int | None:
+        """As `Layer.most_rollback`, of the layer that can lose the fewest tokens."""
+        found = (most_rollback(layer, part) for (_, layer, _), part in zip(self._layers(), state, strict=True))
+        return min((most for most in found if most is not None), default=None)
 
     @property
     def halo(self) -> int | None:

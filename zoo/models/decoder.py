@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_progress, check_sequence, describe, values_at_hand
+from zoo.blocks.earlier import check_rollback, take_back
 from zoo.blocks.gate import RetentionGate
 from zoo.blocks.layer import Room
 from zoo.blocks.linear import is_plain_linear
@@ -257,14 +258,52 @@ class Decoder(CompiledByItself):
         Raises:
             InputError: a layer needs `max_len` and there is no default.
         """
-        if max_len is None and self.position_embedding is not None:
-            max_len = self.config.max_positions
-        room, weight = (
-            Room(batch_size, max_len, usable_device(device), dtype),
-            self.token_embedding.weight,
-        )
-        layers = tuple(block.empty_state(room) for block in self._blocks())
-        return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
+        return self._empty_state(Room(batch_size, max_len, usable_device(device), dtype))
+
+    def decoding_state(
+        self,
+        batch_size: int,
+        *,
+        max_len: int | None = None,
+        rollback: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderState:
+        """Return the state before the first token that decoding takes least time from.
+
+        It is what `init_state` returns, but that layers of power attention have recent tokens beside their sums: all of
+        them as long as these are fewer bytes, and then those of the last few steps, which spares writing the sums.
+
+        Args:
+            max_len, device, dtype: as in `init_state`.
+            rollback: how many tokens can be taken back at any time.
+
+        Raises:
+            InputError: as `init_state`; `rollback` is no number of tokens.
+        """
+        place = usable_device(device)
+        return self._empty_state(Room.for_decoding(batch_size, max_len, place, dtype, rollback=rollback))
+
+    @torch.no_grad()
+    def rollback(self, state: DecoderState, tokens: int | Tensor) -> None:
+        """Take back the last tokens of each row, so that they are as if they had never been; in place.
+
+        Args:
+            state: made by `decoding_state(rollback=...)`, which says how many there may be at any time; softmax
+                attention takes back any number.
+            tokens: how many, of all rows or `[B]` int64 of each; none that stands before the current document.
+
+        Raises:
+            InputError: it is no number of tokens, more than the state can take back, or than the document has, which is
+                seen where it costs nothing.
+        """
+        self.check_state(state, state.position)
+        found = (block.most_rollback(part) for block, part in zip(self._blocks(), state.layers, strict=True))
+        most = min((most for most in found if most is not None), default=None)
+        count = check_rollback(tokens, state.position - state.start, most)
+        state.position.sub_(count)
+        for part in (part for layers in state.layers for part in layers):
+            take_back(part, state.position, count)
 
     def check_state(self, state: DecoderState, tokens: Tensor) -> None:
         """Check that a state is this model's, for the rows of `tokens [B, ...]` and on their device.
@@ -296,6 +335,12 @@ class Decoder(CompiledByItself):
         if self.head is None:
             weights += self.token_embedding.weight.numel()
         return 2 * weights * tokens + sum(block.flops(tokens) for block in self._blocks())
+
+    def _empty_state(self, room: Room) -> DecoderState:
+        if room.max_len is None and self.position_embedding is not None:
+            room = room._replace(max_len=self.config.max_positions)
+        layers, weight = tuple(block.empty_state(room) for block in self._blocks()), self.token_embedding.weight
+        return DecoderState(layers, room.no_tokens(weight), room.no_tokens(weight))
 
     def _hidden(
         self,

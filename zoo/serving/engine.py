@@ -76,7 +76,7 @@ class Engine:
 
     def __init__(self, model: Decoder | CompiledDecoder, *, rows: int, context_length: int, waiting: int = 64) -> None:
         self.model, self.context_length, self._most_waiting = model, context_length, waiting
-        self._state = model.init_state(rows, max_len=context_length)
+        self._state = model.decoding_state(rows, max_len=context_length)
         self._tokens = torch.zeros_like(self._state.position)
         self._jobs: list[Job | None] = [None] * rows
         self._reading: tuple[Job, DecoderState] | None = None
@@ -127,7 +127,7 @@ class Engine:
         if self._reading is None or self._reading[0].cancelled:
             free = self._waiting and None in self._jobs
             self._reading = (
-                (self._waiting.popleft(), self.model.init_state(1, max_len=self.context_length)) if free else None
+                (self._waiting.popleft(), self.model.decoding_state(1, max_len=self.context_length)) if free else None
             )
         if self._reading is None or self._reading[0].cancelled:
             return
@@ -153,8 +153,11 @@ class Engine:
         idle = [row for row, job in enumerate(self._jobs) if job is None]
         if len(idle) == len(self._jobs):
             return
-        for x in (self._state.position, self._state.start, self._tokens):
-            x[idle] = 0
+        if idle:
+            rows = torch.tensor(idle, device=self._tokens.device)
+            for x in (*_pytree.tree_leaves(self._state), self._tokens):
+                if not x.is_floating_point():  # counts of tokens, and tokens
+                    x.index_fill_(0, rows, 0)
         logits = self.model.step(self._tokens, self._state)
         for row, job in enumerate(self._jobs):
             if job is not None:

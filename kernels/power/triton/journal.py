@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.cuda import device_of
 
-from zoo.kernels.power.call import JournalStep
+from zoo.kernels.power.call import Fold, JournalStep
+from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.supported import POWERS, WIDTHS
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.step import (
@@ -30,7 +31,10 @@ from zoo.kernels.power.triton.step import (
 )
 from zoo.kernels.triton_support import DTYPES, INTERPRETED
 
-__all__ = ["read_kernel", "settle_kernel", "supports_triton_journal", "triton_journal_step"]
+__all__ = [
+    "fold_kernel", "read_kernel", "settle_kernel", "supports_triton_fold", "supports_triton_journal", "triton_fold",
+    "triton_journal_step",
+]  # fmt: skip
 
 FORGETS = tl.constexpr(-(2.0**14))  # as `zoo.kernels.power.journal.FORGETS`
 FOLD_ROWS = 32  # of a state's, in one product with FOLD_TOKENS that enter it
@@ -62,13 +66,13 @@ def _kept(later, earlier):
 def read_kernel(
     q, k, v, log_g, S, z, keys, values, gates, folded, position, offset, partial, begun, scale,
     q_batch, q_head, k_batch, k_head, v_batch, v_head,
-    L, Q_HEADS, K_HEADS, V_HEADS, STATES, ROWS, TOKENS, SPLITS,
+    L, Q_HEADS, K_HEADS, V_HEADS, STATES, ROWS, SPLITS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Read ROWS rows of `S [B, Hs, D, V]` and `z [B, Hs, D]`, and TOKENS tokens of the journal, with the GROUP query
-    heads of a state; the first of a state's SPLITS programs appends the new token, and meets it.
+    """Read ROWS rows of `S [B, Hs, D, V]` and `z [B, Hs, D]`, and a share of the journal, with the GROUP query heads of
+    a state; the first of a state's SPLITS programs appends the new token, and meets it.
 
     q `[B, Hq, K]`, k `[B, Hk, K]` and v `[B, Hv, V]` come with the strides of batch and heads; log_g is `[B, Hv]`,
     and offset `[Hq]`, float32, if OFFSET. The journal is `keys [B, L, Hk, K]`, `values [B, L, Hv, V]` and `gates
@@ -86,7 +90,7 @@ def read_kernel(
 
     at = tl.load(position + batch)
     start = tl.load(folded + batch)
-    count = (at - start).to(tl.int32)  # in the journal, without this one
+    count = tl.minimum(tl.maximum(at - start, 0), L - 1).to(tl.int32)  # in the journal, without this one; within memory
     total = tl.load(gates + _slot(start, count - 1, L) * V_HEADS)
     if GATED:
         total += tl.maximum(tl.load(log_g + batch * V_HEADS + value_head).to(tl.float64), FORGETS)
@@ -139,8 +143,10 @@ def read_kernel(
         vectors += (tl.load(queries[member] + channel).to(tl.float32) * scale,)
         read_tokens += (tl.zeros((TILE, V), tl.float32),)
         weights += (tl.zeros((TILE,), tl.float32),)
-    low = split * TOKENS
-    high = tl.minimum(low + TOKENS, count)
+    # A share of as many tokens as there are by now: early on they are all that is read.
+    share = tl.cdiv(tl.cdiv(count, SPLITS), TILE) * TILE
+    low = split * share
+    high = tl.minimum(low + share, count)
     for tile in range(low, high, TILE):
         index = tile + token
         exists = index < high
@@ -179,11 +185,14 @@ def read_kernel(
 
 @triton.jit
 def _enter(
-    S, z, keys, values, gates, start, fold, rows, L, K_HEADS, V_HEADS,
+    S, z, S_out, z_out, keys, values, gates, start, fold, rows, L, K_HEADS, V_HEADS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Have the oldest `fold` tokens of a journal that begins at position `start` enter rows of one head's sums."""
+    """Have the oldest `fold` tokens of a journal that begins at position `start` enter rows of one head's sums.
+
+    The sums with them go to `S_out` and `z_out`, which may be where they are without.
+    """
     CHANNELS: tl.constexpr = K + 1 if OFFSET else K
     value, token = tl.arange(0, V), tl.arange(0, BLOCK)
     end = tl.load(gates + _slot(start, fold - 1, L) * V_HEADS)
@@ -207,20 +216,59 @@ def _enter(
         held = tl.load(values + slot[:, None] * V_HEADS * V + value[None, :], inside[:, None], 0).to(tl.float32)
         sums = tl.dot(product, held, sums, input_precision=PRECISION)
         normaliser += tl.sum(product, 1)
-    tl.store(S + rows[:, None] * V + value[None, :], kept * old + sums, exists[:, None])
-    tl.store(z + rows, normaliser, exists)
+    tl.store(S_out + rows[:, None] * V + value[None, :], kept * old + sums, exists[:, None])
+    tl.store(z_out + rows, normaliser, exists)
+
+
+@triton.jit
+def _share_of_rows(
+    S, z, S_out, z_out, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Have `fold` tokens from position `start` on enter one of PARTS shares of a state's rows, ROWS at a time."""
+    batch, head = (state // STATES).to(tl.int64), state % STATES
+    key_head, value_head = head * K_HEADS // STATES, head * V_HEADS // STATES
+    offset = state.to(tl.int64) * D
+    S, z, S_out, z_out = S + offset * V, z + offset, S_out + offset * V, z_out + offset
+    keys += batch * L * K_HEADS * K + key_head * K
+    values += batch * L * V_HEADS * V + value_head * V
+    gates += batch * L * V_HEADS + value_head
+    for first in range(part * ROWS, D, PARTS * ROWS):
+        _enter(
+            S, z, S_out, z_out, keys, values, gates, start, fold, first + tl.arange(0, ROWS), L,
+            K_HEADS, V_HEADS, K, V, P, D, BLOCK, OFFSET, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def fold_kernel(
+    S, z, S_out, z_out, keys, values, gates, folded, until,
+    L, PARTS, K_HEADS, V_HEADS, STATES,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The sums over a row's first `until [B]` tokens, in PARTS programs a state, from those over `folded [B]`."""
+    program = tl.program_id(0)
+    state, part = program // PARTS, program % PARTS
+    start = tl.load(folded + state // STATES)
+    fold = tl.maximum(tl.load(until + state // STATES) - start, 0).to(tl.int32)
+    _share_of_rows(
+        S, z, S_out, z_out, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+        K, V, P, D, ROWS, BLOCK, OFFSET, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit
 def settle_kernel(
     partial, o, S, z, keys, values, gates, folded, position, begun,
-    SPLITS, OUTPUTS, L, FOLD, PARTS, K_HEADS, V_HEADS, STATES,
+    SPLITS, OUTPUTS, L, FOLD, KEEP, PARTS, K_HEADS, V_HEADS, STATES,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
     FINISH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o `[B Ho, V]`, OUTPUTS of them, from what `read_kernel` has left; and where L - 1 tokens are apart by now, the
-    first FOLD of them enter the sums: each state's in PARTS programs, which take turns with ROWS rows each.
+    """o `[B Ho, V]`, OUTPUTS of them, from what `read_kernel` has left; and tokens that are due by now enter the sums
+    (`zoo.kernels.power.journal.due`): each state's in PARTS programs, which take turns with ROWS rows each.
     """
     program = tl.program_id(0)
     if program < OUTPUTS:
@@ -228,23 +276,19 @@ def settle_kernel(
     else:
         program -= OUTPUTS
         state, part = program // PARTS, program % PARTS
-        batch, head = (state // STATES).to(tl.int64), state % STATES
+        batch = (state // STATES).to(tl.int64)
         start = tl.load(begun + batch)  # not `folded`, which another program may have changed
-        if tl.load(position + batch) + 1 - start >= L - 1:
-            key_head, value_head = head * K_HEADS // STATES, head * V_HEADS // STATES
-            S += state.to(tl.int64) * D * V
-            z += state.to(tl.int64) * D
-            keys += batch * L * K_HEADS * K + key_head * K
-            values += batch * L * V_HEADS * V + value_head * V
-            gates += batch * L * V_HEADS + value_head
-            for first in range(part * ROWS, D, PARTS * ROWS):
-                rows = first + tl.arange(0, ROWS)
-                _enter(
-                    S, z, keys, values, gates, start, FOLD, rows, L, K_HEADS, V_HEADS,
-                    K, V, P, D, BLOCK, OFFSET, PRECISION,
-                )  # fmt: skip
-            if part == 0 and head == 0:
-                tl.store(folded + batch, start + FOLD)
+        after = tl.load(position + batch) + 1
+        until = tl.where(after < L - 1, 0, (after - KEEP) // FOLD * FOLD)
+        until = tl.minimum(until, start + L - 1)  # of memory, whatever `folded` says
+        if until > start:
+            fold = (until - start).to(tl.int32)
+            _share_of_rows(
+                S, z, S, z, keys, values, gates, start, fold, state, part, L, PARTS, K_HEADS, V_HEADS, STATES,
+                K, V, P, D, ROWS, BLOCK, OFFSET, PRECISION,
+            )  # fmt: skip
+            if part == 0 and state % STATES == 0:
+                tl.store(folded + batch, until)
 
 
 def supports_triton_journal(step: JournalStep) -> bool:
@@ -264,7 +308,7 @@ def supports_triton_journal(step: JournalStep) -> bool:
 
 def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> Tensor:
     """See `zoo.kernels.power.journal_step.journal_step`; blocks: None for those that suit the sizes."""
-    q, k, v, log_g, S, z, keys, values, gates, folded, position, offset, p, scale, normalize, fold = step
+    q, k, v, log_g, S, z, keys, values, gates, folded, position, offset, p, scale, normalize, fold, keep = step
     heads, K, L = step.heads, k.shape[-1], keys.shape[1]
     B, states, D, V = S.shape
     o = v.new_empty(B, heads.output, V)
@@ -278,17 +322,16 @@ def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> 
     blocks = step_blocks(B * states, D, V) if blocks is None else blocks
     splits = blocks.splits
     tile = token_tile(step, blocks)
-    tokens = triton.cdiv(triton.cdiv(L, splits), tile) * tile
     outputs = B * heads.output
     partial = S.new_empty(outputs * splits * (V + 1))
     begun = torch.empty_like(folded)
-    parts = max(1, min(triton.cdiv(D, FOLD_ROWS), FOLDING_PROGRAMS // (B * states)))
+    parts = _folding_parts(S)
     with device_of(S):
         read_kernel[(B * states * splits,)](
             q, k, v, S if log_g is None else log_g, S, z, keys, values, gates, folded, position,
             S if offset is None else offset, partial, begun, scale,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            L, heads.query, heads.key, heads.value, states, blocks.rows, tokens, splits,
+            L, heads.query, heads.key, heads.value, states, blocks.rows, splits,
             K=K, V=V, P=p, D=D, GROUP=group,
             BLOCK=4 * LANES * blocks.warps, DEPTH=blocks.depth, WIDTH=blocks.width(V), TILE=tile,
             GATED=log_g is not None, NORMALIZE=normalize, OFFSET=offset is not None,
@@ -296,7 +339,7 @@ def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> 
         )  # fmt: skip
         settle_kernel[(outputs + B * states * parts,)](
             partial, o, S, z, keys, values, gates, folded, position, begun,
-            splits, outputs, L, fold, parts, heads.key, heads.value, states,
+            splits, outputs, L, fold, keep, parts, heads.key, heads.value, states,
             K=K, V=V, P=p, D=D, FINISH=FINISH_BLOCK, ROWS=FOLD_ROWS, BLOCK=FOLD_TOKENS,
             NORMALIZE=normalize, OFFSET=offset is not None, PRECISION="ieee" if INTERPRETED else "bf16x6",
             num_warps=4,
@@ -304,12 +347,50 @@ def triton_journal_step(step: JournalStep, blocks: StepBlocks | None = None) -> 
     return o
 
 
-def token_tile(step: JournalStep, blocks: StepBlocks) -> int:
-    """Tokens that a program reads at a time: as many as give a thread 16 bytes, or up to four times that.
+def supports_triton_fold(fold: Fold) -> bool:
+    """Whether the kernel takes these inputs."""
+    return (
+        (fold.S.is_cuda or INTERPRETED)
+        and fold.S.dtype == fold.z.dtype == torch.float32
+        and fold.keys.dtype in DTYPES
+        and fold.keys.shape[-1] in WIDTHS
+        and fold.values.shape[-1] in WIDTHS
+        and fold.p in POWERS
+    )
 
-    No more than there may be for it, nor than its registers hold, in which is what each of a group's queries has read.
+
+def triton_fold(fold: Fold) -> tuple[Tensor, Tensor]:
+    """See `zoo.kernels.power.journal_sequence.journal_fold`."""
+    p = fold.p
+    S, z, keys, values, gates, folded, until = (x.contiguous() for x in fold[:-1])
+    B, states, D, V = S.shape
+    S_out, z_out, K = torch.empty_like(S), torch.empty_like(z), keys.shape[-1]
+    if B == 0:
+        return S_out, z_out
+    parts = _folding_parts(S)
+    with device_of(S):
+        fold_kernel[(B * states * parts,)](
+            S, z, S_out, z_out, keys, values, gates, folded, until,
+            keys.shape[1], parts, keys.shape[2], values.shape[2], states,
+            K=K, V=V, P=p, D=D, ROWS=FOLD_ROWS, BLOCK=FOLD_TOKENS, OFFSET=state_size(K, p) != D,
+            PRECISION="ieee" if INTERPRETED else "bf16x6", num_warps=4,
+        )  # fmt: skip
+    return S_out, z_out
+
+
+def _folding_parts(S: Tensor) -> int:
+    """Programs that share the rows of each state in `S [B, Hs, D, V]`."""
+    B, states, D, _ = S.shape
+    return max(1, min(triton.cdiv(D, FOLD_ROWS), FOLDING_PROGRAMS // (B * states)))
+
+
+def token_tile(step: JournalStep, blocks: StepBlocks) -> int:
+    """Tokens that a program reads at a time: as many as give a thread 16 bytes, or twice that.
+
+    No more than there may be for it, nor than its registers hold, in which is what each of a group's queries has read;
+    and not so many that one program would have to read all that is beside the sums.
     """
     widest, size = max(step.k.shape[-1], step.v.shape[-1]), step.keys.element_size()
     least = max(1, blocks.warps * LANES * 16 // (size * widest))
-    times = min(4 // step.heads.queries_per_state, step.keys.shape[1] // (least * blocks.splits))
-    return least * (4 if times >= 4 else 2 if times >= 2 else 1)
+    times = min(2 // step.heads.queries_per_state, step.keys.shape[1] // (least * blocks.splits))
+    return least * max(1, times)

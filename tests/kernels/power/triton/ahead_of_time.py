@@ -17,7 +17,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from zoo.kernels.power import Heads, init_power_state
-from zoo.kernels.power.call import Incoming, Inputs, JournalStep, Options, Step
+from zoo.kernels.power.call import Fold, Incoming, Inputs, JournalStep, Options, Step
 from zoo.kernels.power.journal import open_journal
 from zoo.kernels.power.triton import journal as journal_module
 from zoo.kernels.power.triton import passes, plan, portable, prepare, states
@@ -33,7 +33,7 @@ _POINTERS = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages")
-JOURNAL_KERNELS = ("read_kernel", "settle_kernel")
+JOURNAL_KERNELS = ("fold_kernel", "read_kernel", "settle_kernel")
 
 
 class Launch(NamedTuple):
@@ -111,9 +111,10 @@ def launches(
         token = [None if x is None else x[:, 0] for x in (q, k, v, log_g)]
         state = init_power_state(1, max(heads[1:]), K, V, p, offset=offset)
         step_module.triton_step(Step(*token, *state, offsets, p=p, scale=1.0, normalize=normalize))
-        state = open_journal(state, Heads(*heads), K, 66, dtype)
-        call = JournalStep(*token, *state, state.folded, offsets, p=p, scale=1.0, normalize=normalize, fold=64)
-        journal_module.triton_journal_step(call)
+        state = open_journal(state, Heads(*heads), K, 2051, dtype)
+        options = {"p": p, "scale": 1.0, "normalize": normalize, "fold": 64, "keep": 0}
+        journal_module.triton_journal_step(JournalStep(*token, *state, state.folded, offsets, **options))
+        journal_module.triton_fold(Fold(*state, state.folded, p))
     return found
 
 

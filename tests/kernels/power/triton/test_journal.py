@@ -17,29 +17,32 @@ from zoo.kernels.power import (
     power_journal_step,
     state_size,
 )
-from zoo.kernels.power.call import JournalStep
+from zoo.kernels.power.call import Fold, JournalStep
 from zoo.kernels.power.journal_step import step_beside_journal
-from zoo.kernels.power.triton.journal import triton_journal_step
+from zoo.kernels.power.triton.journal import triton_fold, triton_journal_step
 from zoo.kernels.power.triton.step import StepBlocks, step_blocks
 from zoo.kernels.triton_support import INTERPRETED
 
 from ..error_law import norms, tolerances, vanishes
-from ..problems import Problem, Tensors, problems
+from ..problems import GATES, Problem, Tensors, problems
 from ..rounding import UNBOUNDED
-from ..test_journal import journals
+from ..test_journal import Schedule, journals, read_on
 from .test_step import DTYPES, blocks_for, make_problem, needs_gpu, on_device
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu, needs_gpu]
 
 
+Begin = tuple[PowerJournalState, Tensor, Schedule]
+
+
 def run(
-    problem: Problem, begin: tuple[PowerJournalState, Tensor, int], kind: str = "triton",
+    problem: Problem, begin: Begin, kind: str = "triton",
     blocks: StepBlocks | None = None,
 ) -> Tensors:  # fmt: skip
     """All tokens of a problem, one step each, from a copy of a state: outputs, sums of all, how many are folded."""
-    state, position, fold = begin
+    state, position, schedule = begin
     state, position = PowerJournalState(*(x.clone() for x in state)), position.clone()
-    options = {"p": problem.p, "scale": problem.scale, "normalize": problem.normalize, "fold": fold}
+    options = {"p": problem.p, "scale": problem.scale, "normalize": problem.normalize, **schedule}
     outputs = []
     for t in range(problem.q.shape[1]):
         token = [None if x is None else x[:, t] for x in (problem.q, problem.k, problem.v, problem.log_g)]
@@ -82,7 +85,7 @@ def test_error_law(powers: tuple[int, ...], widths: tuple[int, ...], examples: i
     check()
 
 
-def start(problem: Problem, slots: int = 5, *, past: bool = True) -> tuple[PowerJournalState, Tensor, int]:
+def start(problem: Problem, slots: int = 5, *, past: bool = True) -> Begin:
     """The state before a problem's first token, over its sums or over nothing."""
     (B, _, _, K), V, device = problem.q.shape, problem.v.shape[-1], problem.q.device
     sums = init_power_state(B, problem.heads.state, K, V, problem.p, device=device)
@@ -92,14 +95,38 @@ def start(problem: Problem, slots: int = 5, *, past: bool = True) -> tuple[Power
         state.z.copy_(problem.z)
         state.folded.add_(7)
         position.add_(7)
-    return state, position, 2
+    return state, position, {"fold": 2, "keep": 0}
 
 
-def step(problem: Problem, begin: tuple[PowerJournalState, Tensor, int]) -> Tensor:
+def step(problem: Problem, begin: Begin) -> Tensor:
     """The first token, through the op."""
     q, k, v, log_g = (None if x is None else x[:, 0] for x in (problem.q, problem.k, problem.v, problem.log_g))
-    state, position, fold = begin
-    return power_journal_step(q, k, v, log_g, state=state, position=position, fold=fold, **problem.step_options)
+    state, position, schedule = begin
+    return power_journal_step(q, k, v, log_g, state=state, position=position, **schedule, **problem.step_options)
+
+
+@settings(max_examples=10)
+@given(
+    problems(dtypes=DTYPES, powers=(1, 2), widths=(16, 32), batches=2, gates=GATES, shortest=1, longest=6), st.data()
+)
+def test_what_enters_sums_is_what_the_plain_form_has(problem: Problem, data: st.DataObject) -> None:
+    """Of any number of tokens, none among them, each row by itself."""
+    problem = replace(problem, do=None, dS=None, dz=None, chunk_size=None)
+    state, position, schedule = data.draw(journals(problem))
+    run_through = run(problem, (state, position, schedule), "plain")
+    assume(all(x.isfinite().all() for x in run_through.values()))
+    _, after = read_on(problem, state, position, fold=1, keep=state.slots - 3)
+    end = position + problem.q.shape[1]
+    until = torch.stack([torch.randint(int(a), int(b) + 1, ()) for a, b in zip(after.folded, end, strict=True)])
+    exact = PowerJournalState(*(x.double() if x.is_floating_point() else x for x in after))
+    expected = absorb(exact, until, state.slots - 1, p=problem.p)
+    plain = absorb(after, until, state.slots - 1, p=problem.p)
+    device = on_device(problem).q.device
+    ours = triton_fold(Fold(*(x.to(device) for x in (*after, until)), problem.p))
+    for mine, theirs, wanted in zip(ours, plain, expected, strict=True):
+        errors = norms(mine.cpu().double() - wanted), norms(theirs.double() - wanted)
+        for a, b, size in zip(*errors, norms(wanted), strict=True):
+            assert a <= 1.5 * b + 1e-6 * size
 
 
 @pytest.mark.parametrize("programs", [1, 1000])
@@ -158,14 +185,14 @@ def test_an_empty_batch() -> None:
 def test_opcheck(gated: bool) -> None:
     problem = make_problem(T=1)
     token = [x[:, 0] for x in (problem.q, problem.k, problem.v, problem.log_g)]
-    state, position, fold = start(problem)
-    arguments = (*token[:3], token[3] if gated else None, *state, position, None, 2, 0.25, True, fold)
+    state, position, schedule = start(problem)
+    arguments = (*token[:3], token[3] if gated else None, *state, position, None, 2, 0.25, True, *schedule.values())
     torch.library.opcheck(torch.ops.zoo.power_attention_journal_step, arguments)
 
 
 def check_real_size(problem: Problem, slots: int, fold: int) -> None:
     """Assert the error law, with `tiny` float32's last digits, against the same steps in float64."""
-    begin = start(problem, slots)[0], start(problem)[1], fold
+    begin = start(problem, slots)[0], start(problem)[1], {"fold": fold, "keep": 3}
     wide = PowerJournalState(*(x.double() if x.is_floating_point() else x for x in begin[0])), *begin[1:]
     exact, ours, plain = run(problem.double(), wide, "plain"), run(problem, begin), run(problem, begin, "plain")
     for name in ("o", "S_out", "z_out"):
@@ -190,13 +217,13 @@ def test_error_law_over_sizes(B: int, heads: tuple[int, int, int], K: int, V: in
 def test_replayed_graphs_give_the_same_bits() -> None:
     """Steps that fold and others, from one recording; rows fold at different times."""
     problem = make_problem(4, 1, (8, 4, 4), 64, 64, dtype=torch.bfloat16)
-    (state, position, fold), expected = start(problem), start(problem)
+    (state, position, schedule), expected = start(problem), start(problem)
     for at in (position, expected[1]):
         at.add_(torch.arange(4, device=at.device) % 3)
     step(problem, start(problem))  # what is built and loaded on the first call cannot be captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        o = step(problem, (state, position, fold))
+        o = step(problem, (state, position, schedule))
         position.add_(1)
     for _ in range(9):
         graph.replay()
