@@ -12,61 +12,25 @@ Tokens of float16 are computed with in float32: what is written would lose digit
 """
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
-from zoo.kernels.delta.triton.errors import inverse_kernel, join_kernel, read_kernel, solve_kernel, write_kernel
-from zoo.kernels.launch import Launch, compile_together, launcher, rehearsal, unseen
+from zoo.kernels.delta.triton.stretches import find_errors
+from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power import call as power
 from zoo.kernels.power.call import or_empty
 from zoo.kernels.power.triton import op as power_op
 from zoo.kernels.power.triton import passes
-from zoo.kernels.power.triton.layout import make_layout, read_tables
-from zoo.kernels.power.triton.plan import Plan, make_plan
-from zoo.kernels.power.triton.prepare import LOWEST_GATE, columns_to_end, prepare, room, tile_state
+from zoo.kernels.power.triton.plan import make_plan
+from zoo.kernels.power.triton.prepare import LOWEST_GATE
 from zoo.kernels.recording import Recorder
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["backward", "fake_saved", "find_errors", "forward"]
-
-
-class Errors(NamedTuple):
-    """What a pass over the stretches gives, both `[B, T, Hv, V]`."""
-
-    errors: Tensor  # float32
-    written: Tensor  # the rate times them, in the products' dtype
-
-
-class _Sizes(NamedTuple):
-    """Tokens and warps of the kernels of `errors.py`."""
-
-    stretch: int = 512  # L
-    chunk: int = 64  # C
-    read_block: int = 64
-    read_warps: int = 4
-    most_shares: int = 4
-    solve_meets: int = 128
-    solve_warps: int = 4
-    write_block: int = 128
-    write_warps: int = 4
-    programs: int = 256  # of a launch, about twice as many as a GPU runs side by side
-
-
-_SMALL = _Sizes(stretch=32, chunk=16, read_block=16, solve_meets=32, write_block=16)
-_FLOAT = _Sizes(chunk=32, read_block=32, solve_meets=32, write_block=32, write_warps=8)
-_WIDE = _Sizes(write_warps=8, solve_warps=8)
-
-
-def _sizes(k: Tensor, v: Tensor) -> _Sizes:
-    if INTERPRETED:
-        return _SMALL
-    if k.dtype != torch.bfloat16:
-        return _FLOAT
-    return _WIDE if max(k.shape[-1], v.shape[-1]) > 64 else _Sizes()
+__all__ = ["backward", "fake_saved", "forward"]
 
 
 def fake_saved(inputs: Inputs, options: Options) -> Saved:
@@ -74,107 +38,6 @@ def fake_saved(inputs: Inputs, options: Options) -> Saved:
     saves = options.save_errors and inputs.beta is not None
     errors = torch.empty(inputs.v.shape, dtype=torch.float32, device=inputs.v.device) if saves else None
     return Saved(or_empty(errors, inputs.q), or_empty(None, inputs.q))
-
-
-def _plan(k: Tensor, v: Tensor, log_g: Tensor | None, cu_seqlens: Tensor | None, p: int, sizes: _Sizes) -> Plan:
-    """Stretches as chunks of a plan of power attention that is no other backend's, with narrower tiles."""
-    inputs = power.Inputs(k, k, v, log_g, cu_seqlens=cu_seqlens)
-    plan = make_plan(inputs, power.Options(p, 1.0, normalize=False, use_triton=True))
-    L, (B, T) = sizes.stretch, k.shape[:2]
-    slots = B * -(-T // L) if cu_seqlens is None else -(-T // L) + cu_seqlens.shape[0] - 1
-    layout = make_layout(plan.K, p, min(plan.K, 64) if p == 2 else max(16, plan.K // 2))
-    return plan._replace(hopper=False, C=L, slots=slots, layout=layout)
-
-
-def find_errors(
-    k: Tensor, v: Tensor, log_g: Tensor | None, beta: Tensor, S: Tensor | None, cu_seqlens: Tensor | None, p: int
-) -> Errors:
-    """The errors of all tokens, and what is written."""
-    sizes = _sizes(k, v)
-    plan = _plan(k, v, log_g, cu_seqlens, p, sizes)
-    (_, keys, heads), L, C, K, V = plan.heads, plan.C, sizes.chunk, plan.K, plan.V
-    inputs = power.Inputs(k, k, v, log_g, S, None if S is None else S.new_zeros(S.shape[:-1]), cu_seqlens=cu_seqlens)
-    operands = prepare(plan, inputs, None, packs=S is not None)
-    nothing, rows = operands.nothing, plan.layout.rows
-    errors = room(*v.shape, like=v, dtype=torch.float32)
-    written = room(*v.shape, like=v, dtype=plan.dtype)
-    count = -(-min(L, plan.tokens) // C)  # blocks of a stretch's tokens
-    inverses = room(plan.slots, heads, (L // C) * (L // C + 1) // 2 * C * C, like=v,
-                    dtype=torch.float16 if plan.dtype == torch.bfloat16 else torch.float32)  # fmt: skip
-    gates: dict[str, Any] = {"GATED": plan.gated, "EXACT_GATES": plan.exact_gates}
-    common: dict[str, Any] = {"PACKED": plan.packed, "PRECISION": plan.precision}
-    tensors = (operands.k, operands.gates, operands.gates_low, beta, inverses, operands.bounds)
-    launcher(inverse_kernel)[(count, plan.slots, heads)](
-        *tensors, plan.tokens, L, keys, heads,
-        C=C, K=K, P=p, LEVELS=C.bit_length() - 1, **gates, EXACT=k.dtype == torch.float32, **common, num_warps=4,
-    )  # fmt: skip
-    if count > 1:
-        launcher(join_kernel)[(count - 1, plan.slots, heads)](
-            *tensors, plan.tokens, L, keys, heads,
-            C=C, K=K, P=p, **gates, **common, num_warps=4, num_stages=2,
-        )  # fmt: skip
-
-    stretches = -(-plan.tokens // L)  # at most, of a sequence
-    together = heads * (1 if plan.packed else plan.batch)  # what is worked on side by side
-    has_initial, has_states = S is not None, S is not None or stretches > 1
-    shares = max(1, min(sizes.most_shares, sizes.programs // (together * (L // sizes.read_block))))
-    columns, decayed = columns_to_end(plan, operands, exact=False) if has_states else (None, None)
-    sequences, order = _by_length(operands.sequence_slots) if plan.packed else (nothing, None)
-    carried = states = reads = nothing
-    if has_states:
-        with_states = plan.sequences if has_initial else _longer(plan, 1)
-        states = room(with_states, heads, rows, V, like=v, dtype=plan.dtype)
-        carried = room(with_states, heads, rows, V, like=v, dtype=torch.float32)
-        reads = room(with_states, heads, shares, L, V, like=v, dtype=torch.float32)
-    tables = read_tables(plan.layout, v.device) if p > 2 else operands.tables
-    weights, ones = (tables.weights, tables.weights.new_ones(plan.layout.outers)) if p > 2 else (nothing, nothing)
-    if S is not None:
-        tiled = tile_state(plan, operands, S if order is None else S[order], inputs.z)
-        assert tiled is not None
-        carried.copy_(tiled[..., : rows * V].view_as(carried))
-        states.copy_(carried * read_tables(plan.layout, v.device).row_weights[:, None])
-    block = max(16, V * together * count // sizes.programs)
-    block = min(V, 1 << (block.bit_length() - 1))
-    blocks, tiles = -(-min(L, plan.tokens) // sizes.read_block), sum(-(-x // 2) for x in plan.layout.prefixes)
-    key_columns = nothing if columns is None else operands.or_nothing(columns.keys)
-    of_gates, at = (operands.gates, operands.gates_low), (operands.bounds, sequences)
-    of_state = (plan.layout.outers, rows, keys, heads)
-    for index in range(stretches):
-        there = _longer(plan, index)
-        if index > 0 or has_initial:
-            launcher(read_kernel)[(blocks * shares, heads, there)](
-                operands.k, key_columns, *of_gates, states, reads, *at, tables.channels, ones,
-                plan.tokens, L, index, *of_state, blocks,
-                K=K, V=V, P=p, INNER=plan.layout.inner, BLOCK=sizes.read_block, SHARES=shares, **gates, **common,
-                num_warps=sizes.read_warps, num_stages=3,
-            )  # fmt: skip
-        launcher(solve_kernel)[(count * (V // block), heads, there)](
-            operands.v, beta, inverses, reads, errors, written, *at, plan.tokens, L, index, heads, count,
-            C=C, V=V, BLOCK=block, MEETS=sizes.solve_meets, SHARES=shares, HAS_INITIAL=has_initial, **common,
-            num_warps=sizes.solve_warps, num_stages=3,
-        )  # fmt: skip
-        if index + 1 < stretches:
-            launcher(write_kernel)[(tiles, heads, _longer(plan, index + 1))](
-                key_columns, operands.or_nothing(decayed), *of_gates, written, carried, states, *at, tables.channels,
-                weights, plan.tokens, L, index, *of_state,
-                K=K, V=V, P=p, INNER=plan.layout.inner, BLOCK=sizes.write_block, HAS_INITIAL=has_initial, **gates,
-                **common, num_warps=sizes.write_warps, num_stages=2,
-            )  # fmt: skip
-    return Errors(errors, written)
-
-
-def _longer(plan: Plan, index: int) -> int:
-    """How many sequences can have a stretch of this index: packed ones have as many whole stretches before it."""
-    if not plan.packed or index == 0:
-        return plan.sequences
-    return min(plan.sequences, plan.tokens // (index * plan.C))
-
-
-def _by_length(sequence_slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed sequences, those with most stretches first: slots `[sequences, 2]` of each, and which they are."""
-    starts, ends = sequence_slots[:-1], sequence_slots[1:]
-    order = (ends - starts).argsort(descending=True, stable=True)
-    return torch.stack((starts, ends), 1)[order].contiguous(), order
 
 
 _errors = Recorder(find_errors)

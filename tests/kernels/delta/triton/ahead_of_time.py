@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels import launch
 from zoo.kernels.delta.call import Incoming, Inputs, Options
-from zoo.kernels.delta.triton import passes, powers
+from zoo.kernels.delta.triton import passes
+from zoo.kernels.delta.triton.stretches import find_errors
 
 from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, usage
 
@@ -59,7 +60,7 @@ def launches_for_errors(
     with FakeTensorMode(), launch.rehearsal() as recorded:
         k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, V))
         cu_seqlens = None if sequences is None else torch.empty(sequences + 1, dtype=torch.int32)
-        powers.find_errors(k, v, torch.empty(1, T, H), torch.empty(1, T, H), None, cu_seqlens, p)
+        find_errors(k, v, torch.empty(1, T, H), torch.empty(1, T, H), None, cu_seqlens, p)
     return {each.kernel.__name__: _launch(each) for each in recorded}
 
 

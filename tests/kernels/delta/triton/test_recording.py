@@ -7,7 +7,8 @@ import torch
 
 from zoo.kernels import launch as launch_module
 from zoo.kernels.delta.call import Incoming, Inputs, Options
-from zoo.kernels.delta.triton import passes, powers
+from zoo.kernels.delta.triton import passes
+from zoo.kernels.delta.triton.stretches import find_errors
 from zoo.kernels.launch import unseen
 from zoo.kernels.recording import record
 from zoo.kernels.registration import flat
@@ -50,7 +51,7 @@ def test_errors_on_a_power_state_are_recorded(monkeypatch: pytest.MonkeyPatch, T
     k, v = (torch.zeros(2, T, 2, 64, dtype=torch.bfloat16) for _ in range(2))
     with unseen(CPU):
         given = (k, v, torch.zeros(2, T, 2), torch.zeros(2, T, 2), None, None, 2)
-        expected, found = powers.find_errors(*given), record(powers.find_errors, *given)
+        expected, found = find_errors(*given), record(find_errors, *given)
     assert found is not None
     assert list(found.outputs) == [(x.shape, x.dtype) for x in expected]
     assert len(found.steps) == launches
