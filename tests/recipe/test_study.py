@@ -29,7 +29,7 @@ FOUR = {
 
 def test_the_studies_of_the_package() -> None:
     assert available_studies() == [
-        "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness", "steadiness-larger"
+        "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness", "steadiness-larger", "steadiness-warm-up"
     ]  # fmt: skip
     study, rates = load_study("four-mixers"), load_study("four-mixers-rates")
     assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)
