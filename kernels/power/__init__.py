@@ -1,7 +1,7 @@
 """Power attention: contract (`api`), definition (`reference`), linear-cost form on any device (`chunked`)."""
 
 from zoo.kernels.power.api import Implementation, PowerAttentionOutput, power_attention, power_attention_step
-from zoo.kernels.power.checks import debug_checks
+from zoo.kernels.power.checks import debug_checks, values_unchecked
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import forward_flops, step_flops
 from zoo.kernels.power.heads import Heads
@@ -32,5 +32,6 @@ __all__ = [
     "state_limit",
     "state_size",
     "step_flops",
+    "values_unchecked",
     "worthwhile",
 ]

@@ -15,10 +15,13 @@ from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.state import PowerState, check_state_size
 from zoo.kernels.precision import accumulation_dtype
 
-__all__ = ["check_arguments", "check_packing", "check_values", "debug_checks", "known", "resolve_offset"]
+__all__ = [
+    "check_arguments", "check_packing", "check_values", "debug_checks", "known", "resolve_offset", "values_unchecked",
+]  # fmt: skip
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _checks_everywhere = False
+_checks_nowhere = False
 
 
 @contextmanager
@@ -33,6 +36,17 @@ def debug_checks() -> Iterator[None]:
         yield
     finally:
         _checks_everywhere = previous
+
+
+@contextmanager
+def values_unchecked() -> Iterator[None]:
+    """Check no values: where shapes alone are asked for, of tensors that nobody has written."""
+    global _checks_nowhere
+    previous, _checks_nowhere = _checks_nowhere, True
+    try:
+        yield
+    finally:
+        _checks_nowhere = previous
 
 
 def check_arguments(inputs: Inputs, *, p: int, normalize: bool, tokens: bool) -> None:
@@ -167,7 +181,7 @@ def known(x: Tensor) -> bool:
     """Whether looking at values is free: real data on the CPU, outside the compiler."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):  # as in torch.func.vmap
         return False
-    if type(x) not in (Tensor, torch.nn.Parameter):
+    if _checks_nowhere or type(x) not in (Tensor, torch.nn.Parameter):
         return False
     return x.device.type == "cpu" or (_checks_everywhere and x.device.type != "meta")
 

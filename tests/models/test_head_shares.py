@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from zoo.errors import ConfigError, InputError
 from zoo.mixers import mixers
@@ -101,3 +102,13 @@ def test_what_is_no_stage_is_refused(mixer: str, tied: bool, stage: tuple[int, i
     config = DecoderConfig(vocab_size=31, width=16, layers=2, heads=4, tie_embeddings=tied)
     with pytest.raises((ConfigError, InputError), match=message):
         Stage(Decoder(config, [mixers[mixer].config()] * 2), *stage)
+
+
+def test_a_later_stage_says_its_shapes_of_memory_that_nobody_has_written() -> None:
+    """As schedules ask for them, at first; what comes then is looked at."""
+    config = DecoderConfig(vocab_size=9, width=16, layers=2, heads=2, tie_embeddings=False)
+    stage = Stage(Decoder(config, [mixers["gated-power"].config()] * 2), 2, 1)
+    unwritten = torch.full((2, 5, 16), torch.nan)
+    assert stage(unwritten).shape == (2, 5, 16)
+    with pytest.raises(InputError, match="log_g: expected log gates of at most 0, found nan"):
+        stage(unwritten)

@@ -1,9 +1,13 @@
 """A model whose layers stand on several processes, for pipelines of torch.distributed.pipelining."""
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor, nn
 
 from zoo.blocks.window import Shared, open_window
 from zoo.errors import ConfigError, InputError
+from zoo.kernels.power import values_unchecked
 from zoo.models.decoder import Decoder
 
 __all__ = ["Stage"]
@@ -43,6 +47,7 @@ class Stage(nn.Module):
         if not self.is_last:
             model.norm = model.head = None  # type: ignore[assignment]
         self.model = model
+        self._shapes: set[torch.Size] = set()
 
     def forward(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
         """Return the residual stream `[B, T, M]` behind this stage.
@@ -51,6 +56,13 @@ class Stage(nn.Module):
             x: tokens `[B, T]` of the first stage, else what the one before returned.
             resets: `[B, T]` bool, as of `Decoder.loss`; every stage has to be given them.
         """
+        # At the first call of a shape a schedule asks a later stage for shapes, and gives it memory as it finds it.
+        asks = not self.is_first and x.shape not in self._shapes
+        self._shapes.add(x.shape)
+        with values_unchecked() if asks else nullcontext():
+            return self._run(x, resets)
+
+    def _run(self, x: Tensor, resets: Tensor | None) -> Tensor:
         window = open_window(x, None, lengths=None, resets=resets, return_state=False)
         if self.is_first:
             x = self.model._embed(x, window)
