@@ -22,7 +22,7 @@ import triton.language as tl
 
 from zoo.kernels.delta.triton.prepare import inverse_below, solve
 from zoo.kernels.power.triton.chunks import chunk_bounds
-from zoo.kernels.power.triton.decay import decay, decay_from_start
+from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.sums import outer_with_decay
@@ -38,6 +38,15 @@ def _scores(readers, keys, gates, gates_low, later, earlier, P: tl.constexpr, GA
     if GATED:
         scores *= decay(gates, gates_low, later[:, None], earlier[None, :], EXACT_GATES)
     return scores
+
+
+@triton.jit
+def _decay_from_start(gates, gates_low, token, mask, EXACT_GATES: tl.constexpr):
+    """What is left at tokens of what stood at their stretch's start; 1 where mask is false."""
+    left = tl.exp2(tl.load(gates + token, mask, 0))
+    if EXACT_GATES:
+        left *= small_power(tl.load(gates_low + token, mask, 0))
+    return left
 
 
 @triton.jit
@@ -185,7 +194,7 @@ def read_kernel(
         base += prefix * INNER
     if GATED:
         place = (slot * HEADS + head) * L + here
-        y *= decay_from_start(gates, gates_low, place, here < tokens, EXACT_GATES)[:, None]
+        y *= _decay_from_start(gates, gates_low, place, here < tokens, EXACT_GATES)[:, None]
     out = reads + (((row.to(tl.int64) * HEADS + head) * SHARES + share) * L + here[:, None]) * V + values[None, :]
     tl.store(out, y, (here < tokens)[:, None])
 
@@ -276,7 +285,7 @@ def write_kernel(
         scalars, of_other = outer_with_decay(columns, outer, P), outer_with_decay(columns, other, P)
     left = 1.0
     if GATED:
-        left = decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, EXACT_GATES)
+        left = _decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, EXACT_GATES)
     tiles = (row.to(tl.int64) * HEADS + head) * rows * V + base * V + inners[:, None] * V + values[None, :]
     before, exists = (inners[:, None] >= 0) & (HAS_INITIAL or index > 0), inners[:, None] >= 0
     for number in tl.static_range(2):

@@ -10,9 +10,15 @@ rounding left of them as a second number, which is so small that 1 + x is its ex
 import triton
 import triton.language as tl
 
-__all__ = ["decay", "decay_from_start"]
+__all__ = ["decay", "small_power"]
 
 LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def small_power(x):
+    """2^x of an x that rounding left of an exponent."""
+    return 1 + LN_2 * x
 
 
 @triton.jit
@@ -24,14 +30,5 @@ def decay(gates, gates_low, later, earlier, EXACT_GATES: tl.constexpr):
     if EXACT_GATES:
         # What rounding left of the difference: the later gate is the larger of the two, by size.
         rest = (gate - exponent) - earlier_gate
-        left *= 1 + LN_2 * (rest + (tl.load(gates_low + later) - tl.load(gates_low + earlier)))
-    return left
-
-
-@triton.jit
-def decay_from_start(gates, gates_low, token, mask, EXACT_GATES: tl.constexpr):
-    """What is left at tokens of what stood at their chunk's start; 1 where mask is false."""
-    left = tl.exp2(tl.load(gates + token, mask, 0))
-    if EXACT_GATES:
-        left *= 1 + LN_2 * tl.load(gates_low + token, mask, 0)
+        left *= small_power(rest + (tl.load(gates_low + later) - tl.load(gates_low + earlier)))
     return left

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
-from zoo.kernels.power.triton.decay import decay_from_start
+from zoo.kernels.power.triton.decay import small_power
 from zoo.kernels.power.triton.monomials import CONSTANT_ROWS, power
 
 __all__ = ["lower_sums_kernel"]
@@ -47,8 +47,9 @@ def lower_sums_kernel(
             if WEIGHTED:
                 weight *= tl.load(weights + row * C + at, exists, 0)
             if GATED:
-                place = (slot * STATES + state) * C + at
-                weight *= decay_from_start(gates, gates_low, place, exists, EXACT_GATES)
+                weight *= tl.exp2(tl.load(gates + (slot * STATES + state) * C + at, exists, 0))
+                if EXACT_GATES:
+                    weight *= small_power(tl.load(gates_low + (slot * STATES + state) * C + at, exists, 0))
             constant += tl.sum(block.to(tl.float32) * weight[:, None], 0)
             normaliser = tl.where(exists, 1.0, 0.0)
             if HAS_DELTA:

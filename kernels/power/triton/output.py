@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.decay import decay, decay_from_start
+from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.from_state import add_lower_outputs, add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
@@ -76,7 +76,9 @@ def output_kernel(
         else:
             y = add_outputs(y, vectors, before, K, P, INNER, dtype, PRECISION)
         if GATED:
-            from_start = decay_from_start(gates, gates_low, token, token < tokens, EXACT_GATES)
+            from_start = tl.exp2(tl.load(gates + token))
+            if EXACT_GATES:
+                from_start *= small_power(tl.load(gates_low + token))
             y *= from_start
             total *= from_start
 

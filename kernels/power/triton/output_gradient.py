@@ -8,7 +8,7 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.columns import load_columns, store_columns
-from zoo.kernels.power.triton.decay import decay_from_start
+from zoo.kernels.power.triton.decay import small_power
 from zoo.kernels.power.triton.operands import as_operand, divide
 from zoo.kernels.power.triton.output import STEEP
 
@@ -59,7 +59,9 @@ def output_gradient_kernel(
             tl.store(factors + row * C + at, factor, inside)
             if DECAYED:
                 if GATED:
-                    place = (slot * (OUTPUTS // SHARED) + output // SHARED) * C + at
-                    factor *= decay_from_start(gates, gates_low, place, inside, EXACT_GATES)
+                    state = slot * (OUTPUTS // SHARED) + output // SHARED
+                    factor *= tl.exp2(tl.load(gates + state * C + at, inside, 0))
+                    if EXACT_GATES:
+                        factor *= small_power(tl.load(gates_low + state * C + at, inside, 0))
                 product = as_operand(tile.to(tl.float32) * factor[None, :], decayed.dtype.element_ty, PRECISION)
                 store_columns(decayed, product, row, at, C, K)

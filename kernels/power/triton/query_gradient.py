@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.decay import decay, decay_from_start
+from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.from_state import add_gradients, lower_products, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
@@ -78,7 +78,9 @@ def query_gradient_kernel(
                 dbeta_of_states = (beta * constant + tl.sum(linear * queries.to(tl.float32), 1)) * count
                 result += beta * count * linear
         if GATED:
-            from_start = decay_from_start(gates, gates_low, token, token < tokens, EXACT_GATES)
+            from_start = tl.exp2(tl.load(gates + token))
+            if EXACT_GATES:
+                from_start *= small_power(tl.load(gates_low + token))
             result *= from_start
             q_dot_dq_of_states = tl.sum(result * queries.to(tl.float32), 1)
             if OFFSET:

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from zoo.kernels.power.triton.decay import decay_from_start
+from zoo.kernels.power.triton.decay import small_power
 from zoo.kernels.power.triton.monomials import pair_weights
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -38,8 +38,10 @@ def _load(
     for i in tl.static_range(AHEAD):
         row, exists = _row(chunks, step + i, REVERSE), step + i < chunks[1] - chunks[0]
         added = added + (tl.load(sums + row * size + at, mask & exists, 0),)
-        at_end = row * C + C - 1
-        decays = decays + (decay_from_start(gates, gates_low, at_end, exists, EXACT_GATES) if GATED else 1.0,)
+        decay = tl.exp2(tl.load(gates + row * C + C - 1, exists, 0)) if GATED else 1.0
+        if EXACT_GATES:
+            decay *= small_power(tl.load(gates_low + row * C + C - 1, exists, 0))
+        decays = decays + (decay,)
         if WANTS_PRODUCTS:
             other = other + (tl.load(others + row * size + at, mask & exists, 0),)
     return added, decays, other
