@@ -23,6 +23,7 @@ import triton.language as tl
 from zoo.kernels.delta.triton.prepare import inverse_below, solve
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay, small_power
+from zoo.kernels.power.triton.from_state import pass_on
 from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.sums import outer_with_decay
@@ -60,12 +61,6 @@ def _block(inverses, row, column, C: tl.constexpr):
     """Pointers to one block of a triangle's. Blocks that are side by side are rows of tokens."""
     at = tl.arange(0, C)
     return inverses + _blocks(row) * C * C + at[:, None] * C * (row + 1) + column * C + at[None, :]
-
-
-@triton.jit
-def _pass_on(later, now, trip):
-    """`later`, in a way that Triton's pipeliner takes: it leaves loops alone that hand on a value unchanged."""
-    return tl.where(trip < 0, now, later)
 
 
 @triton.jit
@@ -189,7 +184,7 @@ def read_kernel(
         for outer in range(low, high):
             scaled = as_operand(tile * first[:, None], dtype, PRECISION)
             y = tl.dot(scaled, tl.load(states + (base + outer * INNER) * V + tiles), y, input_precision=PRECISION)
-            first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+            first, second = pass_on(second, first, outer), pass_on(third, second, outer)
             third = outer_scalars(k_columns, here, L, channels, ones, tl.minimum(outer + 3, prefix - 1), outers, P)
         base += prefix * INNER
     if GATED:

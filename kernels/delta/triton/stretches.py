@@ -110,11 +110,9 @@ def _make_call(
     k: Tensor, v: Tensor, log_g: Tensor | None, beta: Tensor, S: Tensor | None, cu_seqlens: Tensor | None, p: int
 ) -> _Call:
     sizes, inputs = _sizes(k, v), Inputs(k, k, v, log_g, cu_seqlens=cu_seqlens)
-    plan = make_plan(inputs, Options(p, 1.0, normalize=False, use_triton=True))
-    L, (B, T) = sizes.stretch, k.shape[:2]
-    slots = B * -(-T // L) if cu_seqlens is None else -(-T // L) + cu_seqlens.shape[0] - 1
+    plan = make_plan(inputs, Options(p, 1.0, normalize=False, use_triton=True, chunk_size=sizes.stretch))
     layout = make_layout(plan.K, p, min(plan.K, 64) if p == 2 else max(16, plan.K // 2))
-    plan = plan._replace(hopper=False, C=L, slots=slots, layout=layout)
+    plan = plan._replace(hopper=False, layout=layout)
     operands = prepare(plan, inputs, None, packs=S is not None)
     sequences = operands.nothing
     if plan.packed:
@@ -184,14 +182,14 @@ def _make_past(call: _Call) -> _Past:
     states = room(*carried.shape, like=operands.v, dtype=plan.dtype)
     reads = room(sequences, heads, call.shares, plan.C, plan.V, like=operands.v, dtype=torch.float32)
     channels = weights = ones = nothing
+    tables = read_tables(layout, operands.v.device) if plan.p > 2 or S is not None else operands.tables
     if plan.p > 2:
-        tables = read_tables(layout, operands.v.device)
         channels, weights, ones = tables.channels, tables.weights, tables.weights.new_ones(layout.outers)
     if S is not None:
         tiled = tile_state(plan, operands, S, S.new_zeros(S.shape[:-1]))
         assert tiled is not None
         carried.copy_(tiled[..., : layout.rows * plan.V].view_as(carried))
-        states.copy_(carried * read_tables(layout, S.device).row_weights[:, None])
+        states.copy_(carried * tables.row_weights[:, None])
     return _Past(columns, decayed, carried, states, reads, channels, weights, ones)
 
 

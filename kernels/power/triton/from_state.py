@@ -22,11 +22,12 @@ from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = [
     "add_gradients", "add_lower_outputs", "add_outputs", "lower_products", "normaliser_gradients", "normalisers",
+    "pass_on",
 ]  # fmt: skip
 
 
 @triton.jit
-def _pass_on(later, now, trip):
+def pass_on(later, now, trip):
     """`later`, in a way that Triton's pipeliner takes: it leaves loops alone that hand on a value unchanged."""
     return tl.where(trip < 0, now, later)
 
@@ -78,7 +79,7 @@ def add_outputs(
         for outer in range(0, prefix * count):
             rows = tl.load(S + (base + outer * INNER) * V + tile_offsets)
             y = _add_scaled(y, tile, first, rows, P, PRECISION)
-            first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+            first, second = pass_on(second, first, outer), pass_on(third, second, outer)
             ahead = tl.minimum(outer + 3, end)
             third = outer_scalars(columns, here, C, channels, weights, ahead, outers, P)
         base += prefix * INNER
@@ -135,7 +136,7 @@ def add_gradients(
         rows = outer * K + channel if INNER == K else tl.load(symmetric + outer * K + channel)
         tile = tl.load(S + rows[:, None] * V + value[None, :])
         dx = _add_scaled(dx, y, first, tl.trans(tile), P, PRECISION)
-        first, second = _pass_on(second, first, outer), _pass_on(third, second, outer)
+        first, second = pass_on(second, first, outer), pass_on(third, second, outer)
         third = outer_scalars(columns, here, C, channels, weights, tl.minimum(outer + 3, end), outers, P)
     return dx
 
