@@ -87,7 +87,7 @@ def power_journal_attention(
         S, z = (
             torch.where(long.view(-1, *[1] * (x.dim() - 1)), x, old) for x, old in zip(sums, state[:2], strict=True)
         )
-        return o, written._replace(S=S, z=z, folded=until)
+        return o, PowerJournalState(S, z, *written[2:5], until)  # torch 2.11 compiles no `_replace` that is returned
 
 
 def _totals(state: PowerJournalState, position: Tensor, log_g: Tensor | None, tokens: int) -> Tensor:
