@@ -1,3 +1,4 @@
+# mypy: disable-error-code="assignment"
 """Errors of tokens on a power state, one stretch of tokens after the other: what only the delta rule needs.
 
 With `r_t` what the state before token t and the gates hold for its key, `e_t = v_t - r_t`, and `u_t = beta_t e_t` is
@@ -28,7 +29,9 @@ from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.sums import outer_with_decay
 
-__all__ = ["inverse_kernel", "join_kernel", "read_kernel", "solve_kernel", "write_kernel"]
+__all__ = [
+    "decay_from_start", "find_stretch", "inverse_kernel", "join_kernel", "read_kernel", "solve_kernel", "write_kernel",
+]  # fmt: skip
 
 
 @triton.jit
@@ -42,7 +45,7 @@ def _scores(readers, keys, gates, gates_low, later, earlier, P: tl.constexpr, GA
 
 
 @triton.jit
-def _decay_from_start(gates, gates_low, token, mask, EXACT_GATES: tl.constexpr):
+def decay_from_start(gates, gates_low, token, mask, EXACT_GATES: tl.constexpr):
     """What is left at tokens of what stood at their stretch's start; 1 where mask is false."""
     left = tl.exp2(tl.load(gates + token, mask, 0))
     if EXACT_GATES:
@@ -64,7 +67,7 @@ def _block(inverses, row, column, C: tl.constexpr):
 
 
 @triton.jit
-def _stretch(row, index, T, L, bounds, sequences, PACKED: tl.constexpr):
+def find_stretch(row, index, T, L, bounds, sequences, PACKED: tl.constexpr):
     """The slot of a sequence's stretch of this index, its first token as a row of `[B T]`, and its number of tokens.
 
     No tokens where the sequence has no such stretch. sequences: of each packed one the slots of its first stretch and
@@ -82,19 +85,22 @@ def _stretch(row, index, T, L, bounds, sequences, PACKED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "KEYS", "HEADS"])
 def inverse_kernel(
-    k, gates, gates_low, beta, inverses, bounds, T, L, KEYS, HEADS,
+    k, gates, gates_low, beta, inverses, arrived, bounds, T, L, KEYS, HEADS, ARRIVALS,
     C: tl.constexpr, K: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr, GATED: tl.constexpr,
     EXACT_GATES: tl.constexpr, EXACT: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Blocks on the diagonal of inverses `[slots, Hv, blocks C C]`, of the blocks of a triangle row by row.
 
     From k `[B T, Hk, K]`, beta `[B T, Hv]` and sums of gates `[slots, Hv, L]`. A program takes a block. EXACT: in
-    float64 until it is stored, as in `prepare_kernel`.
+    float64 until it is stored, as in `prepare_kernel`. And zeros in arrived `[slots, Hv, ARRIVALS]`, for `read_kernel`.
     """
     chunk, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, L, bounds, PACKED)
     if chunk * C >= tokens:
         return
+    if chunk == 0:
+        for number in range(ARRIVALS):
+            tl.store(arrived + (slot * HEADS + head) * ARRIVALS + number, 0)
     NARROW: tl.constexpr = tl.bfloat16 if k.dtype.element_ty == tl.bfloat16 else tl.float32
     PRODUCTS: tl.constexpr = tl.float64 if EXACT else NARROW
     DIGITS: tl.constexpr = "ieee" if EXACT else PRECISION
@@ -107,9 +113,27 @@ def inverse_kernel(
     keys = tl.load(k + here[:, None] * KEYS * K + channels[None, :], exists[:, None], 0).to(PRODUCTS)
     rates = tl.load(beta + (start + here) * HEADS + head, exists, 0).to(tl.float32)
     system = _scores(keys, keys, gates, gates_low, here, here, P, GATED, EXACT_GATES, DIGITS) * rates[None, :]
-    inverse = inverse_below(tl.where(at[:, None] > at[None, :], system, 0.0), LEVELS, DIGITS)
+    # Of float16, which has as many digits as TensorFloat32, where inverses are.
+    SOLVED: tl.constexpr = system.dtype if EXACT else inverses.dtype.element_ty
+    inverse = inverse_below(tl.where(at[:, None] > at[None, :], system, 0.0), LEVELS, SOLVED, DIGITS)
     inverses += (slot * HEADS + head) * _blocks(L // C) * C * C
     tl.store(_block(inverses, chunk, chunk, C), as_operand(inverse, inverses.dtype.element_ty, PRECISION))
+
+
+@triton.jit
+def _add_below(total, system, inverses, row, column, C: tl.constexpr, PRECISION: tl.constexpr):
+    """`total + system X`, for a block X of inverses."""
+    inverse = tl.load(_block(inverses, row, column, C))
+    # Of float16: it has as many digits as TensorFloat32.
+    return tl.dot(as_operand(system, inverse.dtype, PRECISION), inverse, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _store_below(inverses, row, column, total, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Store `-X_ii total` as a block of inverses."""
+    inverse = tl.load(_block(inverses, row, row, C))
+    found = -tl.dot(inverse, as_operand(total, inverse.dtype, PRECISION), input_precision=PRECISION)
+    tl.store(_block(inverses, row, column, C), as_operand(found, inverse.dtype, PRECISION))
 
 
 @triton.jit(do_not_specialize=["T", "KEYS", "HEADS"])
@@ -118,11 +142,12 @@ def join_kernel(
     C: tl.constexpr, K: tl.constexpr, P: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of inverses below the diagonal, of which a program takes a column, `X_ij = -X_ii sum_m A_im X_mj`.
+    """Blocks of inverses below the diagonal, `X_ij = -X_ii sum_m A_im X_mj`. A program takes two columns j, for which
+    it computes each A_im once.
 
     It reads what it wrote before, and all else as in `inverse_kernel`.
     """
-    column, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    column, slot, head = tl.program_id(0) * 2, tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, L, bounds, PACKED)
     k += start * KEYS * K + head * KEYS // HEADS * K
     beta += start * HEADS + head
@@ -134,35 +159,42 @@ def join_kernel(
     for chunk in range(column + 1, tl.cdiv(tokens, C)):
         here = chunk * C + at
         keys = tl.load(k + here[:, None] * KEYS * K + channels[None, :], (here < tokens)[:, None], 0).to(dtype)
-        total = tl.zeros((C, C), tl.float32)
+        total, total_of_other = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
         for middle in range(column, chunk):
             there = middle * C + at
             block = tl.load(k + there[:, None] * KEYS * K + channels[None, :]).to(dtype)
             system = _scores(keys, block, gates, gates_low, here, there, P, GATED, EXACT_GATES, PRECISION)
             system *= tl.load(beta + there * HEADS).to(tl.float32)[None, :]
-            inverse = tl.load(_block(inverses, middle, column, C)).to(tl.float32)
-            total = tl.dot(as_operand(system, tl.float32, PRECISION), inverse, total, input_precision=PRECISION)
-        found = -solve(tl.load(_block(inverses, chunk, chunk, C)), total, PRECISION)
-        tl.store(_block(inverses, chunk, column, C), as_operand(found, inverses.dtype.element_ty, PRECISION))
+            total = _add_below(total, system, inverses, middle, column, C, PRECISION)
+            if middle > column:
+                total_of_other = _add_below(total_of_other, system, inverses, middle, column + 1, C, PRECISION)
+        _store_below(inverses, chunk, column, total, C, PRECISION)
+        if chunk > column + 1:
+            _store_below(inverses, chunk, column + 1, total_of_other, C, PRECISION)
         tl.debug_barrier()  # later blocks are made of what other threads have written here
 
 
 @triton.jit(do_not_specialize=["T", "index", "KEYS", "HEADS", "BLOCKS"])
 def read_kernel(
-    k, k_columns, gates, gates_low, states, reads, bounds, sequences, channels, ones, T, L, index, outers, rows,
-    KEYS, HEADS, BLOCKS,
+    k, k_columns, v, gates, gates_low, states, reads, unread, arrived, bounds, sequences, channels, ones, T, L, index,
+    outers, rows, KEYS, HEADS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
     SHARES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """reads `[sequences, Hv, SHARES, L, V]`, from k `[B T, Hk, K]`, the same with tokens last `[slots, Hk, K, L]`, and
-    weighted states `[sequences, Hv, rows, V]`. ones are weights of tiles that have theirs already.
+    """unread `[sequences, Hv, L, V]`, float32: values v `[B T, Hv, V]` but for what the state before them holds.
 
-    Scalars are read a trip ahead, for they are too narrow to be copied ahead like tiles (see `from_state`).
+    From k `[B T, Hk, K]`, the same with tokens last `[slots, Hk, K, L]`, and weighted states `[sequences, Hv, rows,
+    V]`. ones are weights of tiles that have theirs already.
+
+    A program takes a block of tokens and a share of the rows, and leaves what it has read in `reads [sequences, Hv,
+    SHARES, L, V]`. That of a block's programs which comes last, counted in `arrived [slots, Hv, BLOCKS]`, zeros at
+    first, adds them up, always in the same order. Scalars are read a trip ahead, for they are too narrow to be copied
+    ahead like tiles (see `from_state`).
     """
-    block, head, row = tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
-    share = tl.program_id(0) // BLOCKS
-    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    share, block = tl.program_id(0) % SHARES, tl.program_id(0) // SHARES
+    head, row = tl.program_id(1), tl.program_id(2)
+    slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
     if block * BLOCK >= tokens:
         return
     here = block * BLOCK + tl.arange(0, BLOCK)
@@ -170,7 +202,8 @@ def read_kernel(
     inners, values = tl.arange(0, INNER), tl.arange(0, V)
     k += start * KEYS * K + head * KEYS // HEADS * K
     k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
-    states += (row.to(tl.int64) * HEADS + head) * rows * V
+    state = row.to(tl.int64) * HEADS + head
+    states += state * rows * V
     tiles = inners[:, None] * V + values[None, :]
     dtype = states.dtype.element_ty
     y, base = tl.zeros((BLOCK, V), tl.float32), 0
@@ -187,43 +220,70 @@ def read_kernel(
             first, second = pass_on(second, first, outer), pass_on(third, second, outer)
             third = outer_scalars(k_columns, here, L, channels, ones, tl.minimum(outer + 3, prefix - 1), outers, P)
         base += prefix * INNER
+    place = slot * HEADS + head
     if GATED:
-        place = (slot * HEADS + head) * L + here
-        y *= _decay_from_start(gates, gates_low, place, here < tokens, EXACT_GATES)[:, None]
-    out = reads + (((row.to(tl.int64) * HEADS + head) * SHARES + share) * L + here[:, None]) * V + values[None, :]
-    tl.store(out, y, (here < tokens)[:, None])
+        y *= decay_from_start(gates, gates_low, place * L + here, here < tokens, EXACT_GATES)[:, None]
+    exists, places = (here < tokens)[:, None], here[:, None] * V + values[None, :]
+    if SHARES > 1:
+        tl.store(reads + (state * SHARES + share) * L * V + places, y, exists)
+        tl.debug_barrier()  # what all threads have stored comes before the count
+        count = tl.atomic_add(arrived + place * BLOCKS + block, 1, sem="acq_rel")
+        if count < SHARES - 1:
+            return
+        y = tl.load(reads + state * SHARES * L * V + places, exists, 0)
+        for other in tl.static_range(1, SHARES):
+            y += tl.load(reads + (state * SHARES + other) * L * V + places, exists, 0)
+    asked = tl.load(v + ((start + here[:, None]) * HEADS + head) * V + values[None, :], exists, 0).to(tl.float32)
+    tl.store(unread + state * L * V + places, asked - y, exists)
+
+
+@triton.jit
+def _add_solved(total, inverse, x, PRECISION: tl.constexpr):
+    """`total + inverse x`. Of an inverse in float16 x is as well, brought to its range, which keeps as many digits as
+    TensorFloat32 has."""
+    if inverse.dtype == tl.float16:
+        most = tl.max(tl.abs(x))
+        factor = tl.exp2(tl.ceil(tl.log2(tl.where(most > 0, most, 1.0))))
+        total += factor * tl.dot(inverse, (x / factor).to(tl.float16))
+    else:
+        total += solve(inverse, x, PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=["T", "index", "HEADS", "BLOCKS"])
 def solve_kernel(
-    v, beta, inverses, reads, errors, written, bounds, sequences, T, L, index, HEADS, BLOCKS,
-    C: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, MEETS: tl.constexpr, SHARES: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    v, beta, inverses, unread, errors, written, bounds, sequences, T, L, index, HEADS, BLOCKS,
+    C: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, MEETS: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of one stretch errors, float32, and what is written, in the products' dtype, both `[B T, Hv, V]`.
 
-    A program takes BLOCK values of a block of tokens, MEETS tokens at a time, those with most of them first.
+    A program takes VALUES values of a block of tokens, MEETS tokens at a time, those with most of them first.
     """
     chunk, head, row = BLOCKS - 1 - tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
-    column = tl.program_id(0) // BLOCKS * BLOCK
-    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    column = tl.program_id(0) // BLOCKS * VALUES
+    slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
     if chunk * C >= tokens:
         return
     first = (start * HEADS + head) * V + column
     inverses += (slot * HEADS + head) * _blocks(L // C) * C * C
-    reads += (row.to(tl.int64) * HEADS + head) * SHARES * L * V + column
-    here, earlier, values = chunk * C + tl.arange(0, C), tl.arange(0, MEETS), tl.arange(0, BLOCK)
-    end = (chunk + 1) * C
-    inverses += _blocks(chunk) * C * C + tl.arange(0, C)[:, None] * end
-    found = tl.zeros((C, BLOCK), tl.float32)
-    for block in range(0, end, MEETS):
-        there = block + earlier
-        exists = (there < tokens)[:, None]
-        x = tl.load(v + first + there[:, None] * HEADS * V + values[None, :], exists, 0).to(tl.float32)
-        if HAS_INITIAL or index > 0:
-            for share in tl.static_range(SHARES):
-                x -= tl.load(reads + (share * L + there[:, None]) * V + values[None, :], exists, 0)
-        found += solve(tl.load(inverses + there[None, :], (there < end)[None, :], 0), x, PRECISION)
+    unread += (row.to(tl.int64) * HEADS + head) * L * V + column
+    here, earlier, values = chunk * C + tl.arange(0, C), tl.arange(0, MEETS), tl.arange(0, VALUES)
+    width, end = (chunk + 1) * C, tl.minimum((chunk + 1) * C, tokens)
+    inverses += _blocks(chunk) * C * C + tl.arange(0, C)[:, None] * width
+    found = tl.zeros((C, VALUES), tl.float32)
+    if HAS_INITIAL or index > 0:
+        for block in range(0, end, MEETS):
+            there = block + earlier
+            x = tl.load(unread + there[:, None] * V + values[None, :], (there < end)[:, None], 0)
+            inverse = tl.load(inverses + there[None, :], (there < width)[None, :], 0)
+            found = _add_solved(found, inverse, x, PRECISION)
+    else:
+        for block in range(0, end, MEETS):
+            there = block + earlier
+            x = tl.load(v + first + there[:, None] * HEADS * V + values[None, :], (there < end)[:, None], 0)
+            inverse = tl.load(inverses + there[None, :], (there < width)[None, :], 0)
+            found = _add_solved(found, inverse, x.to(tl.float32), PRECISION)
     exists = here < tokens
     places = first + here[:, None] * HEADS * V + values[None, :]
     rates = tl.load(beta + (start + here) * HEADS + head, exists, 0).to(tl.float32)
@@ -245,7 +305,7 @@ def write_kernel(
     Hv, K, L]`, and what was written. A program takes two tiles of a sequence and head.
     """
     program, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    slot, start, tokens = _stretch(row, index, T, L, bounds, sequences, PACKED)
+    slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
     if PACKED:  # nobody reads the state after the last stretch
         tokens = tl.where(slot + 1 < tl.load(sequences + row * 2 + 1), tokens, 0)
     if tokens == 0:
@@ -257,42 +317,42 @@ def write_kernel(
         if (inner == block) & (outer >= prefix):
             inner, outer, base = block + 1, outer - tl.cdiv(prefix, 2) * 2, base + prefix * INNER
             end = outer_count((block + 2) * INNER, P)
-    other = tl.minimum(outer + 1, end - 1)
     place = slot * HEADS + head
     k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
     decayed += place * K * L
     written += (start * HEADS + head) * V
     inners, values, offsets = tl.arange(0, INNER), tl.arange(0, V), tl.arange(0, BLOCK)
-    total, total_of_other = tl.zeros((INNER, V), tl.float32), tl.zeros((INNER, V), tl.float32)
-    # Read a trip ahead, as in `read_kernel`.
+    left = 1.0
+    if GATED:
+        left = decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, EXACT_GATES)
+    tiles = (row.to(tl.int64) * HEADS + head) * rows * V + base * V + inners[:, None] * V + values[None, :]
     columns = (k_columns, decayed, offsets, L, channels, outers)
-    scalars, of_other = outer_with_decay(columns, outer, P), outer_with_decay(columns, other, P)
+    totals, scalars = (), ()
+    for number in tl.static_range(2):
+        monomial = tl.minimum(outer + number, end - 1)
+        before = (inners[:, None] >= 0) & (HAS_INITIAL or index > 0)
+        totals += (left * tl.load(carried + tiles + monomial * INNER * V, before, 0),)
+        scalars += (outer_with_decay(columns, monomial, P),)  # read a trip ahead, as in `read_kernel`
     for token in range(0, tokens, BLOCK):
         at = token + offsets
         tile = tl.load(k_columns + (inner * INNER + inners)[:, None] * L + at[None, :])
         # Beyond the last token decayed columns are zero.
         u = tl.load(written + tl.minimum(at, tokens - 1)[:, None] * HEADS * V + values[None, :]).to(tile.dtype)
-        scaled = as_operand(tile * scalars[None, :], tile.dtype, PRECISION)
-        total = tl.dot(scaled, u, total, input_precision=PRECISION)
-        scaled = as_operand(tile * of_other[None, :], tile.dtype, PRECISION)
-        total_of_other = tl.dot(scaled, u, total_of_other, input_precision=PRECISION)
         columns = (k_columns, decayed, tl.minimum(at + BLOCK, L - 1), L, channels, outers)
-        scalars, of_other = outer_with_decay(columns, outer, P), outer_with_decay(columns, other, P)
-    left = 1.0
-    if GATED:
-        left = _decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, EXACT_GATES)
-    tiles = (row.to(tl.int64) * HEADS + head) * rows * V + base * V + inners[:, None] * V + values[None, :]
-    before, exists = (inners[:, None] >= 0) & (HAS_INITIAL or index > 0), inners[:, None] >= 0
+        sums, following = (), ()
+        for number in tl.static_range(2):
+            scaled = as_operand(tile * scalars[number][None, :], tile.dtype, PRECISION)
+            sums += (tl.dot(scaled, u, totals[number], input_precision=PRECISION),)
+            following += (outer_with_decay(columns, tl.minimum(outer + number, end - 1), P),)
+        totals, scalars = sums, following
     for number in tl.static_range(2):
-        monomial = outer if number == 0 else other
-        if number == 1:
-            total, exists = total_of_other, exists & (outer + 1 < end)
+        monomial = tl.minimum(outer + number, end - 1)
+        exists = (inners[:, None] >= 0) & (outer + number < end)
         there = tiles + monomial * INNER * V
-        total += left * tl.load(carried + there, before, 0)
         weight = 1.0
         if P == 2:
             weight = tl.where(monomial // INNER == inner, 1.0, 2.0)
         if P > 2:
             weight = tl.load(weights + inner * outers + monomial)
-        tl.store(carried + there, total, exists)
-        tl.store(states + there, as_operand(total * weight, states.dtype.element_ty, PRECISION), exists)
+        tl.store(carried + there, totals[number], exists)
+        tl.store(states + there, as_operand(totals[number] * weight, states.dtype.element_ty, PRECISION), exists)

@@ -6,7 +6,8 @@ Backward, power attention gives the gradients for q, k, gates and state, and tha
 later keys read of u comes to it from the last token to the first, `d_t = du_t - sum_{j > t} (k_j . k_t)^p w_j`, times
 decays, with `w = beta d`: these are the forward pass's errors of du, backwards in time. Then `dv = w`, `dbeta = e . d`,
 and reads have the gradient -w. The read of token t is an output of power attention at token t - 1 for the query k_t,
-times the gate of t: another backward pass of it, one token longer for what the first one reads of a state.
+times the gate of t: another backward pass of it, without values. What the first token of a sequence reads, of a state
+that came in, is one more, of that token alone.
 
 Tokens of float16 are computed with in float32: what is written would lose digits that a state keeps.
 """
@@ -19,15 +20,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
+from zoo.kernels.delta.triton.reads import add_key_gradients, read_gradients
 from zoo.kernels.delta.triton.stretches import find_errors
 from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power import call as power
 from zoo.kernels.power.call import or_empty
+from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.triton import op as power_op
 from zoo.kernels.power.triton import passes
+from zoo.kernels.power.triton.configs import wanted
 from zoo.kernels.power.triton.plan import make_plan
 from zoo.kernels.power.triton.prepare import LOWEST_GATE
 from zoo.kernels.recording import Recorder
+from zoo.kernels.registration import flat
 from zoo.kernels.triton_support import INTERPRETED
 
 __all__ = ["backward", "fake_saved", "forward"]
@@ -49,13 +54,17 @@ def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
     with FakeTensorMode() as mode, rehearsal() as launches:
         inputs = Inputs._make(None if x is None else mode.from_tensor(x) for x in inputs)
         k, v, log_g, beta, S = inputs.k, inputs.v, inputs.log_g, inputs.beta, inputs.S
-        attention, wanted = _attention(inputs, v), _options(options, scale=1.0, return_state=options.return_state)
-        passes.forward(attention, wanted)
+        attention, asked = _attention(inputs, v), _options(options, scale=1.0, return_state=options.return_state)
+        passes.forward(attention, asked)
         if beta is not None:
             find_errors(k, v, log_g, beta, S, inputs.cu_seqlens, options.p)
         if options.save_errors:
             saved = power.Saved(*(or_empty(None, k) for _ in power.Saved._fields))
-            passes.backward(power.Incoming(torch.empty_like(v), None, None), attention, saved, wanted)
+            passes.backward(power.Incoming(torch.empty_like(v), None, None), attention, saved, asked)
+            if beta is not None:
+                errors = torch.empty(v.shape, dtype=torch.float32, device=v.device)
+                read_gradients(inputs, errors, errors, _starts(inputs))
+                add_key_gradients(k, k, k)
     return launches
 
 
@@ -95,17 +104,40 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
             errors, written = _errors(
                 inputs.k, inputs.v, inputs.log_g, inputs.beta, inputs.S, inputs.cu_seqlens, options.p
             )
-        wanted = _options(options, scale=options.scale, return_state=options.return_state)
-        found = power_op.triton_forward(_attention(inputs, written), wanted)
+        asked = _options(options, scale=options.scale, return_state=options.return_state)
+        found = power_op.triton_forward(_attention(inputs, written), asked)
     errors = errors if options.save_errors else None
     return Outputs(found.o.to(dtype), found.S, or_empty(errors, inputs.q), or_empty(None, inputs.q))
 
 
+def _incoming(do: Tensor, dS: Tensor | None) -> power.Incoming:
+    return power.Incoming(do, dS, None if dS is None else dS.new_zeros(dS.shape[:-1]))
+
+
+def _nothing_saved(inputs: power.Inputs) -> power.Saved:
+    return power.Saved(*(or_empty(None, inputs.q) for _ in power.Saved._fields))
+
+
 def _backward(do: Tensor, dS: Tensor | None, inputs: power.Inputs, options: power.Options) -> power.Gradients:
-    nothing = or_empty(None, inputs.q)
-    dz = None if dS is None else dS.new_zeros(dS.shape[:-1])
-    saved = power.Saved(nothing, nothing, nothing, nothing)
-    return power_op.triton_backward(power.Incoming(do, dS, dz), inputs, saved, options)
+    return power_op.triton_backward(_incoming(do, dS), inputs, _nothing_saved(inputs), options)
+
+
+def _without_values(
+    incoming: power.Incoming, inputs: power.Inputs, saved: power.Saved, options: power.Options
+) -> power.Gradients:
+    return passes.backward(incoming, inputs, saved, options, wants_values=False)
+
+
+_gradients_of_reads = Recorder(flat(_without_values), variant=wanted)
+
+
+def _backward_of_reads(do: Tensor, inputs: power.Inputs, options: power.Options) -> power.Gradients:
+    """As `_backward`, without the gradient of what was written."""
+    inputs = power_op.laid_out(inputs)
+    arguments = (*_incoming(do, None), *inputs, *_nothing_saved(inputs), *options)
+    found = power.Gradients(*_gradients_of_reads(*arguments))
+    q, k = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:2], inputs[:2], strict=True))
+    return found._replace(q=q, k=k)
 
 
 def _backwards_in_time(inputs: Inputs, du: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,30 +151,37 @@ def _backwards_in_time(inputs: Inputs, du: Tensor) -> tuple[Tensor | None, ...]:
     return inputs.k.flip(1), du.flip(1).contiguous(), log_g, inputs.beta.flip(1), None, cu_seqlens
 
 
-class _Reads(NamedTuple):
-    """Reads as outputs of power attention, with a token before each sequence, which writes nothing."""
+def _starts(inputs: Inputs) -> Tensor:
+    """int8 `[B T + 1]`, 1 where a sequence begins, and at the end."""
+    B, T = inputs.q.shape[:2]
+    starts = torch.zeros(B * T + 1, dtype=torch.int8, device=inputs.q.device)
+    if inputs.cu_seqlens is None:
+        starts[::T] = 1
+        return starts
+    return starts.index_fill_(0, inputs.cu_seqlens.long(), 1)
 
-    at: Tensor  # where each token is [T]
-    inputs: power.Inputs
-    do: Tensor
+
+class _OfFirst(NamedTuple):
+    """Gradients of what the first tokens of sequences read of states that came in."""
+
+    at: Tensor  # where they are [rows], any token for a sequence that has none
+    k: Tensor  # of their keys [rows, Hk, K], then zeros
+    S: Tensor
 
 
-def _reads(inputs: Inputs, written: Tensor, dreads: Tensor) -> _Reads:
-    q, k, _, log_g, _, _, cu_seqlens = inputs
-    T, rows = q.shape[1], 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    at = torch.arange(1, T + 1, device=q.device)
+def _of_first(inputs: Inputs, dv: Tensor, options: power.Options) -> _OfFirst:
+    """From the gradients of values, whose negatives are those of reads."""
+    (B, T), cu_seqlens = inputs.q.shape[:2], inputs.cu_seqlens
+    at, tokens = torch.arange(B, device=dv.device) * T, torch.ones(B, dtype=torch.bool, device=dv.device)
     if cu_seqlens is not None:
-        at += torch.searchsorted(cu_seqlens[1:], at - 1, right=True)
-        cu_seqlens = cu_seqlens + torch.arange(rows + 1, device=q.device, dtype=cu_seqlens.dtype)
-
-    def place(x: Tensor, at: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], T + rows, *x.shape[2:]).index_copy_(1, at, x)
-
-    if log_g is not None:
-        dreads = dreads * log_g.exp()[..., None]
-        log_g = place(log_g, at)
-    shifted = inputs._replace(q=place(k, at - 1), k=place(k, at), log_g=log_g, cu_seqlens=cu_seqlens)
-    return _Reads(at, _attention(shifted, place(written, at)), place(dreads.to(q.dtype), at - 1))
+        at, tokens = cu_seqlens[:-1].clamp(max=T - 1).long(), cu_seqlens[1:] > cu_seqlens[:-1]
+    k, do = (x.flatten(0, 1)[at][:, None] for x in (inputs.k, dv))
+    do = torch.where(tokens[:, None, None, None], -do, 0)
+    # As queries, with their gates, and as tokens that write nothing.
+    log_g = None if inputs.log_g is None else inputs.log_g.flatten(0, 1)[at][:, None]
+    alone = inputs._replace(q=k, k=torch.zeros_like(k), log_g=log_g, cu_seqlens=None)
+    found = _backward_of_reads(do, _attention(alone, torch.zeros_like(do)), options)
+    return _OfFirst(at, found.q[:, 0], found.S)
 
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
@@ -155,18 +194,21 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
             found = _backward(do, incoming.dS, _attention(inputs, inputs.v), of_outputs)
             q, k, v = (x.to(dtype) for x in found[:3])
             return Gradients(q, k, v, found.log_g, empty, found.S)
-        written = (errors * beta[..., None].float()).to(inputs.q.dtype)
-        found = _backward(do, incoming.dS, _attention(inputs, written), of_outputs)
-        d = _errors(*_backwards_in_time(inputs, found.v), options.p)[0].flip(1)
-        dv = d * beta[..., None].float()
-        reads = _reads(inputs, written, -dv)
-        others = _backward(reads.do, None, reads.inputs, _options(options, scale=1.0, return_state=False))
-    dk = found.k.float() + others.k.index_select(1, reads.at) + others.q.index_select(1, reads.at - 1)
+        written = torch.mul(errors, beta[..., None], out=torch.empty(errors.shape, dtype=do.dtype, device=do.device))
+        attention = _attention(inputs, written)
+        found = _backward(do, incoming.dS, attention, of_outputs)
+        turned = _errors(*_backwards_in_time(inputs, found.v), options.p)[0]
+        dv, dreads, dbeta, dlog_g = read_gradients(inputs, errors, turned, _starts(inputs))
+        # Each token's state is read by the key of the next one.
+        following = torch.cat((inputs.k[:, 1:], torch.zeros_like(inputs.k[:, :1])), 1)
+        of_reads = _options(options, scale=1.0, return_state=False)
+        others = _backward_of_reads(dreads, attention._replace(q=following), of_reads)
+        dk, S = add_key_gradients(found.k, others.k, others.q), empty
+        if inputs.S is not None:
+            first = _of_first(inputs, dv, of_reads)
+            dk.flatten(0, 1).index_add_(0, first.at, first.k)
+            S = found.S + others.S + first.S
     log_g = empty
     if inputs.log_g is not None:
-        of_reads = (dv * (errors - inputs.v.float())).sum(-1)  # of a gate that is the read's own factor
-        log_g = found.log_g + others.log_g.index_select(1, reads.at) + of_reads
-        log_g = torch.where(inputs.log_g <= LOWEST_GATE, 0, log_g)
-    S = empty if inputs.S is None else found.S + others.S
-    dbeta = (errors * d).sum(-1).to(beta.dtype)
-    return Gradients(found.q.to(dtype), dk.to(dtype), dv.to(dtype), log_g, dbeta, S)
+        log_g = torch.where(inputs.log_g <= LOWEST_GATE, 0, found.log_g + others.log_g + dlog_g)
+    return Gradients(found.q.to(dtype), dk.to(dtype), dv.to(dtype), log_g, dbeta.to(beta.dtype), S)

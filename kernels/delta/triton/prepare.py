@@ -20,8 +20,8 @@ __all__ = ["inverse_below", "prepare_kernel", "solve", "solve_transposed"]
 
 
 @triton.jit
-def inverse_below(system, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
-    """`(1 + system)^-1`, of what lies below the diagonal of `system [C, C]`, float32 or float64.
+def inverse_below(system, LEVELS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """`(1 + system)^-1`, of what lies below the diagonal of `system [C, C]`, float32 or float64, by products of DTYPE.
 
     Of two inverted blocks on the diagonal and the block between them, `[[X, 0], [A, Y]]`, the inverse is
     `[[X, 0], [-Y A X, Y]]`; blocks double from single tokens to the chunk. All entries on the way are entries of
@@ -33,9 +33,9 @@ def inverse_below(system, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     for level in tl.static_range(1, LEVELS):
         size = 1 << level
         between = (row // (2 * size) == column // (2 * size)) & (row // size > column // size)
-        block = as_operand(tl.where(between, system, 0.0), system.dtype, PRECISION)
-        inverted = as_operand(inverse, system.dtype, PRECISION)
-        found = as_operand(tl.dot(block, inverted, input_precision=PRECISION), system.dtype, PRECISION)
+        block = as_operand(tl.where(between, system, 0.0), DTYPE, PRECISION)
+        inverted = as_operand(inverse, DTYPE, PRECISION)
+        found = as_operand(tl.dot(block, inverted, input_precision=PRECISION), DTYPE, PRECISION)
         inverse -= tl.dot(inverted, found, input_precision=PRECISION)
     return inverse
 
@@ -91,7 +91,7 @@ def prepare_kernel(
         keys = load_shared(k, at, chunk, (K_HEADS, HEADS), channels, K).to(PRODUCTS)
         rates = tl.load(beta + (start + at) * HEADS + head, here, 0).to(tl.float32)
         system = chunk_scores(keys, keys, total, gates, LEVELS, GATED, CHANNELS, DIGITS)
-        inverse = inverse_below(system * rates[None, :], LEVELS, DIGITS)
+        inverse = inverse_below(system * rates[None, :], LEVELS, system.dtype, DIGITS)
         for part in tl.static_range(PARTS):
             rounded = as_operand(inverse, dtype, PRECISION)
             tl.store(inverses + (place * PARTS + part) * C * C + square, rounded)

@@ -87,7 +87,7 @@ def share_gradients(incoming: Incoming, inputs: Inputs, saved: Saved, sums: Tens
         others=states if plan.gated else None, reverse=True,
     )  # fmt: skip
     dq, dk, dv, q_along, k_along = backend(plan).gradients(
-        plan, operands, columns, gradient, states, after.states, has_initial=True, has_final=True
+        plan, operands, columns, gradient, states, after.states, has_initial=True, has_final=True, wants_values=True
     )
     dlog_g = gate_gradient(plan, operands, q_along, k_along, after.products) if plan.gated else None
     doffset = offset_gradient(plan, q_along) if plan.offset else None

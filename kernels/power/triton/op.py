@@ -23,7 +23,7 @@ from zoo.kernels.recording import Recorder
 from zoo.kernels.registration import flat, register_op
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["fake_saved", "triton_backward", "triton_forward"]
+__all__ = ["fake_saved", "laid_out", "triton_backward", "triton_forward"]
 
 
 def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def _is_opaque(inputs: Inputs, options: Options) -> bool:
     return q.device.type == "cuda" and narrow and not INTERPRETED
 
 
-def _laid_out(inputs: Inputs) -> Inputs:
+def laid_out(inputs: Inputs) -> Inputs:
     """As the kernels read them, and where the compiler sees it."""
     q, k, v, log_g, *_ = inputs
     log_g = None if log_g is None else log_g.float().contiguous()
@@ -51,14 +51,14 @@ def triton_forward(inputs: Inputs, options: Options) -> Outputs:
     """See `zoo.kernels.power.op.attend`."""
     if not _is_opaque(inputs, options):
         return forward(inputs, options)
-    return Outputs(*_forward_unseen(*_laid_out(inputs), *options))
+    return Outputs(*_forward_unseen(*laid_out(inputs), *options))
 
 
 def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs."""
     if _is_opaque(inputs, options):
         incoming = incoming._replace(do=incoming.do.to(inputs.q.dtype).contiguous())
-        found = Gradients(*_backward_unseen(*incoming, *_laid_out(inputs), *saved, *options))
+        found = Gradients(*_backward_unseen(*incoming, *laid_out(inputs), *saved, *options))
     else:
         found = backward(incoming, inputs, saved, options)
     q, k, v = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:3], inputs[:3], strict=True))

@@ -91,8 +91,10 @@ def key_sums(plan: Plan, operands: Operands, *, wants_normaliser: bool, wants_fi
     return columns, sums
 
 
-def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
-    """Gradients of all inputs; those of heads that others share are still to be added.
+def backward(
+    incoming: Incoming, inputs: Inputs, saved: Saved, options: Options, *, wants_values: bool = True
+) -> Gradients:
+    """Gradients of all inputs, v's empty if not wanted; those of heads that others share are still to be added.
 
     q's has the outputs' heads, k's and v's the states'. States before the chunks are computed once more where they were
     not saved.
@@ -118,7 +120,7 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
         )  # fmt: skip
     dq, dk, dv, q_along, k_along = backend(plan).gradients(
         plan, operands, columns, gradient, states if has_states else None, dstates if has_dstates else None,
-        has_initial=has_initial, has_final=has_final,
+        has_initial=has_initial, has_final=has_final, wants_values=wants_values,
     )  # fmt: skip
     dlog_g = gate_gradient(plan, operands, q_along, k_along, crossing) if plan.gated else None
     dS, dz = untile_state(plan, operands, initial_gradient, gradient=True)

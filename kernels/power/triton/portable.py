@@ -95,7 +95,7 @@ def fill_outputs(
 
 def gradients(
     plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient,
-    states: Tensor | None, dstates: Tensor | None, *, has_initial: bool, has_final: bool,
+    states: Tensor | None, dstates: Tensor | None, *, has_initial: bool, has_final: bool, wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq `[B, T, Ho, K]`, dk and dv `[B, T, Hs, K or V]`, and products of the former two with q and k over p.
 
@@ -110,11 +110,13 @@ def gradients(
         dstates: gradients of the states after the chunks `[slots, Hs, rows (V + 1)]`, if there are any.
         has_initial: as in `outputs`.
         has_final: whether a gradient of the state after the last token came in.
+        wants_values: whether to compute dv, which is empty otherwise.
     """
     q_along, k_along = room_for_along(plan, operands)
     dq = query_gradient(plan, operands, columns, gradient, states, None, q_along, has_initial=has_initial)
     dk = key_gradient(plan, operands, columns, gradient, dstates, None, k_along, has_final=has_final)
-    return dq, dk, value_gradient(plan, operands, columns, gradient, dstates, None), q_along, k_along
+    dv = value_gradient(plan, operands, columns, gradient, dstates, None) if wants_values else operands.nothing
+    return dq, dk, dv, q_along, k_along
 
 
 def room_for_along(plan: Plan, operands: Operands) -> tuple[Tensor, Tensor]:

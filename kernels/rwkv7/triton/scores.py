@@ -56,7 +56,8 @@ def scores_kernel(
     tl.store(scores, as_operand(tl.where(strict, kk, 0.0), dtype, PRECISION))
     tl.store(scores + C * C, as_operand(tl.where(seen, rb, 0.0), dtype, PRECISION))
     tl.store(scores + 2 * C * C, as_operand(tl.where(seen, rk, 0.0), dtype, PRECISION))
-    inverse = inverse_below(tl.where(strict, -kb, 0.0), LEVELS, PRECISION)
+    system = tl.where(strict, -kb, 0.0)
+    inverse = inverse_below(system, LEVELS, system.dtype, PRECISION)
     tl.store(
         inverses + place * C * C + square, as_operand(inverse, tl.float32, PRECISION).to(inverses.dtype.element_ty)
     )

@@ -11,7 +11,7 @@ from zoo.kernels.power.triton.hopper.products import add_scaled, copy_scalars, l
 from zoo.kernels.power.triton.hopper.ring import commit, next_tile
 from zoo.kernels.power.triton.hopper.rows import SIZE, copied_layout, open_head, operand_layout, result_layout
 
-__all__ = ["add_outputs", "outputs_kernel"]
+__all__ = ["Products", "add_outputs", "load_blocks", "outputs_kernel"]
 
 
 @aggregate
@@ -61,7 +61,7 @@ class Products:
 
 
 @gluon.jit
-def _load_blocks(x, here, operand: gl.constexpr):
+def load_blocks(x, here, operand: gl.constexpr):
     """Twice the channels of each inner block."""
     blocks = ()
     for block in gl.static_range(x.WIDTH // 16):
@@ -90,7 +90,7 @@ def add_outputs(results, accumulators, x, here, states, pool, scalars, V: gl.con
         tiles.fetch(stage)
 
     operand: gl.constexpr = operand_layout(results[0].type.layout)
-    blocks0, blocks1 = _load_blocks(x, here[0], operand), _load_blocks(x, here[1], operand)
+    blocks0, blocks1 = load_blocks(x, here[0], operand), load_blocks(x, here[1], operand)
     for block in gl.static_range(K // 16):
         # A block's own channels meet each other twice.
         # So their products are halved, while those of other pairs stand for both orders.

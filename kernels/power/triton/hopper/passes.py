@@ -72,7 +72,7 @@ def outputs(
 
 def gradients(
     plan: Plan, operands: Operands, columns: Columns, gradient: OutputGradient,
-    states: Tensor | None, dstates: Tensor | None, *, has_initial: bool, has_final: bool,
+    states: Tensor | None, dstates: Tensor | None, *, has_initial: bool, has_final: bool, wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `portable.gradients`."""
     queries = _queries(plan, operands, columns, gradient.do, states, first=has_initial)
@@ -87,12 +87,17 @@ def gradients(
             plan, operands, columns, gradient, dstates, _gradients_from_states(plan, operands, keys), k_along,
             has_final=has_final,
         )  # fmt: skip
-        given = _outputs_from_states(plan, operands, keys)
-        return dq, dk, portable.value_gradient(plan, operands, columns, gradient, dstates, given), q_along, k_along
+        dv = operands.nothing
+        if wants_values:
+            given = _outputs_from_states(plan, operands, keys)
+            dv = portable.value_gradient(plan, operands, columns, gradient, dstates, given)
+        return dq, dk, dv, q_along, k_along
     dq, dk = (separate_gradients(side.x, side.heads) for side in (queries, keys))
-    dv = separate_gradients(operands.v, plan.heads.state)
     _differentiate(plan, operands, queries, gradient, dq, q_along, has_normaliser=plan.normalize)
     _differentiate(plan, operands, keys, gradient, dk, k_along, has_normaliser=plan.normalize or has_final)
+    if not wants_values:
+        return dq, dk, operands.nothing, q_along, k_along
+    dv = separate_gradients(operands.v, plan.heads.state)
     _attend(plan, operands, keys, gradient.factors, 1.0, (dv, None, None))
     return dq, dk, dv, q_along, k_along
 

@@ -15,11 +15,11 @@ from zoo.kernels.power.triton.hopper.products import locate
 from zoo.kernels.power.triton.hopper.ring import commit, drained, published, replaceable
 from zoo.kernels.power.triton.hopper.rows import SIZE, Rows, copied_layout, result_layout
 
-__all__ = ["sums_kernel"]
+__all__ = ["section_and_block", "sums_kernel"]
 
 
 @gluon.jit
-def _section_and_block(pair, K: gl.constexpr):
+def section_and_block(pair, K: gl.constexpr):
     """Pair number `pair` of an outer channels' block and an inner block that is not before it."""
     section = 0
     block = pair
@@ -121,8 +121,8 @@ def sums_kernel(
     x_decayed += slot * STATES * REPEATS * K * C
     y += start * Y_HEADS * V + columns
     sums += (slot * STATES + state) * rows * (V + 1) + columns
-    section0, block0 = _section_and_block(first, K)
-    section1, block1 = _section_and_block(first + 1, K)
+    section0, block0 = section_and_block(first, K)
+    section1, block1 = section_and_block(first + 1, K)
     inner_channel, outer_channel = _channels(block0, block1, copied), _channels(section0, section1, copied)
 
     plain: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
