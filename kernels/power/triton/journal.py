@@ -191,15 +191,37 @@ def read_kernel(
         numerators += (tl.zeros((V,), tl.float32),)
         denominators += (0.0,)
 
-    # A share of as many tokens as there are by now: early on they are all that is read.
-    share = tl.cdiv(count, SPLITS)
-    low = split * share
+    value = tl.arange(0, V)
+    if split == 0:  # first, while memory has nothing else to do yet
+        channel, slot = tl.arange(0, K), _slot(origin, count, L)
+        k += batch * k_batch + key_head * k_head
+        v_row = tl.load(v + batch * v_batch + value_head * v_head + value)
+        tl.store(keys + slot * K_HEADS * K + channel, tl.load(k + channel).to(keys.dtype.element_ty))
+        tl.store(values + slot * V_HEADS * V + value, v_row.to(values.dtype.element_ty))
+        tl.store(gates + slot * V_HEADS, total)
+        tl.store(begun + batch, start)
+        both, wholes = (), ()
+        for member in tl.static_range(GROUP):
+            weight = own_weight(queries[member], k, scale, constants[member], K, P)
+            both += (weight * v_row.to(tl.float32),)
+            wholes += (weight,)
+        numerators, denominators = both, wholes
+
+    # A share of as many tokens as there are by now: early on they are all that is read, and later on they are the last
+    # programs', which have fewer rows.
+    share = tl.maximum(tl.cdiv(count, SPLITS), TOKEN_DEPTH * TOKEN_WIDTH)
+    low = (SPLITS - 1 - split) * share
     high = tl.minimum(low + share, count)
     if low < high:
-        numerators, denominators = _read_tokens(
+        sums, totals = _read_tokens(
             queries, constants, keys, values, gates, origin, low, high, total, L, K_HEADS, V_HEADS, scale,
             K, V, P, GROUP, TOKEN_DEPTH, TOKEN_WIDTH, TOKEN_STAGES, NORMALIZE,
         )  # fmt: skip
+        both, wholes = (), ()
+        for member in tl.static_range(GROUP):
+            both += (numerators[member] + sums[member],)
+            wholes += (denominators[member] + totals[member],)
+        numerators, denominators = both, wholes
     if start > 0:  # else sums are over nothing
         first = split * ROWS
         sums, totals = _read_sums(
@@ -213,21 +235,6 @@ def read_kernel(
             wholes += (denominators[member] + kept * totals[member],)
         numerators, denominators = both, wholes
 
-    value = tl.arange(0, V)
-    if split == 0:
-        channel, slot = tl.arange(0, K), _slot(origin, count, L)
-        k += batch * k_batch + key_head * k_head
-        v_row = tl.load(v + batch * v_batch + value_head * v_head + value)
-        tl.store(keys + slot * K_HEADS * K + channel, tl.load(k + channel).to(keys.dtype.element_ty))
-        tl.store(values + slot * V_HEADS * V + value, v_row.to(values.dtype.element_ty))
-        tl.store(gates + slot * V_HEADS, total)
-        tl.store(begun + batch, start)
-        both, wholes = (), ()
-        for member in tl.static_range(GROUP):
-            weight = own_weight(queries[member], k, scale, constants[member], K, P)
-            both += (numerators[member] + weight * v_row.to(tl.float32),)
-            wholes += (denominators[member] + weight,)
-        numerators, denominators = both, wholes
     behind = tl.num_programs(2).to(tl.int64) * STATES * GROUP * SPLITS * V
     for member in tl.static_range(GROUP):
         place = (state * GROUP + member) * SPLITS + split
@@ -361,6 +368,11 @@ class JournalBlocks(NamedTuple):
         """Rows of which all threads have one piece."""
         return max(1, self.warps * LANES * 4 // V)
 
+    def rows(self, D: int, V: int) -> int:
+        """Rows of a program, of all D: whole trips."""
+        trip = self.row_depth * self.row_width(V)
+        return triton.cdiv(triton.cdiv(D, trip), self.splits) * trip
+
     def token_width(self, widest: int, size: int) -> int:
         """Tokens of which all threads have one piece, of keys or values of so many numbers of so many bytes."""
         return max(1, self.warps * LANES * 16 // (size * widest))
@@ -415,7 +427,7 @@ def triton_journal_step(step: JournalStep, blocks: JournalBlocks | None = None) 
             S if offset is None else offset, partial, begun, scale,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             L, heads.output // heads.query, states // heads.key, states // heads.value, heads.key, heads.value,
-            triton.cdiv(D, splits),
+            blocks.rows(D, V),
             K=K, V=V, P=p, D=D, GROUP=heads.queries_per_state,
             ROW_DEPTH=blocks.row_depth, ROW_WIDTH=blocks.row_width(V), ROW_STAGES=blocks.row_stages,
             TOKEN_DEPTH=blocks.token_depth, TOKEN_WIDTH=blocks.token_width(max(K, V), keys.element_size()),
