@@ -1,5 +1,7 @@
 """The kernels build for GPUs that are not here, and take what they are allowed on the one they are tuned for."""
 
+import re
+
 import pytest
 import torch
 from triton.backends.compiler import GPUTarget
@@ -62,11 +64,12 @@ def test_a_step_takes_its_state_through_registers(K: int, V: int, p: int) -> Non
 
 
 @pytest.mark.parametrize(("K", "V", "p"), [(64, 64, 1), (64, 64, 2), (128, 128, 2), (64, 32, 3)])
-def test_a_step_beside_a_journal_reads_16_bytes_a_thread(K: int, V: int, p: int) -> None:
-    """Of sums four times a trip, and never stores them; of keys and values; and of z."""
+def test_a_step_beside_a_journal_has_16_pieces_of_16_bytes_on_their_way(K: int, V: int, p: int) -> None:
+    """Of sums, and of keys and values together, unless these are narrower. All stay in their threads."""
     kernel = build(launches(K, V, p, torch.bfloat16, T=5)["read_kernel"], HOPPER)
-    trip = kernel.asm["ttgir"].partition("scf.for")[2].partition("scf.yield")[0]
-    assert trip.count("tt.load") > 4
-    assert "tt.store" not in trip
-    assert "convert_layout" not in trip
-    assert kernel.asm["ptx"].count("ld.global.v4.b32") >= 6
+    assert kernel.asm["ptx"].count("ld.global.v4.b32") >= (32 if V == K else 24)
+    for loop in kernel.asm["ttgir"].split("scf.for")[1:]:
+        trip = loop.partition("scf.yield")[0]
+        assert "tt.store" not in trip
+        moved = [line for line in trip.splitlines() if "convert_layout" in line]
+        assert not [line for line in moved if re.search(r"tensor<\d+x\d+x\d+x", line)]
