@@ -101,19 +101,26 @@ class _Launcher:
 
     def __call__(
         self, *arguments: Any, num_warps: int = 4, num_stages: int | None = None, maxnreg: int | None = None,
-        **constants: Any,
+        launch_pdl: bool = False, **constants: Any,
     ) -> None:  # fmt: skip
         count = next((i for i, x in enumerate(arguments) if not isinstance(x, Tensor)), len(arguments))
         tensors, numbers = arguments[:count], arguments[count:]
-        options: dict[str, Any] = {"warps": num_warps, "stages": num_stages, "registers": maxnreg}
+        options: dict[str, Any] = {
+            "warps": num_warps,
+            "stages": num_stages,
+            "registers": maxnreg,
+            "overlaps": launch_pdl,
+        }
         launch(self.kernel, self.grid, tensors, numbers, **options, **constants)
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], tensors: tuple[Tensor, ...], numbers: tuple[float, ...], *,
-    warps: int, stages: int | None = None, registers: int | None = None, **constants: Any,
+    warps: int, stages: int | None = None, registers: int | None = None, overlaps: bool = False, **constants: Any,
 ) -> None:  # fmt: skip
     """Launch `kernel[grid](*tensors, *numbers, **constants)`, whose constants are in the order of its signature.
+
+    One that overlaps may begin while the launch before it ends, and waits for it by itself.
 
     What a kernel is compiled for follows from the key here, so that Triton has to find it out once a key only.
     """
@@ -122,13 +129,24 @@ def launch(
     addresses = [0] if rehearsed is not None else [x.data_ptr() for x in tensors]
     # Nearly all are aligned: one look at all of them.
     misaligned = tuple(x % 16 for x in addresses) if reduce(or_, addresses) % 16 else None
-    key = (id(kernel), warps, stages, registers, tensors[0].device, values, _kinds(numbers), misaligned, *dtypes)
+    key = (
+        id(kernel),
+        warps,
+        stages,
+        registers,
+        overlaps,
+        tensors[0].device,
+        values,
+        _kinds(numbers),
+        misaligned,
+        *dtypes,
+    )
     compiled = _compiled.get(key)
     if compiled is not None and rehearsed is None:
         compiled[(*grid, 1, 1)[:3]](*addresses, *numbers, *values)
         return
     assert tuple(kernel.arg_names[-len(constants) :]) == tuple(constants), kernel.__name__
-    asked = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    asked = {"num_warps": warps, "num_stages": stages, "maxnreg": registers, "launch_pdl": overlaps or None}
     options = {name: number for name, number in asked.items() if number is not None}
     if rehearsed is None:
         _compiled[key] = kernel[grid](*tensors, *numbers, **constants, **options)

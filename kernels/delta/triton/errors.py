@@ -30,7 +30,8 @@ from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.sums import outer_with_decay
 
 __all__ = [
-    "decay_from_start", "find_stretch", "inverse_kernel", "join_kernel", "read_kernel", "solve_kernel", "write_kernel",
+    "decay_from_start", "find_stretch", "inverse_kernel", "join_kernel", "read_kernel", "solve_kernel",
+    "wait_for_launch", "write_kernel",
 ]  # fmt: skip
 
 
@@ -174,6 +175,18 @@ def join_kernel(
         tl.debug_barrier()  # later blocks are made of what other threads have written here
 
 
+@triton.jit
+def wait_for_launch(OVERLAPS: tl.constexpr):
+    """Wait for the launch before this one, where it may still be running.
+
+    What is read before that must be of the launch before the last one, or of an earlier one: those have ended.
+    """
+    if OVERLAPS > 0:
+        tl.extra.cuda.gdc_wait()
+    if OVERLAPS == 2:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
 @triton.jit(do_not_specialize=["T", "index", "KEYS", "HEADS", "BLOCKS"])
 def read_kernel(
     k, k_columns, v, gates, gates_low, states, reads, unread, arrived, bounds, sequences, channels, ones, T, L, index,
@@ -254,7 +267,7 @@ def _add_solved(total, inverse, x, PRECISION: tl.constexpr):
 def solve_kernel(
     v, beta, inverses, unread, errors, written, bounds, sequences, T, L, index, HEADS, BLOCKS,
     C: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr, MEETS: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, OVERLAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of one stretch errors, float32, and what is written, in the products' dtype, both `[B T, Hv, V]`.
 
@@ -263,6 +276,7 @@ def solve_kernel(
     chunk, head, row = BLOCKS - 1 - tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
     column = tl.program_id(0) // BLOCKS * VALUES
     slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
+    wait_for_launch(OVERLAPS)
     if chunk * C >= tokens:
         return
     first = (start * HEADS + head) * V + column

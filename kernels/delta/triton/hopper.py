@@ -22,6 +22,7 @@ __all__ = ["read_tiles_kernel", "share_bounds", "write_tiles_kernel"]
 
 find_stretch = gluon.jit(errors.find_stretch.fn)
 decay_from_start = gluon.jit(errors.decay_from_start.fn)
+wait_for_launch = gluon.jit(errors.wait_for_launch.fn)
 
 
 def share_bounds(K: int, trips: int, shares: int) -> tuple[int, ...]:
@@ -88,7 +89,7 @@ def read_tiles_kernel(
     k, k_columns, v, gates, gates_low, states, reads, unread, arrived, bounds, sequences, T, L, index, rows, KEYS,
     HEADS, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, GATED: gl.constexpr, PACKED: gl.constexpr, SHARES: gl.constexpr,
-    BEGINS: gl.constexpr, TRIPS: gl.constexpr, STAGES: gl.constexpr,
+    BEGINS: gl.constexpr, TRIPS: gl.constexpr, STAGES: gl.constexpr, OVERLAPS: gl.constexpr,
 ):  # fmt: skip
     """As `read_kernel`, of states that are not weighted.
 
@@ -104,6 +105,7 @@ def read_tiles_kernel(
     slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
     token = block * SIZE
     if token >= tokens:
+        wait_for_launch(OVERLAPS)
         return
     place, state = slot * HEADS + head, row.to(gl.int64) * HEADS + head
     vectors = open_head(k, start, tokens, KEYS, 1, head * KEYS // HEADS, K)
@@ -126,11 +128,11 @@ def read_tiles_kernel(
     section = tile_row % K // 16
     offset = 128 * section * (section + 1) + tile_row // K * 16 + tile_row % 16
     tiles = Tiles(pool, states, offset[:, None] * V + at, section[:, None], end, V, TRIPS)
-    for stage in gl.static_range(STAGES - 1):
-        tiles.fetch(first + stage)
-
     here = token + gl.arange(0, SIZE, gl.SliceLayout(1, sums))
     blocks = load_blocks(vectors, here, operand_layout(sums))
+    wait_for_launch(OVERLAPS)
+    for stage in gl.static_range(STAGES - 1):
+        tiles.fetch(first + stage)
     zeros = gl.zeros((SIZE, SIZE), gl.float32, sums)
     result, accumulators = zeros, (zeros, zeros)
     for inner in gl.static_range(K // 16):
@@ -198,7 +200,7 @@ class Source:
 def write_tiles_kernel(
     k_columns, decayed, gates, gates_low, written, carried, states, bounds, sequences, T, L, index, rows, KEYS, HEADS,
     K: gl.constexpr, V: gl.constexpr, HAS_INITIAL: gl.constexpr, GATED: gl.constexpr, PACKED: gl.constexpr,
-    TILES: gl.constexpr, STAGES: gl.constexpr,
+    TILES: gl.constexpr, STAGES: gl.constexpr, OVERLAPS: gl.constexpr,
 ):  # fmt: skip
     """As `write_kernel`, with states that are not weighted. A tile is 4 outer channels, one for each warp, by 16 inner
     ones by 64 values; a program takes TILES of them, neighbours of one inner block.
@@ -226,6 +228,7 @@ def write_tiles_kernel(
     if PACKED:  # nobody reads the state after the last stretch
         tokens = gl.where(slot + 1 < gl.load(sequences + row * 2 + 1), tokens, 0)
     if tokens == 0:
+        wait_for_launch(OVERLAPS)
         return
     place, state = slot * HEADS + head, row.to(gl.int64) * HEADS + head
     k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
@@ -248,14 +251,15 @@ def write_tiles_kernel(
     outer_source = decayed + (first + gl.arange(0, OUTER, gl.SliceLayout(1, copied))[:, None]) * L + at
     steps = gl.maximum(gl.cdiv(tokens, SIZE), 1)
     source = Source(inner_tiles, outer_tiles, y_tiles, inner_source, outer_source, written, tokens, steps, HEADS * V)
-    for step in gl.static_range(STAGES - 1):
-        source.fetch(step)
     before, left = (), 1.0
     if GATED:
         left = decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, False)
     for number in gl.static_range(TILES):
         exists = (tile_row >= 0) & (HAS_INITIAL or index > 0)
         before = before + (gl.load(carried + tile + number * (64 * V), exists, 0),)
+    wait_for_launch(OVERLAPS)
+    for step in gl.static_range(STAGES - 1):
+        source.fetch(step)
     results = ()
     for number in gl.static_range(TILES):
         result = gl.zeros((64, SIZE), gl.float32, totals)

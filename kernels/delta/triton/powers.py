@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.delta.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
-from zoo.kernels.delta.triton.reads import add_key_gradients, read_gradients
+from zoo.kernels.delta.triton.reads import add_key_gradients, read_gradients, scaled, turned
 from zoo.kernels.delta.triton.stretches import find_errors
 from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power import call as power
@@ -65,6 +65,8 @@ def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
                 errors = torch.empty(v.shape, dtype=torch.float32, device=v.device)
                 read_gradients(inputs, errors, errors, _starts(inputs))
                 add_key_gradients(k, k, k)
+                scaled(errors, beta, k.dtype)
+                turned(v)
     return launches
 
 
@@ -114,27 +116,32 @@ def _incoming(do: Tensor, dS: Tensor | None) -> power.Incoming:
     return power.Incoming(do, dS, None if dS is None else dS.new_zeros(dS.shape[:-1]))
 
 
+_states = Recorder(flat(passes.states_for_backward), variant=wanted)
+
+
+def _saved(inputs: power.Inputs, options: power.Options) -> power.Saved:
+    """The states before chunks, which both backward passes read."""
+    nothing = or_empty(None, inputs.q)
+    return power.Saved(nothing, nothing, *_states(*power_op.laid_out(inputs), *options))
+
+
 def _nothing_saved(inputs: power.Inputs) -> power.Saved:
     return power.Saved(*(or_empty(None, inputs.q) for _ in power.Saved._fields))
 
 
-def _backward(do: Tensor, dS: Tensor | None, inputs: power.Inputs, options: power.Options) -> power.Gradients:
-    return power_op.triton_backward(_incoming(do, dS), inputs, _nothing_saved(inputs), options)
-
-
-def _without_values(
-    incoming: power.Incoming, inputs: power.Inputs, saved: power.Saved, options: power.Options
+def _backward(
+    do: Tensor, dS: Tensor | None, inputs: power.Inputs, saved: power.Saved, options: power.Options
 ) -> power.Gradients:
-    return passes.backward(incoming, inputs, saved, options, wants_values=False)
+    return power_op.triton_backward(_incoming(do, dS), inputs, saved, options)
 
 
-_gradients_of_reads = Recorder(flat(_without_values), variant=wanted)
+_gradients_of_reads = Recorder(flat(passes.backward_without_values), variant=wanted)
 
 
-def _backward_of_reads(do: Tensor, inputs: power.Inputs, options: power.Options) -> power.Gradients:
+def _backward_of_reads(do: Tensor, inputs: power.Inputs, saved: power.Saved, options: power.Options) -> power.Gradients:
     """As `_backward`, without the gradient of what was written."""
     inputs = power_op.laid_out(inputs)
-    arguments = (*_incoming(do, None), *inputs, *_nothing_saved(inputs), *options)
+    arguments = (*_incoming(do, None), *inputs, *saved, *options)
     found = power.Gradients(*_gradients_of_reads(*arguments))
     q, k = (gather_heads(dx, x.shape[2], 2).to(x.dtype) for dx, x in zip(found[:2], inputs[:2], strict=True))
     return found._replace(q=q, k=k)
@@ -148,7 +155,7 @@ def _backwards_in_time(inputs: Inputs, du: Tensor) -> tuple[Tensor | None, ...]:
         log_g = torch.cat((torch.zeros_like(log_g[:, :1]), log_g.flip(1)[:, :-1]), 1)
     if cu_seqlens is not None:
         cu_seqlens = inputs.q.shape[1] - cu_seqlens.flip(0)
-    return inputs.k.flip(1), du.flip(1).contiguous(), log_g, inputs.beta.flip(1), None, cu_seqlens
+    return turned(inputs.k), turned(du), log_g, inputs.beta.flip(1), None, cu_seqlens
 
 
 def _starts(inputs: Inputs) -> Tensor:
@@ -180,7 +187,8 @@ def _of_first(inputs: Inputs, dv: Tensor, options: power.Options) -> _OfFirst:
     # As queries, with their gates, and as tokens that write nothing.
     log_g = None if inputs.log_g is None else inputs.log_g.flatten(0, 1)[at][:, None]
     alone = inputs._replace(q=k, k=torch.zeros_like(k), log_g=log_g, cu_seqlens=None)
-    found = _backward_of_reads(do, _attention(alone, torch.zeros_like(do)), options)
+    attention = _attention(alone, torch.zeros_like(do))
+    found = _backward_of_reads(do, attention, _nothing_saved(attention), options)
     return _OfFirst(at, found.q[:, 0], found.S)
 
 
@@ -191,18 +199,19 @@ def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options)
     with unseen(inputs.q.device):
         of_outputs = _options(options, scale=options.scale, return_state=incoming.dS is not None)
         if beta is None:
-            found = _backward(do, incoming.dS, _attention(inputs, inputs.v), of_outputs)
+            attention = _attention(inputs, inputs.v)
+            found = _backward(do, incoming.dS, attention, _nothing_saved(attention), of_outputs)
             q, k, v = (x.to(dtype) for x in found[:3])
             return Gradients(q, k, v, found.log_g, empty, found.S)
-        written = torch.mul(errors, beta[..., None], out=torch.empty(errors.shape, dtype=do.dtype, device=do.device))
-        attention = _attention(inputs, written)
-        found = _backward(do, incoming.dS, attention, of_outputs)
-        turned = _errors(*_backwards_in_time(inputs, found.v), options.p)[0]
-        dv, dreads, dbeta, dlog_g = read_gradients(inputs, errors, turned, _starts(inputs))
+        attention = _attention(inputs, scaled(errors, beta, do.dtype))
+        kept = _saved(attention, of_outputs)
+        found = _backward(do, incoming.dS, attention, kept, of_outputs)
+        of_errors = _errors(*_backwards_in_time(inputs, found.v), options.p)[0]
+        dv, dreads, dbeta, dlog_g = read_gradients(inputs, errors, of_errors, _starts(inputs))
         # Each token's state is read by the key of the next one.
         following = torch.cat((inputs.k[:, 1:], torch.zeros_like(inputs.k[:, :1])), 1)
         of_reads = _options(options, scale=1.0, return_state=False)
-        others = _backward_of_reads(dreads, attention._replace(q=following), of_reads)
+        others = _backward_of_reads(dreads, attention._replace(q=following), kept, of_reads)
         dk, S = add_key_gradients(found.k, others.k, others.q), empty
         if inputs.S is not None:
             first = _of_first(inputs, dv, of_reads)

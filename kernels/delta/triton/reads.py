@@ -11,7 +11,7 @@ from zoo.kernels.delta.call import Inputs
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.triton.prepare import room
 
-__all__ = ["ReadGradients", "add_key_gradients", "read_gradients"]
+__all__ = ["ReadGradients", "add_key_gradients", "read_gradients", "scaled", "turned"]
 
 BLOCK = 32  # rows of a program, each a token's and head's
 
@@ -105,3 +105,38 @@ def add_key_gradients(written: Tensor, read: Tensor, asked: Tensor) -> Tensor:
         written, read, asked, dk, B * T * H, T, H, K=K, BLOCK=BLOCK,
     )  # fmt: skip
     return dk
+
+
+@triton.jit(do_not_specialize=["rows", "T", "HEADS"])
+def copy_kernel(
+    x, factors, y, rows, T, HEADS, N: tl.constexpr, BLOCK: tl.constexpr, SCALES: tl.constexpr, TURNS: tl.constexpr
+):
+    """y `[B T, HEADS, N]`: x, times factors `[B T, HEADS]` if it SCALES, backwards in time if it TURNS."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = row < rows
+    source = row.to(tl.int64)
+    if TURNS:
+        token = source // HEADS
+        source = ((token // T + 1) * T - 1 - token % T) * HEADS + source % HEADS
+    column = tl.arange(0, N)[None, :]
+    found = tl.load(x + source[:, None] * N + column, exists[:, None], 0)
+    if SCALES:
+        found = found.to(tl.float32) * tl.load(factors + row, exists, 0).to(tl.float32)[:, None]
+    tl.store(y + row.to(tl.int64)[:, None] * N + column, found.to(y.dtype.element_ty), exists[:, None])
+
+
+def _copy(x: Tensor, factors: Tensor, dtype: torch.dtype, **kind: bool) -> Tensor:
+    B, T, H, N = x.shape
+    y = room(B, T, H, N, like=x, dtype=dtype)
+    launcher(copy_kernel)[(-(-B * T * H // BLOCK),)](x, factors, y, B * T * H, T, H, N=N, BLOCK=BLOCK, **kind)
+    return y
+
+
+def turned(x: Tensor) -> Tensor:
+    """`x [B, T, H, N]` backwards in time."""
+    return _copy(x.contiguous(), x, x.dtype, SCALES=False, TURNS=True)
+
+
+def scaled(x: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x [B, T, H, N]` times factors `[B, T, H]`, in another dtype."""
+    return _copy(x.contiguous(), factors.contiguous(), dtype, SCALES=True, TURNS=False)

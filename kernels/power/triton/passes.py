@@ -27,7 +27,10 @@ from zoo.kernels.power.triton.prepare import (
 )
 from zoo.kernels.power.triton.states import Scan, add_lower, add_normalisers, clear_normalisers, scan
 
-__all__ = ["backend", "backward", "forward", "gate_gradient", "key_sums", "offset_gradient", "query_sums"]
+__all__ = [
+    "backend", "backward", "backward_without_values", "forward", "gate_gradient", "key_sums", "offset_gradient",
+    "query_sums", "states_for_backward",
+]  # fmt: skip
 
 GATE_BLOCK = 256
 
@@ -67,6 +70,20 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
     )
 
 
+def states_for_backward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    """The states and the summed gates that `forward` saves, where several backward passes are of the same keys."""
+    plan = make_plan(inputs, options)
+    operands = prepare(plan, inputs, None, packs=inputs.S is not None or options.return_state)
+    initial, states = tile_state(plan, operands, inputs.S, inputs.z), None
+    if plan.has_states(initial):
+        wants_normaliser = plan.normalize or options.return_state  # as of gradients of a last state
+        _, (states, _, _) = _states_before(
+            plan, operands, initial, wants_normaliser=wants_normaliser, wants_final=False
+        )
+    saves_gates = plan.gated and not plan.exact_gates
+    return or_empty(states, inputs.q, plan.dtype), operands.gates if saves_gates else or_empty(None, inputs.q)
+
+
 def _states_before(
     plan: Plan, operands: Operands, initial: Tensor | None, *, wants_normaliser: bool, wants_final: bool
 ) -> tuple[Columns, Scan]:
@@ -91,14 +108,21 @@ def key_sums(plan: Plan, operands: Operands, *, wants_normaliser: bool, wants_fi
     return columns, sums
 
 
-def backward(
-    incoming: Incoming, inputs: Inputs, saved: Saved, options: Options, *, wants_values: bool = True
-) -> Gradients:
-    """Gradients of all inputs, v's empty if not wanted; those of heads that others share are still to be added.
+def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """Gradients of all inputs; those of heads that others share are still to be added.
 
     q's has the outputs' heads, k's and v's the states'. States before the chunks are computed once more where they were
     not saved.
     """
+    return _backward(incoming, inputs, saved, options, wants_values=True)
+
+
+def backward_without_values(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+    """As `backward`, with nothing for v."""
+    return _backward(incoming, inputs, saved, options, wants_values=False)
+
+
+def _backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options, *, wants_values: bool) -> Gradients:
     plan, states = make_plan(inputs, options), present(saved.states)
     packs = inputs.S is not None or incoming.dS is not None
     operands = prepare(plan, inputs, present(saved.gates), packs=packs)
