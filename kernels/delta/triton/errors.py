@@ -176,15 +176,12 @@ def join_kernel(
 
 
 @triton.jit
-def wait_for_launch(OVERLAPS: tl.constexpr):
+def wait_for_launch():
     """Wait for the launch before this one, where it may still be running.
 
     What is read before that must be of the launch before the last one, or of an earlier one: those have ended.
     """
-    if OVERLAPS > 0:
-        tl.extra.cuda.gdc_wait()
-    if OVERLAPS == 2:
-        tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
 
 
 @triton.jit(do_not_specialize=["T", "index", "KEYS", "HEADS", "BLOCKS"])
@@ -276,7 +273,8 @@ def solve_kernel(
     chunk, head, row = BLOCKS - 1 - tl.program_id(0) % BLOCKS, tl.program_id(1), tl.program_id(2)
     column = tl.program_id(0) // BLOCKS * VALUES
     slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
-    wait_for_launch(OVERLAPS)
+    if OVERLAPS:
+        wait_for_launch()
     if chunk * C >= tokens:
         return
     first = (start * HEADS + head) * V + column

@@ -3,7 +3,8 @@
 
 The state is tiled with inner blocks of 16 channels, 2,560 rows for 64 channels in place of 4,096, and is not weighted.
 A stretch is too short to fill a GPU with the blocks of tokens that power attention's kernels take. So several programs
-read shares of the rows for the same tokens, and a program writes two tiles.
+read shares of the rows for the same tokens, and a program writes two tiles. They are launched such that a kernel begins
+while the one before it ends, and wait for that one after they have read what it does not write.
 """
 
 from triton.experimental import gluon
@@ -89,7 +90,7 @@ def read_tiles_kernel(
     k, k_columns, v, gates, gates_low, states, reads, unread, arrived, bounds, sequences, T, L, index, rows, KEYS,
     HEADS, BLOCKS,
     K: gl.constexpr, V: gl.constexpr, GATED: gl.constexpr, PACKED: gl.constexpr, SHARES: gl.constexpr,
-    BEGINS: gl.constexpr, TRIPS: gl.constexpr, STAGES: gl.constexpr, OVERLAPS: gl.constexpr,
+    BEGINS: gl.constexpr, TRIPS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """As `read_kernel`, of states that are not weighted.
 
@@ -105,7 +106,7 @@ def read_tiles_kernel(
     slot, start, tokens = find_stretch(row, index, T, L, bounds, sequences, PACKED)
     token = block * SIZE
     if token >= tokens:
-        wait_for_launch(OVERLAPS)
+        wait_for_launch()
         return
     place, state = slot * HEADS + head, row.to(gl.int64) * HEADS + head
     vectors = open_head(k, start, tokens, KEYS, 1, head * KEYS // HEADS, K)
@@ -130,7 +131,7 @@ def read_tiles_kernel(
     tiles = Tiles(pool, states, offset[:, None] * V + at, section[:, None], end, V, TRIPS)
     here = token + gl.arange(0, SIZE, gl.SliceLayout(1, sums))
     blocks = load_blocks(vectors, here, operand_layout(sums))
-    wait_for_launch(OVERLAPS)
+    wait_for_launch()
     for stage in gl.static_range(STAGES - 1):
         tiles.fetch(first + stage)
     zeros = gl.zeros((SIZE, SIZE), gl.float32, sums)
@@ -200,7 +201,7 @@ class Source:
 def write_tiles_kernel(
     k_columns, decayed, gates, gates_low, written, carried, states, bounds, sequences, T, L, index, rows, KEYS, HEADS,
     K: gl.constexpr, V: gl.constexpr, HAS_INITIAL: gl.constexpr, GATED: gl.constexpr, PACKED: gl.constexpr,
-    TILES: gl.constexpr, STAGES: gl.constexpr, OVERLAPS: gl.constexpr,
+    TILES: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """As `write_kernel`, with states that are not weighted. A tile is 4 outer channels, one for each warp, by 16 inner
     ones by 64 values; a program takes TILES of them, neighbours of one inner block.
@@ -228,7 +229,7 @@ def write_tiles_kernel(
     if PACKED:  # nobody reads the state after the last stretch
         tokens = gl.where(slot + 1 < gl.load(sequences + row * 2 + 1), tokens, 0)
     if tokens == 0:
-        wait_for_launch(OVERLAPS)
+        wait_for_launch()
         return
     place, state = slot * HEADS + head, row.to(gl.int64) * HEADS + head
     k_columns += (slot * KEYS + head * KEYS // HEADS) * K * L
@@ -257,7 +258,7 @@ def write_tiles_kernel(
     for number in gl.static_range(TILES):
         exists = (tile_row >= 0) & (HAS_INITIAL or index > 0)
         before = before + (gl.load(carried + tile + number * (64 * V), exists, 0),)
-    wait_for_launch(OVERLAPS)
+    wait_for_launch()
     for step in gl.static_range(STAGES - 1):
         source.fetch(step)
     results = ()

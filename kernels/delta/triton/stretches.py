@@ -39,7 +39,6 @@ class _Sizes(NamedTuple):
     write_block: int = 128
     write_warps: int = 4
     hopper: bool = False  # whether its own kernels read and write
-    overlaps: int = 0
 
 
 _SMALL = _Sizes(stretch=32, chunk=16, read_block=16, solve_meets=16, write_block=16)
@@ -224,7 +223,7 @@ def _read(call: _Call, past: _Past, index: int) -> None:
             (plan.tokens, plan.C, index, layout.rows, heads.key, heads.value, blocks),
             K=plan.K, V=plan.V, GATED=plan.gated, PACKED=plan.packed, SHARES=call.shares,
             BEGINS=share_bounds(plan.K, trips, call.shares), TRIPS=trips, STAGES=2,
-            OVERLAPS=sizes.overlaps, warps=4, overlaps=sizes.overlaps > 0,
+            warps=4, overlaps=True,
         )  # fmt: skip
         return
     launcher(read_kernel)[grid](
@@ -241,8 +240,8 @@ def _solve(call: _Call, past: _Past, inverses: Tensor, errors: Errors, index: in
         operands.v, beta, inverses, past.unread, *errors, *call.places,
         plan.tokens, plan.C, index, plan.heads.value, call.blocks,
         C=sizes.chunk, V=plan.V, VALUES=sizes.solve_values, MEETS=sizes.solve_meets, HAS_INITIAL=call.S is not None,
-        PACKED=plan.packed, OVERLAPS=sizes.overlaps, PRECISION=plan.precision, num_warps=sizes.solve_warps,
-        num_stages=3, launch_pdl=sizes.overlaps > 0,
+        PACKED=plan.packed, OVERLAPS=sizes.hopper, PRECISION=plan.precision, num_warps=sizes.solve_warps,
+        num_stages=3, launch_pdl=sizes.hopper,
     )  # fmt: skip
 
 
@@ -258,7 +257,7 @@ def _write(call: _Call, past: _Past, errors: Errors, index: int) -> None:
             write_tiles_kernel, (programs, heads.value, together), tensors,
             (plan.tokens, plan.C, index, layout.rows, heads.key, heads.value),
             K=plan.K, V=plan.V, HAS_INITIAL=call.S is not None, GATED=plan.gated, PACKED=plan.packed,
-            TILES=2, STAGES=4, OVERLAPS=sizes.overlaps, warps=4, overlaps=sizes.overlaps > 0,
+            TILES=2, STAGES=4, warps=4, overlaps=True,
         )  # fmt: skip
         return
     launcher(write_kernel)[(sum(-(-prefix // 2) for prefix in layout.prefixes), heads.value, together)](

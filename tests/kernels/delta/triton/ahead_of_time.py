@@ -1,6 +1,7 @@
 """Build the kernels that a call launches, for any GPU and without one."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -8,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels import launch
 from zoo.kernels.delta.call import Incoming, Inputs, Options
-from zoo.kernels.delta.triton import passes
+from zoo.kernels.delta.triton import passes, stretches
 from zoo.kernels.delta.triton.stretches import find_errors
 
 from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, usage
@@ -53,11 +54,12 @@ def _launch(each: launch.Launch) -> Launch:
 
 
 def launches_for_errors(
-    K: int, V: int, p: int, *, dtype: torch.dtype = torch.bfloat16, sequences: int | None = None
+    K: int, V: int, p: int, *, dtype: torch.dtype = torch.bfloat16, sequences: int | None = None, hopper: bool = False
 ) -> dict[str, Launch]:
-    """The kernels that find errors on a power state of a long sequence, by name."""
+    """The kernels that find errors on a power state of a long sequence, by name: of any GPU, or of Hopper GPUs."""
     T, H = 65536, 8
-    with FakeTensorMode(), launch.rehearsal() as recorded:
+    supports = patch.object(stretches, "supports_hopper", lambda *_: hopper)
+    with FakeTensorMode(), launch.rehearsal() as recorded, supports:
         k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, V))
         cu_seqlens = None if sequences is None else torch.empty(sequences + 1, dtype=torch.int32)
         find_errors(k, v, torch.empty(1, T, H), torch.empty(1, T, H), None, cu_seqlens, p)

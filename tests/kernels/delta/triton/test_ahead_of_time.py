@@ -34,6 +34,18 @@ def test_errors_on_a_power_state_stay_within_budget() -> None:
     check_budget("errors, p=2, K=V=64", launches_for_errors(64, 64, 2))
 
 
+@pytest.mark.parametrize("width", [64, pytest.param(128, marks=SLOW)])
+def test_hoppers_errors_on_a_power_state_stay_within_budget(width: int) -> None:
+    check_budget(f"errors on Hopper, p=2, K=V={width}", launches_for_errors(width, width, 2, hopper=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("K", "V"), [(64, 64), (64, 128), (128, 64)])
+def test_hoppers_errors_on_a_power_state_build(K: int, V: int) -> None:
+    for name, launch in launches_for_errors(K, V, 2, sequences=5, hopper=True).items():
+        assert build(launch, HOPPER).metadata.shared <= HOPPER_SHARED, name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("p", "width"), [(2, 16), (2, 64), (2, 128), (3, 32), (4, 16)])

@@ -157,25 +157,45 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(
     ("gates", "rates"), [("none", "any"), ("mild", "half"), ("strong", "near two"), ("resets", "any")]
 )
-def test_on_a_power_state_a_few_roundings_are_lost(dtype: torch.dtype, gates: str, rates: str) -> None:
+@pytest.mark.parametrize("width", [32, 64])
+def test_on_a_power_state_a_few_roundings_are_lost(width: int, dtype: torch.dtype, gates: str, rates: str) -> None:
     """Of both passes of power attention and of the errors between them."""
-    problem = make_problem(1100, gates=gates, rates=rates, dtype=dtype, p=2, shape=(2, 2, 32, 32))
+    problem = make_problem(1100, gates=gates, rates=rates, dtype=dtype, p=2, shape=(2, 2, width, width))
     check_error_law(problem, has_plain=False)
 
 
-@pytest.mark.parametrize(("p", "K", "V"), [(2, 16, 128), (2, 64, 64), (2, 128, 16), (3, 16, 32), (4, 16, 16)])
+@pytest.mark.parametrize(
+    ("p", "K", "V"), [(2, 16, 128), (2, 64, 64), (2, 64, 128), (2, 128, 64), (2, 128, 16), (3, 16, 32), (4, 16, 16)]
+)
 def test_power_states_over_widths(p: int, K: int, V: int) -> None:
     check_error_law(make_problem(600, p=p, shape=(1, 2, K, V)), has_plain=False)
 
 
-def test_packed_sequences_on_a_power_state_equal_separate_calls() -> None:
+@pytest.mark.parametrize(("B", "H"), [(1, 1), (1, 5), (3, 8)])
+def test_power_states_of_any_number_of_heads(B: int, H: int) -> None:
+    """Which decides how many programs read a state together."""
+    check_error_law(make_problem(1100, p=2, shape=(B, H, 64, 64)), has_plain=False)
+
+
+def test_two_runs_on_a_power_state_give_the_same_bits() -> None:
+    problem = make_problem(3000, p=2)
+    first = run(problem, "triton")
+    for _ in range(5):
+        again = run(problem, "triton")
+        assert all(torch.equal(x, again[name]) for name, x in first.items())
+
+
+@pytest.mark.parametrize("given_states", [False, True])
+@pytest.mark.parametrize("width", [32, 64])
+def test_packed_sequences_on_a_power_state_equal_separate_calls(width: int, given_states: bool) -> None:
     ends = [0, 1, 1300, 1800, 3000]
-    problem = make_problem(3000, p=2, shape=(4, 2, 32, 32))
-    problem = replace(problem.row(0), S=None, dS=problem.dS)
+    problem = make_problem(3000, p=2, shape=(4, 2, width, width))
+    problem = replace(problem.row(0), S=problem.S if given_states else None, dS=problem.dS)
     packed = run(problem, "triton", cu_seqlens=torch.tensor(ends, dtype=torch.int32, device="cuda"))
     assert problem.dS is not None
     for i, (start, stop) in enumerate(pairwise(ends)):
-        alone = replace(problem.tokens(start, stop), dS=problem.dS[i : i + 1])
+        S = None if problem.S is None else problem.S[i : i + 1]
+        alone = replace(problem.tokens(start, stop), S=S, dS=problem.dS[i : i + 1])
         for name, expected in run(alone, "triton").items():
             found = packed[name][i : i + 1] if "S" in name else packed[name][:, start:stop]
             assert (found - expected).norm() <= 1e-2 * expected.norm(), name
