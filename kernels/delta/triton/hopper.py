@@ -267,6 +267,8 @@ def write_tiles_kernel(
         results = results + (result if number < TILES - 1 else warpgroup_mma_init(result),)
     for step in range(steps):
         published(STAGES - 2)
+        # Only now may the registers be written that the last product, in flight until here, takes its monomials from.
+        last = warpgroup_mma_wait(0, deps=[results[TILES - 1]])
         stage = step % STAGES
         inner = inner_tiles.index(stage).load(gl.SliceLayout(0, expanded))
         done, running = (), ()
@@ -274,12 +276,13 @@ def write_tiles_kernel(
             outer = outer_fours.index(stage * TILES + number).load(gl.SliceLayout(1, expanded))
             monomials = (inner[None, :, :] * outer[:, None, :]).reshape([64, SIZE])
             monomials = gl.convert_layout(monomials, operand, assert_trivial=True)
-            product = warpgroup_mma(monomials, y_tiles.index(stage), results[number], is_async=True)
-            if number > 0:  # to have the registers of its monomials again
+            result = last if number == TILES - 1 else results[number]
+            product = warpgroup_mma(monomials, y_tiles.index(stage), result, is_async=True)
+            if number > 0:
                 done = done + (warpgroup_mma_wait(1, deps=[running]),)
             running = product
         results = done + (running,)
-        replaceable()  # the stage of the step before: this one's last product may still be in flight
+        replaceable()  # the stage of the step before
         source.fetch(step + STAGES - 1)
     results = warpgroup_mma_wait(0, deps=results)
     drained()
