@@ -83,12 +83,12 @@ def bound(launch: Launch) -> Any:
     compiled = _compiled.get(launch.key)
     if compiled is None:
         return None
-    x, y, z = (*launch.grid, 1, 1)[:3]
-    _ = compiled[x, y, z]  # loads it
+    grid, no_hooks = (*launch.grid, 1, 1)[:3], (None, None, None)
+    _ = compiled[grid]  # loads it
     launcher, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
 
     def run(*arguments: Any, stream: int) -> None:
-        launcher(x, y, z, stream, function, metadata, None, None, None, *arguments)
+        launcher(*grid, stream, function, metadata, *no_hooks, *arguments)
 
     return run
 

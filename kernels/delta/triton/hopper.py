@@ -251,7 +251,10 @@ def write_tiles_kernel(
     inner_source = k_columns + (block * 16 + gl.arange(0, 16, gl.SliceLayout(1, copied))[:, None]) * L + at
     outer_source = decayed + (first + gl.arange(0, OUTER, gl.SliceLayout(1, copied))[:, None]) * L + at
     steps = gl.maximum(gl.cdiv(tokens, SIZE), 1)
-    source = Source(inner_tiles, outer_tiles, y_tiles, inner_source, outer_source, written, tokens, steps, HEADS * V)
+    source = Source(
+        inner_tiles, outer_tiles, y_tiles, inner_source, outer_source, written, tokens=tokens, steps=steps,
+        stride=HEADS * V,
+    )  # fmt: skip
     before, left = (), 1.0
     if GATED:
         left = decay_from_start(gates, gates_low, place * L + L - 1, tokens > 0, False)

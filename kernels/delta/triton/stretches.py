@@ -205,7 +205,7 @@ def _make_past(call: _Call) -> _Past:
         assert tiled is not None
         carried.copy_(tiled[..., : layout.rows * plan.V].view_as(carried))
         states.copy_(carried if call.sizes.hopper else carried * tables.row_weights[:, None])
-    return _Past(columns, decayed, carried, states, reads, unread, channels, weights, ones)
+    return _Past(columns, decayed, carried, states, reads, unread, channels=channels, weights=weights, ones=ones)
 
 
 def _read(call: _Call, past: _Past, index: int) -> None:

@@ -37,19 +37,27 @@ def _add(a: int, b: int, out: int, size: int, scale: float, _: bool, stream: int
 
 
 class Kernels(dict[Any, Any]):
-    """Whatever is asked for is compiled, and is the same kernel; launches are counted."""
+    """Whatever is asked for is compiled, and is the same kernel, as Triton has one; launches are counted."""
 
-    def __init__(self, run: Callable[..., None]) -> None:
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, kernel: Callable[..., None]) -> None:
         super().__init__()
-        self.run, self.launches = run, 0
+        self.kernel, self.launches = kernel, 0
 
     def get(self, key: Any, default: Any = None) -> Any:
         return self
 
+    def run(self, *arguments: Any) -> None:
+        stream, compiled, hooks, rest = arguments[3], arguments[4:6], arguments[6:9], arguments[9:]
+        assert compiled == (self.function, self.packed_metadata)
+        assert hooks == (None, None, None)
+        self.launches += 1
+        self.kernel(*rest, stream=stream)
+
     def __getitem__(self, grid: Any) -> Any:
-        def run(*arguments: Any, **options: Any) -> None:
-            self.launches += 1
-            self.run(*arguments, **options)
+        def run(*arguments: Any, stream: int = 0) -> None:
+            self.run(*grid, stream, self.function, self.packed_metadata, None, None, None, *arguments)
 
         return run
 
