@@ -38,10 +38,12 @@ def save(file: Path, recipe: str, overrides: tuple[str, ...], device: str | None
     """
     from zoo.caching import run_recipe, save_cache
     from zoo.recipe import load_recipe
-    from zoo.report.files import check_outputs
+    from zoo.report.files import check_outputs, is_standard_output
     from zoo.training.distributed import choose_device
 
     check_outputs(file=file)
+    if is_standard_output(file):
+        raise click.UsageError("FILE: expected a file, was standard output")
     loaded, place = load_recipe(recipe, overrides), choose_device(device)
     entries = save_cache(file, lambda: run_recipe(loaded, place, decode_rows=rows), place)
     say(f"{file}: {entries:,} graphs, libraries and kernels, {file.stat().st_size / 2**20:.1f} MiB")
