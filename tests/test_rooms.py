@@ -35,6 +35,7 @@ ROOMS = (
     "generation",
     "compiling",
     "training",
+    "caching",
     "hf",
     "serving",
     "study",

@@ -13,7 +13,7 @@ from zoo.cli import main
 
 COMMANDS = [
     "list", "show", "wsfr", "plan", "train", "ablate", "study", "generate", "export", "convert", "serve",
-    "evaluate", "data", "tokenizer", "bench", "tune",
+    "evaluate", "data", "tokenizer", "cache", "bench", "tune",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ __all__ = ["main"]
         "evaluate": ("zoo.cli.evaluate:evaluate", "Evaluate a model on published tasks."),
         "data": ("zoo.cli.data:data", "Turn text into token shards."),
         "tokenizer": ("zoo.cli.tokenizer:tokenizer", "Train a byte-pair tokenizer."),
+        "cache": ("zoo.cli.cache:cache", "Take compiled code to other machines."),
         "bench": ("zoo.cli.bench:bench", "Measure speed and memory."),
         "tune": ("zoo.cli.tune:tune", "Measure block sizes of the kernels for this GPU."),
     },

@@ -18,7 +18,7 @@ from zoo.training.run.result import TrainingResult
 from zoo.training.signals import watching_signals
 from zoo.training.workshop import Workshop
 
-__all__ = ["train"]
+__all__ = ["load_material", "train"]
 
 
 def train(
@@ -79,7 +79,7 @@ def _train(
             return finished
         if recipe.training.tensorboard:
             check_tensorboard()
-        material = _material(recipe, corpus)
+        material = load_material(recipe, corpus)
         torch.manual_seed(recipe.training.seed)
         objective = workshop.objective(recipe, processes)
         reporter = SilentProgress() if progress is None or not processes.is_main else progress
@@ -87,7 +87,7 @@ def _train(
             return Trainer(objective, recipe, material, run, processes, reporter).run()
 
 
-def _material(recipe: Recipe, corpus: Corpus | None) -> Corpus | Task:
+def load_material(recipe: Recipe, corpus: Corpus | None) -> Corpus | Task:
     """Return what the recipe trains on."""
     if recipe.task is not None:
         if corpus is not None:
