@@ -47,6 +47,20 @@ def test_lines_and_folders_are_documents_where_asked_for(zoo: Callable[..., Resu
         assert read_manifest(tmp_path / by).documents == count
 
 
+def test_short_documents_are_left_out_where_asked_for(zoo: Callable[..., Result], tmp_path: Path) -> None:
+    for name, lines in (("a/b/1", 30), ("a/2", 30), ("c/1", 50), ("d/1", 9), ("d/2", 9)):
+        (tmp_path / "text" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text" / name).write_text("a line of ten\n" * lines)
+    options = ("--document-by", "package", "--minimum-tokens", "600")
+    result = zoo("data", "prepare", f"{tmp_path}/text/**/[12]", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1:3] == [
+        "left out: 1 document of fewer than 600 tokens, 252 B",
+        "of 5 files that were read 2 are copies of others",
+    ]
+    assert read_manifest(tmp_path / "out").documents == 2
+
+
 def test_what_cannot_be_prepared_is_one_line(refused: Callable[..., str], lines: Path) -> None:
     message = refused("data", "prepare", lines, "out")
     assert message == "data.source: 'text.jsonl' line 1 has no key 'text' (data.column), but 'body'"

@@ -72,3 +72,24 @@ def test_a_lone_document_is_split_alike_in_memory_and_on_disk(tmp_path, monkeypa
     assert before.hash == after.hash
     for side in ("train", "validation"):
         assert getattr(before, side)[:].tolist() == getattr(after, side)[:].tolist()
+
+
+def test_a_package_is_all_files_below_one_entry_of_the_source(folder):
+    assert documents_of(folder, document_by="package") == [b"one\r\n\ntwo\nthree\nfour", b"five"]
+    (folder / "alone.txt").write_text("six")
+    assert documents_of(folder, document_by="package") == [b"one\r\n\ntwo\nthree\nfour", b"six", b"five"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "documents"),
+    [
+        ("a/*", [b"one\r\n\ntwo", b"three\n"]),
+        ("**/1.txt", [b"one\r\n\ntwo\nfour"]),
+        ("a*/**/1.txt", [b"one\r\n\ntwo\nfour"]),
+        ("a/1.txt", [b"one\r\n\ntwo"]),
+    ],
+)
+def test_packages_of_a_glob_lie_before_its_first_wildcard(folder, monkeypatch, pattern, documents):
+    assert documents_of(folder / pattern, document_by="package") == documents
+    monkeypatch.chdir(folder)
+    assert documents_of(Path(pattern), document_by="package") == documents

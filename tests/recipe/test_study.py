@@ -29,13 +29,37 @@ FOUR = {
 
 def test_the_studies_of_the_package() -> None:
     assert available_studies() == [
-        "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness", "steadiness-larger", "steadiness-warm-up"
+        "code-64k", "code-64k-rates", "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness",
+        "steadiness-larger", "steadiness-warm-up",
     ]  # fmt: skip
     study, rates = load_study("four-mixers"), load_study("four-mixers-rates")
     assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)
     assert study.seeds == 3
     assert study.learning_rates.keys() == FOUR.keys()
     assert (rates.overrides, rates.variants) == (study.overrides, study.variants)
+
+
+def test_code_at_65536_tokens_has_each_mixer_at_three_budgets_and_its_rates() -> None:
+    study, rates = load_study("code-64k"), load_study("code-64k-rates")
+    assert list(study.variants) == [
+        "rwkv7", "softmax", "gated-linear", "power", "gated-power", "gated-delta", "kda"
+    ]  # fmt: skip
+    assert [budget.seconds for budget in study.budgets] == [120, 240, 480]
+    assert (rates.overrides, rates.variants) == (study.overrides, study.variants)
+    for variant in study.variants:
+        (rate,) = study.rates_of(variant)
+        assert rate in rates.rates_of(variant)
+    assert len(rates.rates_of("power")) >= 3
+
+
+def test_several_budgets_are_one_measure_and_each_another() -> None:
+    study = Study.from_yaml("{name: s, recipe: tiny, variants: {a: {}}, budgets: {tokens: [1e6, 2000000]}}")
+    assert study.budgets == study.each_budget == (Budget(tokens=1_000_000), Budget(tokens=2_000_000))
+    assert [budget.folder for budget in study.budgets] == ["tokens-1000000", "tokens-2000000"]
+    assert [Budget(seconds=0.5).folder, Budget(flops=1e18).folder] == ["seconds-0.5", "flops-1e+18"]
+    assert Study.from_yaml(study.to_yaml()) == study
+    assert load_study("tiny").each_budget == (None,)
+    assert study.replace(budgets=(), budget=Budget(seconds=3)).each_budget == (Budget(seconds=3),)
 
 
 def test_a_study_may_say_budget_tasks_measures_and_rates_by_variant() -> None:
@@ -113,7 +137,7 @@ def test_a_mapping_is_the_overrides_that_set_it(values: dict[str, object]) -> No
         (
             "zzz",
             None,
-            r"^unknown study or recipe 'zzz'; there are four-mixers, four-mixers-rates, rates, recall, .*$",
+            r"^unknown study or recipe 'zzz'; there are code-64k, code-64k-rates, four-mixers, four-mixers-rates, .*$",
         ),
         ("no/such.yaml", None, r"^no/such.yaml: no such file$"),
         ("tiny", ["pwoer"], r"^mixers: unknown mixer 'pwoer' \(did you mean 'power'\?\)$"),
@@ -148,6 +172,11 @@ def test_what_is_unknown_is_named(name: str, mixers: list[str] | None, message: 
         ({"learning_rates": {"b": 1e-3}}, r"learning_rates: there is no variant 'b'"),
         ({"budget": {}}, r"^s.yaml: budget: must be exactly one of tokens, flops and seconds"),
         ({"budget": {"tokens": 5, "flops": 5.0}}, r"^s.yaml: budget: must be exactly one of tokens, flops and seconds"),
+        ({"budgets": {"tokens": 5}}, r"^s.yaml: budgets: must be a list of tokens, flops or seconds, such as "),
+        ({"budgets": {"tokens": [5, 0]}}, r"^s.yaml: budgets.1.tokens: must be greater than or equal to 1, got 0"),
+        ({"budgets": {"tokens": [5, 5]}}, r"budgets: tokens 5 stands twice"),
+        ({"budgets": {"seconds": [5]}, "budget": {"seconds": 5}}, r"budgets: stand in the place of budget, and there"),
+        ({"budgets": [{"seconds": 5}, {"tokens": 5}]}, r"budgets: must all be tokens, flops or seconds, for they are"),
         ({"budget": {"tokens": 0}}, r"^s.yaml: budget.tokens: must be greater than or equal to 1, got 0"),
         (
             {"tasks": [{"pairs": 8}]},
@@ -184,6 +213,10 @@ def test_a_bad_study_is_one_line(changes: dict[str, object], message: str) -> No
         ),
         (load_study("four-mixers-rates").replace(variants={"x": ()}), "zoo ablate study.yaml"),
         (load_study("tiny").replace(description="mine"), "zoo ablate study.yaml"),
+        (
+            load_study("code-64k", overrides=["training.seed=2"]).replace(name="mine"),  # options too long for a name
+            "zoo ablate study.yaml",
+        ),
     ],
 )
 def test_the_command_makes_the_same_study(study: Study, command: str, tmp_path: Path) -> None:

@@ -28,9 +28,15 @@ def data() -> None:
     type=click.IntRange(1),
     help="That tokenize; 1: this one.  [default: one for each core, where it pays]",
 )
+@click.option(
+    "--minimum-tokens",
+    default=0,
+    type=click.IntRange(0),
+    help="Leave out documents of fewer, before the split.  [default: none is left out]",
+)
 @validation_option
 @text_options
-def prepare(source: str, out: Path, tokenizer: str, processes: int | None, **options: Any) -> None:
+def prepare(source: str, out: Path, tokenizer: str, processes: int | None, minimum_tokens: int, **options: Any) -> None:
     """Tokenize SOURCE into the new folder OUT: shards of training and validation tokens, and a manifest.
 
     SOURCE is what a recipe has as data.source: `stdlib`, a file, a folder or a glob of text, JSON lines, Parquet or
@@ -41,16 +47,22 @@ def prepare(source: str, out: Path, tokenizer: str, processes: int | None, **opt
     Examples:
       zoo data prepare 'web/*.parquet' web-tokens --tokenizer tokenizer.json
       zoo data prepare repositories code-tokens --document-by folder
+      zoo data prepare repositories long-tokens --document-by package --minimum-tokens 65536
     """
     from zoo.data.prepare import prepare_shards
     from zoo.recipe import DataConfig
-    from zoo.report.numbers import size
+    from zoo.report.numbers import counted, size
 
     config = DataConfig(source=source, tokenizer=tokenizer, **options)
-    manifest = prepare_shards(config, out, processes=processes)
+    manifest = prepare_shards(config, out, processes=processes, minimum_tokens=minimum_tokens)
     tokens = ", ".join(f"{count:,} {side}" for side, count in manifest.tokens.items())
     documents = f"{manifest.documents:,} documents, of which {manifest.copies:,} are copies"
     say(f"{out}: {size(manifest.text_bytes)} of text in {documents}; tokens: {tokens}")
+    if minimum_tokens:
+        short, text_bytes = (manifest.left_out[key] for key in ("documents", "text_bytes"))
+        say(f"left out: {counted(short, 'document')} of fewer than {minimum_tokens:,} tokens, {size(text_bytes)}")
+    if manifest.file_copies:
+        say(f"of {counted(len(manifest.inputs), 'file')} that were read {manifest.file_copies:,} are copies of others")
     changed = [f"data.document_token={options['document_token']}"] if options["document_token"] is not None else []
     named = (
         [f"data.tokenizer={out / 'tokenizer.json'}", f"model.vocab_size={manifest.vocab_size}"]

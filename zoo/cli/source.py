@@ -24,8 +24,8 @@ def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--document-by",
             default="file",
             show_default=True,
-            type=click.Choice(("file", "line", "folder")),
-            help="What of text files is one document.",
+            type=click.Choice(("file", "line", "folder", "package")),
+            help="What of text files is one document; package: all below one entry of SOURCE.",
         ),
         click.option("--encoding", default="utf-8", show_default=True, help="Of text files."),
     )):  # fmt: skip

@@ -1,5 +1,6 @@
 """`zoo study`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ __all__ = ["study"]
 
 @click.group()
 def study() -> None:
-    """Plan, run, watch and report a study: variants of one recipe, over seeds, learning rates and tasks.
+    """Plan, run, watch, report and export a study: variants of one recipe, over seeds, learning rates and tasks.
 
     \b
       zoo study plan four-mixers      what it would take; everything that is wrong with it, at once
       zoo study run four-mixers       what zoo ablate does
       zoo study status four-mixers    how far it is, at any moment
       zoo study report four-mixers    its page, tables and plots, at any moment
+      zoo study export four-mixers    what a report takes, without the weights
     """
 
 
@@ -124,6 +126,28 @@ def report(studies_or_folders: Names, output: Path | None) -> None:
     found = report_study(folders, place)
     for summary in found:
         if summary.variants:
-            print_summary(summary, place / ("index.html" if len(found) == 1 else f"{summary.task}/index.html"))
+            print_summary(summary, place / summary.folder / "index.html")
         else:
-            say(f"{place}: no run of {summary.task} is finished yet")
+            say(f"{place}: no run of {summary.label or summary.task} is finished yet")
+
+
+@study.command()
+@click.argument("studies_or_folders", nargs=-1, required=True)
+@click.option("--output", type=Folder(), required=True, help="Where it goes, beside what is there of the same study.")
+def export(studies_or_folders: Names, output: Path) -> None:
+    """Copy what a report takes of the runs that have ended: curves and measures, no weights and no text.
+
+    What comes out is small, zoo study report makes the pages of it anywhere, and as the folder of zoo study run it lets
+    the study go on where it stopped, on any machine.
+
+    \b
+    Examples:
+      zoo study export four-mixers --output kept/four-mixers
+      zoo study export first-machine/four-mixers second-machine/four-mixers --output kept/four-mixers
+    """
+    from zoo.report.numbers import size
+    from zoo.study.export import export_study
+
+    found = export_study([folder_of(each) for each in studies_or_folders], output)
+    say(f"{output}: {found.runs} of {found.planned} runs, {size(found.byte_count)}")
+    say(f"zoo study report {shlex.quote(str(output))}")

@@ -66,6 +66,11 @@ _RUN: tuple[_Decorator, ...] = (
         help="Stop after so many, with every step saved; the same command goes on.",
     ),
     click.option(
+        "--only",
+        callback=names,
+        help="Train the runs alone whose folders are like these, with commas: 'seconds-120/*,*-seed-0'.",
+    ),
+    click.option(
         "--early-stop", is_flag=True, help="Give up learning rates that are in the worse half early, which may err."
     ),
 )
@@ -89,7 +94,9 @@ def folder_of(study_or_folder: str) -> Path:
     return path if path.is_dir() or not Path("runs", study_or_folder).is_dir() else Path("runs", study_or_folder)
 
 
-def run_chosen(study: Study, folder: Path, *, device: str | None, processes: int | None, **options: Any) -> None:
+def run_chosen(
+    study: Study, folder: Path, *, device: str | None, processes: int | None, only: Any, **options: Any
+) -> None:
     """Run a study and print its tables; where the time is up, say how to go on."""
     import signal
 
@@ -99,7 +106,8 @@ def run_chosen(study: Study, folder: Path, *, device: str | None, processes: int
     from zoo.study.table import print_summary
 
     try:
-        found = run_study(study, folder, device=device, processes=processes or default_processes(device), **options)
+        processes = processes or default_processes(device)
+        found = run_study(study, folder, device=device, processes=processes, only=only or (), **options)
     except Interruption as error:
         if options.get("seconds") is None or error.signal != signal.SIGUSR1:
             raise
@@ -107,4 +115,4 @@ def run_chosen(study: Study, folder: Path, *, device: str | None, processes: int
         return
     for summary in found:
         if summary.variants:
-            print_summary(summary, folder / ("index.html" if len(found) == 1 else f"{summary.task}/index.html"))
+            print_summary(summary, folder / summary.folder / "index.html")

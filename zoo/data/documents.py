@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.data.compressed import chunks_of, lines_of
 from zoo.data.records import is_of_records, read_records
+from zoo.data.sources import source_root
 from zoo.data.split import Survey
 from zoo.errors import CorpusError
 from zoo.recipe.data import DataConfig
@@ -32,19 +33,20 @@ class Documents:
     def __init__(self, paths: Sequence[Path], config: DataConfig) -> None:
         self._config = config
         self._files: list[Path] = []
-        left_out = 0
+        self.files_left_out = 0
+        """Those that are no text."""
         for path in paths:
             size = 1 if is_of_records(path) else self._text_size(path)
-            left_out += size is None
+            self.files_left_out += size is None
             if size:
                 self._files.append(path)
         encoding = config.encoding.upper()
         if not self._files:
             raise CorpusError(f"data.source: {config.source!r} holds no {encoding} text (data.encoding)")
-        if left_out:
+        if self.files_left_out:
             _logger.warning(
                 "data.source: left out %d of %d files that are no %s text (data.encoding names another encoding)",
-                left_out, left_out + len(self._files), encoding,
+                self.files_left_out, self.files_left_out + len(self._files), encoding,
             )  # fmt: skip
 
     @property
@@ -74,11 +76,13 @@ class Documents:
 
     def _groups(self) -> list[list[Path]]:
         """The files of each document, or each file of several."""
-        if self._config.document_by != "folder":
+        if self._config.document_by not in ("folder", "package"):
             return [[path] for path in self._files]
+        root = source_root(self._config.source)
         groups: dict[Path, list[Path]] = {}
         for path in self._files:
-            groups.setdefault(path if is_of_records(path) else path.parent, []).append(path)
+            entry = path.parent if self._config.document_by == "folder" else root / path.relative_to(root).parts[0]
+            groups.setdefault(path if is_of_records(path) else entry, []).append(path)
         return list(groups.values())
 
     def _joined(self, paths: Sequence[Path]) -> Document:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,10 @@ class Manifest:
     """Name, side, tokens, documents, text_bytes and sha256 of each, in their order."""
     inputs: Sequence[Facts] = ()
     """Name, bytes and sha256 of the files that were read."""
+    file_copies: int = 0
+    """Files that are copies of an earlier one, in whatever documents they lie."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """`files` that are no text, and `documents` that are too short with the `text_bytes` in them."""
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -75,7 +79,7 @@ def write_shards(
         reader: of the documents.
         tokenizer: theirs.
         folder: must not be there.
-        facts: of the manifest: `settings`, `documents`, `copies`, `text_bytes`, and `inputs` where they are told.
+        facts: of the manifest: `settings`, `documents`, `copies`, `text_bytes`, and the rest where it is told.
         processes: that tokenize.
         shard_tokens: tokens after which another shard is begun.
         also: files to copy beside the shards, by their names there.

@@ -1,16 +1,21 @@
 """Text of any source to token shards in a new folder."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from zoo.data.corpus import facts_of, open_source, tell_losses
-from zoo.data.folder import SHARD_TOKENS, Manifest, input_facts, write_shards
+from zoo.data.documents import Document
+from zoo.data.folder import SHARD_TOKENS, Facts, Manifest, input_facts, write_shards
+from zoo.data.lengths import SomeDocuments, long_documents
 from zoo.data.progress import telling
 from zoo.data.reading import CorpusReader
-from zoo.data.tokenizer import load_tokenizer
+from zoo.data.split import Survey
+from zoo.data.tokenizer import TextTokenizer, load_tokenizer
 from zoo.errors import ConfigError, CorpusError, InputError
 from zoo.recipe.data import DataConfig
 from zoo.report.files import writing
+from zoo.report.numbers import counted
 
 __all__ = ["prepare_shards"]
 
@@ -18,7 +23,12 @@ _WORTH_PROCESSES = 2**26  # bytes of text: to start processes takes seconds
 
 
 def prepare_shards(
-    config: DataConfig, out: Path, *, processes: int | None = None, shard_tokens: int = SHARD_TOKENS
+    config: DataConfig,
+    out: Path,
+    *,
+    processes: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    minimum_tokens: int = 0,
 ) -> Manifest:
     """Tokenize the text that `config` names into the folder `out`, with constant memory, whole or not at all.
 
@@ -30,11 +40,13 @@ def prepare_shards(
         out: must not be there.
         processes: that tokenize; 1: this one; None: one for each core where it pays.
         shard_tokens: tokens after which another shard is begun.
+        minimum_tokens: documents of fewer are left out, before the split.
 
     Raises:
         InputError: `out` is there.
-        ConfigError: the tokenizer cannot be loaded.
-        CorpusError: the text cannot be read, or the folder cannot be written.
+        ConfigError: the tokenizer cannot be loaded, or does not mark the documents that are to be measured.
+        CorpusError: the text cannot be read or has no two documents that are long enough, or the folder cannot be
+            written.
         InUseError: another process writes the folder.
     """
     if out.exists():
@@ -49,18 +61,43 @@ def prepare_shards(
         inputs = input_facts(documents.files, advance)
     with telling("reading text", None) as advance:
         survey = documents.survey(advance)
-    text_bytes = sum(survey.sizes)
     if processes is None:
-        pays = config.tokenizer != "bytes" and text_bytes >= _WORTH_PROCESSES
+        pays = config.tokenizer != "bytes" and sum(survey.sizes) >= _WORTH_PROCESSES
         processes = len(os.sched_getaffinity(0)) if pays else 1
-    with telling("tokenizing", text_bytes) as advance:
-        reader = CorpusReader(documents, survey, config.validation_fraction, advance)
-        facts = {**facts_of(config, survey, tokenizer), "inputs": inputs}
+    some, kept = _long_enough(documents, survey, tokenizer, minimum_tokens, processes)
+    facts: Facts = {
+        **facts_of(config, kept, tokenizer),
+        "inputs": inputs,
+        "file_copies": len(inputs) - len({each["sha256"] for each in inputs}),
+        "left_out": {
+            "files": documents.files_left_out,
+            "documents": len(survey) - len(kept),
+            "text_bytes": sum(survey.sizes) - sum(kept.sizes),
+        },
+    }
+    facts["settings"]["minimum_tokens"] = minimum_tokens
+    with telling("tokenizing", sum(kept.sizes)) as advance:
+        reader = CorpusReader(some, kept, config.validation_fraction, advance)
         with writing(out, CorpusError):
             out.parent.mkdir(parents=True, exist_ok=True)
         return write_shards(
             reader, tokenizer, out, facts, processes=processes, shard_tokens=shard_tokens, also=_tokenizer_file(config)
         )
+
+
+def _long_enough(
+    documents: Iterable[Document], survey: Survey, tokenizer: TextTokenizer, minimum: int, processes: int
+) -> tuple[Iterable[Document], Survey]:
+    if not minimum:
+        return documents, survey
+    with telling("measuring documents", None):
+        is_long = long_documents(documents, survey.sizes, tokenizer, minimum, processes)
+    if is_long.sum() < 2:  # a lone one would be cut
+        raise CorpusError(
+            f"minimum_tokens: expected two documents or more of at least {minimum:,} tokens, "
+            f"got {is_long.sum()} of {counted(len(survey), 'document')}"
+        )
+    return SomeDocuments(documents, is_long), survey.only(is_long)
 
 
 def _tokenizer_file(config: DataConfig) -> dict[str, Path]:

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from zoo.data.documents import Document, Documents
+from zoo.data.documents import Document
 from zoo.data.encoding import SidedDocument
 from zoo.data.split import RandomText, Survey, chunks_between, split_lone_document
 from zoo.errors import CorpusError
@@ -19,7 +19,7 @@ class CorpusReader:
     """Reads documents for the second time, and knows their hash when it is done.
 
     Args:
-        documents: what to read.
+        documents: what to read, anew at every pass.
         survey: of them.
         fraction: share of the bytes to hold back.
         advance: told how many bytes were read.
@@ -29,7 +29,11 @@ class CorpusReader:
     """
 
     def __init__(
-        self, documents: Documents, survey: Survey, fraction: float, advance: Callable[[int], None] = lambda _: None
+        self,
+        documents: Iterable[Document],
+        survey: Survey,
+        fraction: float,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._documents, self._survey, self._fraction, self._advance = documents, survey, fraction, advance
         self._digest = hashlib.sha256()

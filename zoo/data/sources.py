@@ -5,13 +5,14 @@ import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.errors import CorpusError, nearest
 from zoo.reading import read_regular
 
-__all__ = ["MANIFEST", "MANIFEST_FORMAT", "find_files", "stdlib_files"]
+__all__ = ["MANIFEST", "MANIFEST_FORMAT", "find_files", "source_root", "stdlib_files"]
 
 MANIFEST = "manifest.json"
 """Lies beside the shards that `zoo data prepare` wrote."""
@@ -32,11 +33,24 @@ def stdlib_files() -> list[Path]:
     Raises:
         CorpusError: the library's source is not on this machine, as in some embedded Pythons.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = source_root("stdlib")
     paths = [path for path in _walk(root, _is_outside_stdlib) if path.suffix == ".py"]
     if not paths:
         raise CorpusError(f"data.source: 'stdlib' finds no Python source in {root}; name a text file or folder instead")
     return paths
+
+
+def source_root(source: str) -> Path:
+    """Return the folder that the files of a source lie below: of a glob the one before its first wildcard."""
+    if source == "stdlib":
+        return Path(sysconfig.get_paths()["stdlib"])
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    fixed = takewhile(lambda part: not glob.has_magic(part), path.parent.parts)
+    return Path(*fixed)
 
 
 def find_files(source: str) -> list[Path]:

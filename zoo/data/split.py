@@ -44,6 +44,13 @@ class Survey:
         self._digests += digest[:_DIGEST]
         self._sizes.append(size)
 
+    def only(self, kept: NDArray[np.bool_]) -> "Survey":
+        """Return what is known of the documents that are `kept` `[n]`."""
+        survey = Survey()
+        for index in np.flatnonzero(kept).tolist():
+            survey.add(bytes(self._digests[index * _DIGEST :][:_DIGEST]), self._sizes[index])
+        return survey
+
     def __len__(self) -> int:
         return len(self._sizes)
 

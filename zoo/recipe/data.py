@@ -27,8 +27,9 @@ class DataConfig(Config):
     column: str = Field("text", min_length=1)
     """What holds the text in JSON lines (a key), Parquet and Arrow (a column)."""
 
-    document_by: Literal["file", "line", "folder"] = "file"
-    """What of text files is one document: a file, a line, or all files that lie in one folder. A record always is."""
+    document_by: Literal["file", "line", "folder", "package"] = "file"
+    """What of text files is one document: a file, a line, all files that lie in one folder, or all files below one
+    entry of the source (of a glob, of the folder before its first wildcard). A record always is."""
 
     encoding: str = "utf-8"
     """Of text files, such as `latin-1` or `utf-16`; files that are no text in it are left out."""

@@ -49,8 +49,8 @@ def collect(setting: StudySummary, part: Part, folders: Sequence[Path]) -> Study
     waiting: dict[str, int] = {}
     summaries = []
     for variant in part.variants:
+        finished = _finished(variant, folders)
         variant = _paced(variant, folders)
-        finished = {run.name: place for run in variant.runs if (place := _place(run, folders)) is not None}
         given_up = {run.name: end for run in variant.runs if run.name not in finished and (end := _end(run, folders))}
         for end in given_up.values():
             if isinstance(end, EarlyStop):
@@ -82,8 +82,17 @@ def _pace(variant: Variant, folders: Sequence[Path]) -> Pace | None:
     return next((each for each in paces if each is not None), None)
 
 
-def _place(run: Run, folders: Sequence[Path]) -> Path | None:
-    return next((folder / run.name for folder in folders if is_finished(run, folder)), None)
+def _finished(variant: Variant, folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder of each finished run, by name: the first one that has it.
+
+    On a budget of seconds each machine timed the steps of its own runs.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for run in _paced(variant, [folder]).runs:
+            if run.name not in found and is_finished(run, folder):
+                found[run.name] = folder / run.name
+    return found
 
 
 def _end(run: Run, folders: Sequence[Path]) -> Divergence | None:

@@ -20,14 +20,15 @@ __all__ = ["main"]
 _GLANCE = 1.0  # seconds between two looks at whether the process that started this one is there
 
 
-def main(folder: str, number: str, count: str, early_stop: str, device: str, parent: str) -> int:
+def main(folder: str, number: str, count: str, early_stop: str, device: str, parent: str, *only: str) -> int:
     """Train runs of the study in a folder until none is left or the parent is gone, and return the exit code."""
     _end_with(int(parent))
     torch.set_num_threads(1)
     place = Path(folder)
     try:
         study = Study.from_mapping(load_yaml(place / "study.yaml"), str(place / "study.yaml"))
-        work_on(study, place, device=device or None, early_stop=early_stop == "1", place=(int(number), int(count)))
+        among = (int(number), int(count))
+        work_on(study, place, device=device or None, early_stop=early_stop == "1", only=only, place=among)
     except ZooError as error:
         print("Error:", " ".join(str(error).split()), file=sys.stderr)
         return UNTRAINABLE if isinstance(error, UntrainableError) else 2

@@ -18,19 +18,18 @@ from zoo.study.plots import Plot, plots_of, render
 from zoo.study.results import VariantSummary
 from zoo.study.summary import StudySummary
 
-__all__ = ["fill_page", "render_page"]
+__all__ = ["fill_page", "finding", "plot_figure", "render_page"]
 
 
 def render_page(summary: StudySummary) -> str:
     """Return the page of a study on one task, with at least one finished run."""
-    title = summary.name if summary.task == "text" else f"{summary.name}: {summary.task}"
     body = Template(_file("body.html")).substitute(
-        title=escape(title),
+        title=escape(summary.title),
         description=f'<p class="description">{escape(summary.description)}</p>' if summary.description else "",
-        finding=f'<p class="finding">{_finding(summary)}</p>',
+        finding=f'<p class="finding">{finding(summary)}</p>',
         warning=_warning(summary),
         facts=_facts(summary),
-        plots="\n".join(_plot(plot, summary) for plot in plots_of(summary)),
+        plots="\n".join(plot_figure(plot, summary) for plot in plots_of(summary)),
         results=results_table(summary),
         differences=differences_table(summary),
         options=options_table(summary),
@@ -42,7 +41,7 @@ def render_page(summary: StudySummary) -> str:
         study=escape(summary.study_yaml),
         footer=_footer(summary),
     )
-    return fill_page(title, _swatches(summary), body)
+    return fill_page(summary.title, _swatches(summary), body)
 
 
 def fill_page(title: str, style: str, body: str) -> str:
@@ -73,7 +72,7 @@ def _digest(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _finding(summary: StudySummary) -> str:
+def finding(summary: StudySummary) -> str:
     """Say in words which variant ends lowest, where the others and the bigram model are, and what may be chance."""
     ranked = sorted(summary.variants, key=lambda variant: variant.final_bits)
     best = ranked[0].final_bits
@@ -144,7 +143,8 @@ def _facts(summary: StudySummary) -> str:
     return "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
 
 
-def _plot(plot: Plot, summary: StudySummary) -> str:
+def plot_figure(plot: Plot, summary: StudySummary) -> str:
+    """Return a plot as it stands on a page, for light and dark."""
     light, dark = (_data_address(render(plot, summary, theme, "svg")) for theme in (LIGHT, DARK))
     names = ", ".join(variant.name for variant in summary.variants)
     return (

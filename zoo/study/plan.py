@@ -23,9 +23,10 @@ __all__ = ["PlannedVariant", "plan_study", "print_plan"]
 
 @dataclass(frozen=True)
 class PlannedVariant:
-    """What a variant of a study takes in one of its tasks."""
+    """What a variant of a study takes in one of its tasks, with one of its budgets."""
 
     task: str
+    """And the budget, where there are several."""
     name: str
     parameters: int
     state_bytes: int
@@ -57,7 +58,7 @@ def plan_study(
         CheckpointError: the folder holds runs of another study.
     """
     return tuple(
-        _plan(part.task, variant, folder, tokens_per_second)
+        _plan(part.label or part.task, variant, folder, tokens_per_second)
         for part in resolve_study(study, folder)
         for variant in part.variants
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -45,13 +46,21 @@ class Crew:
         progress: told how far it is.
         device: for all of them; None: on a machine with GPUs each in turn, else the CPU.
         early_stop: whether learning rates are halved successively.
+        only: patterns of the runs that are trained; none: all.
     """
 
     def __init__(
-        self, parts: tuple[Part, ...], folder: Path, progress: StudyProgress, *, device: str | None, early_stop: bool
+        self,
+        parts: tuple[Part, ...],
+        folder: Path,
+        progress: StudyProgress,
+        *,
+        device: str | None,
+        early_stop: bool,
+        only: Sequence[str] = (),
     ) -> None:
         self._parts, self._folder, self._progress = parts, folder, progress
-        self._device, self._early_stop = device, early_stop
+        self._device, self._early_stop, self._only = device, early_stop, only
         self._running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
     def work(self, count: int) -> None:
@@ -77,7 +86,7 @@ class Crew:
         options = map(str, (self._folder, number, count, int(self._early_stop), self._device_of(number), os.getpid()))
         log = tempfile.TemporaryFile()  # noqa: SIM115 (closed when all have ended)
         process = subprocess.Popen(
-            [sys.executable, "-m", "zoo.study.member", *options],
+            [sys.executable, "-m", "zoo.study.member", *options, *self._only],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
             start_new_session=True,  # Ctrl-C comes to this process, which passes it on

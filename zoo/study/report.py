@@ -1,6 +1,7 @@
 """What a study leaves in its folder, apart from its runs; made anew at any moment from what is there."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from zoo.config import load_yaml
@@ -9,6 +10,7 @@ from zoo.recipe.study import Study
 from zoo.report.files import replace_file, writing
 from zoo.report.plots import LIGHT
 from zoo.report.tables import latex_text, markdown_text
+from zoo.study.by_budget import budget_csv, budget_markdown, budget_plots
 from zoo.study.collect import collect
 from zoo.study.overview import render_overview
 from zoo.study.page import render_page
@@ -75,11 +77,13 @@ def read_study(folder: Path) -> Study:
 def stored_parts(study: Study, folder: Path) -> tuple[Part, ...]:
     """Return what the study in a folder trains, of its recipe as it was when it was run, wherever that came from.
 
+    Variants on a budget of seconds are not paced: each folder that has runs of theirs has its own pace.
+
     Raises:
         ConfigError: files in the folder are damaged.
     """
     recipe = folder / "recipe.yaml"
-    return resolve_study(study.replace(recipe=str(recipe)) if recipe.exists() else study, folder)
+    return resolve_study(study.replace(recipe=str(recipe)) if recipe.exists() else study)
 
 
 def write_report(summary: StudySummary, folder: Path) -> None:
@@ -106,9 +110,24 @@ def write_report(summary: StudySummary, folder: Path) -> None:
 
 
 def write_overview(study: Study, found: Sequence[StudySummary], parts: Sequence[Part], folder: Path) -> None:
-    """Write the page that leads to those of a study's tasks.
+    """Write the page that leads to those of a study's parts, and, of tasks with several budgets, what they came to.
+
+    That is `by-budget.csv` and `.md`, and final losses over operations, seconds and tokens as PNG and PDF.
 
     Raises:
-        TrainingError: it cannot be written.
+        TrainingError: a file cannot be written.
     """
+    for _, same in groupby(zip(found, parts, strict=True), key=lambda each: each[1].task):
+        summaries, of_task = zip(*same, strict=True)
+        there = [summary for summary in summaries if summary.variants]
+        if of_task[0].is_one_of_budgets and there:
+            _write_by_budget(summaries, there[-1], (folder / of_task[0].folder).parent)
     replace_file(folder / "index.html", render_overview(study, found, [part.folder for part in parts]).encode())
+
+
+def _write_by_budget(summaries: Sequence[StudySummary], last: StudySummary, folder: Path) -> None:
+    replace_file(folder / "by-budget.csv", budget_csv(summaries).encode())
+    replace_file(folder / "by-budget.md", budget_markdown(summaries).encode())
+    for plot in budget_plots(summaries):
+        replace_file(folder / f"{plot.name}.png", render(plot, last, LIGHT, "png"))
+        replace_file(folder / f"{plot.name}.pdf", render(plot, last, LIGHT, "pdf"))

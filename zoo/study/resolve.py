@@ -7,7 +7,7 @@ from typing import Any
 from zoo.accounting import account
 from zoo.errors import ZooError, refuse_all
 from zoo.recipe import Recipe, load_recipe
-from zoo.recipe.study import TEXT, Study, task_name
+from zoo.recipe.study import TEXT, Budget, Study, task_name
 from zoo.study.budget import steps_within
 from zoo.study.matching import match
 from zoo.study.pace import read_pace
@@ -36,15 +36,16 @@ def resolve_study(study: Study, folder: Path | None = None) -> tuple[Part, ...]:
     load_recipe(study.recipe)  # what is wrong with it is wrong with all
     faults: list[str] = []
     tasks = study.tasks or (TEXT,)
-    parts = tuple(_resolve(study, task, folder, faults) for task in tasks)
+    parts = tuple(part for task in tasks for part in _resolve(study, task, folder, faults))
     refuse_all(faults)
     return parts
 
 
-def _resolve(study: Study, task: Mapping[str, Any], folder: Path | None, faults: list[str]) -> Part:
+def _resolve(study: Study, task: Mapping[str, Any], folder: Path | None, faults: list[str]) -> list[Part]:
+    """Return a part of the study for each of its budgets, the same models in all."""
     name = task_name(task)
     part = name if len(study.tasks) > 1 else ""
-    variants = []
+    variants: dict[Budget | None, list[Variant]] = {budget: [] for budget in study.each_budget}
     first: Recipe | None = None
     for variant, overrides in study.variants.items():
         given = (*study.overrides, *study.task_overrides(task), *overrides)
@@ -54,12 +55,21 @@ def _resolve(study: Study, task: Mapping[str, Any], folder: Path | None, faults:
                 recipe = _sized(study, load_recipe(study.recipe, given), first)
                 found = [*_unbuildable(recipe), *([] if first is None else _incomparable(recipe, first))]
                 first = first or recipe
-                variants.append(_variant(study, variant, f"{part}/{variant}".lstrip("/"), recipe, folder))
+                for budget, own in variants.items():
+                    place = "/".join(filter(None, (part, _folder(study, budget), variant)))
+                    own.append(_variant(study, budget, (variant, place), recipe, folder))
             except ZooError as error:
                 found.append(str(error))
         task_label = f"task {name!r}, " if part else ""
         faults += [f"{task_label}variant {variant!r}: {line}" for line in found]
-    return Part(name, part, tuple(variants))
+    return [
+        Part(name, "/".join(filter(None, (part, _folder(study, budget)))), tuple(own), budget, len(study.budgets) > 1)
+        for budget, own in variants.items()
+    ]
+
+
+def _folder(study: Study, budget: Budget | None) -> str:
+    return budget.folder if budget is not None and len(study.budgets) > 1 else ""
 
 
 def _sized(study: Study, recipe: Recipe, first: Recipe | None) -> Recipe:
@@ -71,7 +81,7 @@ def _taken(study: Study, overrides: tuple[str, ...]) -> Iterator[str]:
     keys = {override.partition("=")[0].strip() for override in overrides}
     if study.learning_rates and _RATE in keys:
         yield f"{_RATE}: must be left to the study's learning_rates"
-    if study.budget is not None and _STEPS in keys | {each.partition("=")[0] for each in study.overrides}:
+    if study.each_budget != (None,) and _STEPS in keys | {each.partition("=")[0] for each in study.overrides}:
         yield f"{_STEPS}: must be left to the study's budget"
 
 
@@ -96,8 +106,10 @@ def _incomparable(recipe: Recipe, first: Recipe) -> Iterator[str]:
                 )
 
 
-def _variant(study: Study, name: str, place: str, recipe: Recipe, folder: Path | None) -> Variant:
-    budget = study.budget
+def _variant(
+    study: Study, budget: Budget | None, named: tuple[str, str], recipe: Recipe, folder: Path | None
+) -> Variant:
+    name, place = named
     steps = None if budget is None else steps_within(budget, recipe)
     recipe = recipe if steps is None else lasting(recipe, steps)
     seconds = None if budget is None else budget.seconds

@@ -1,6 +1,6 @@
 """Running a study: every run is trained that is not finished, by one process or several, and the page is written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +16,9 @@ from zoo.study.machine import describe_machine
 from zoo.study.processes import Crew
 from zoo.study.progress import StudyProgress
 from zoo.study.resolve import resolve_study
-from zoo.study.setting import describe, write_setting
+from zoo.study.setting import describe_parts, write_setting
 from zoo.study.summary import StudySummary
-from zoo.study.variants import Part
+from zoo.study.variants import Part, only_runs
 from zoo.study.work import Worker
 from zoo.training.memory import READING, naming_memory_errors
 from zoo.training.run.metrics import check_tensorboard
@@ -36,6 +36,7 @@ def run_study(
     processes: int = 1,
     seconds: float | None = None,
     early_stop: bool = False,
+    only: Sequence[str] = (),
 ) -> tuple[StudySummary, ...]:
     """Train the runs of a study that are not finished yet and write what all of them came to.
 
@@ -53,13 +54,14 @@ def run_study(
         processes: that train at the same time, each with one thread and, without `device`, a GPU of its own.
         seconds: after which it ends as at a signal: the step is finished and saved.
         early_stop: give up learning rates that are hopeless early (`zoo.study.halving`).
+        only: train the runs alone whose folder, from the study's on, is like one of these, such as `*-seed-0`.
 
     Returns:
-        What each task came to, in the study's order.
+        What each task, with each of several budgets, came to, in the study's order.
 
     Raises:
-        ConfigError: a variant is not valid or not comparable (`FaultsError`: a line for each), or matplotlib or SciPy
-            is not installed, or tensorboard where it is asked for.
+        ConfigError: no run is like one of `only`; a variant is not valid or not comparable (`FaultsError`: a line for
+            each); or matplotlib or SciPy is not installed, or tensorboard where it is asked for.
         InputError: there is no such device.
         CheckpointError: a variant's folder holds the run of another recipe or corpus.
         CorpusError: the corpus cannot be loaded or is too short.
@@ -70,25 +72,31 @@ def run_study(
     with watching_signals(), nullcontext() if seconds is None else stopping_after(seconds):
         parts = _checked_parts(study, folder, device)
         corpora = _Corpora()
-        settings = [describe(study, part, corpora(part)) for part in parts]
-        collected = [collect(setting, part, [folder]) for setting, part in zip(settings, parts, strict=True)]
+        chosen = only_runs(parts, only) if only else parts
+        settings = describe_parts(study, parts, corpora)
+        for setting, part in zip(settings, parts, strict=True):
+            collect(setting, part, [folder])  # what is there of another recipe or corpus is refused before training
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "study.yaml", study.to_yaml().encode())
         replace_file(folder / "recipe.yaml", load_recipe(study.recipe).to_yaml().encode())
         for setting, part in zip(settings, parts, strict=True):
             write_setting(setting, folder / part.folder)
-        left = sum(sum(each.waiting.values()) for each in collected)
+        runs = [run for part in chosen for variant in part.variants for run in variant.runs]
+        left = sum(not has_ended(run, folder) for run in runs)
         console = GuardedConsole(stderr=True, quiet=not progress)
         with _reported(study, settings, parts, folder), StudyProgress(study.name, console) as shown:
             if min(processes, left) > 1:
-                Crew(parts, folder, shown, device=device, early_stop=early_stop).work(min(processes, left))
+                crew = Crew(chosen, folder, shown, device=device, early_stop=early_stop, only=only)
+                crew.work(min(processes, left))
             else:
-                Worker(parts, folder, corpora, shown, device=device, early_stop=early_stop).work()
+                Worker(chosen, folder, corpora, shown, device=device, early_stop=early_stop).work()
     return write_reports(study, settings, parts, folder)
 
 
-def work_on(study: Study, folder: Path, *, device: str | None, early_stop: bool, place: tuple[int, int]) -> None:
+def work_on(
+    study: Study, folder: Path, *, device: str | None, early_stop: bool, only: Sequence[str], place: tuple[int, int]
+) -> None:
     """Train the runs of a study as one of several processes, without a word and without a report.
 
     Raises:
@@ -97,7 +105,8 @@ def work_on(study: Study, folder: Path, *, device: str | None, early_stop: bool,
     with watching_signals():
         parts = _checked_parts(study, folder, device)
         silent = StudyProgress(study.name, GuardedConsole(stderr=True, quiet=True))
-        Worker(parts, folder, _Corpora(), silent, device=device, early_stop=early_stop, place=place).work()
+        chosen = only_runs(parts, only) if only else parts
+        Worker(chosen, folder, _Corpora(), silent, device=device, early_stop=early_stop, place=place).work()
 
 
 def check_libraries() -> None:

@@ -1,5 +1,6 @@
 """What a study is before anything of it is finished, kept in its folder: a page takes no corpus and no device."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
@@ -14,23 +15,42 @@ from zoo.study.options import differing_options
 from zoo.study.summary import StudySummary
 from zoo.study.variants import Part
 
-__all__ = ["describe", "now", "read_setting", "write_setting"]
+__all__ = ["describe_parts", "now", "read_setting", "write_setting"]
 
 _FILE = "setting.json"
 _STATE_CONTEXTS = (256, 1_024, 4_096, 16_384, 65_536)
 
 
-def describe(study: Study, part: Part, corpus: Corpus | None) -> StudySummary:
-    """Return the summary of a study on one of its tasks of which nothing is finished.
+def describe_parts(study: Study, parts: Sequence[Part], corpora: Callable[[Part], Corpus | None]) -> list[StudySummary]:
+    """Return the summary of each part of a study, of which nothing is finished.
 
     Args:
         study: which.
-        part: the task.
-        corpus: its text; None for a task without one.
+        parts: of it.
+        corpora: the text of a part; None for a task without one. Each task's is read through once.
 
     Raises:
-        CorpusError: the corpus is too short.
+        CorpusError: a corpus is too short.
     """
+    of_task: dict[str, StudySummary] = {}
+    for part in parts:
+        if part.task not in of_task:
+            of_task[part.task] = _describe(study, part, corpora(part))
+    return [_budgeted(of_task[part.task], part) for part in parts]
+
+
+def _budgeted(setting: StudySummary, part: Part) -> StudySummary:
+    """Return a setting as that of a part, which has a budget of its own."""
+    return setting.replace(
+        budget="" if part.budget is None else str(part.budget),
+        budget_kind="tokens" if part.budget is None else part.budget.kind,
+        steps=part.variants[0].recipe.training.steps,
+        label=part.label,
+        folder=part.folder,
+    )
+
+
+def _describe(study: Study, part: Part, corpus: Corpus | None) -> StudySummary:
     recipe = part.variants[0].recipe
     training = recipe.training
     batches = corpus and validation_batches(
@@ -39,7 +59,6 @@ def describe(study: Study, part: Part, corpus: Corpus | None) -> StudySummary:
     limit = min(
         each.recipe.model.max_positions if each.recipe.model.positions == "learned" else inf for each in part.variants
     )
-    budget = study.budget
     return StudySummary(
         name=study.name,
         description=study.description,
@@ -50,10 +69,6 @@ def describe(study: Study, part: Part, corpus: Corpus | None) -> StudySummary:
         unit=loss_unit(recipe.data) if part.is_text else "bits per answer",
         task=part.task,
         match=study.match,
-        budget="" if budget is None else str(budget),
-        budget_kind="tokens"
-        if budget is None
-        else next(kind for kind in ("tokens", "flops", "seconds") if getattr(budget, kind) is not None),
         steps=training.steps,
         context_length=training.context_length,
         batch_tokens=training.tokens_per_step,

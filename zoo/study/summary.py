@@ -55,6 +55,10 @@ class StudySummary(Config):
     unit: str
     """Of every loss: "bits per byte", or "bits per token" where the bytes behind a token are not known."""
     task: str = "text"
+    label: str = ""
+    """What tells it from the study's other parts, in words."""
+    folder: str = ""
+    """Where its report lies, from the study's on; empty for a study of one part."""
     match: str = "parameters"
     """What all variants have as much of as the first."""
     budget: str = ""
@@ -86,6 +90,12 @@ class StudySummary(Config):
     """The runs that were stopped early, because their learning rate was hopeless."""
     waiting: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
     """By variant, the runs that have not ended."""
+
+    @property
+    def title(self) -> str:
+        """The study's name, and what tells this part from its others."""
+        label = self.label or ("" if self.task == "text" else self.task)
+        return f"{self.name}: {label}" if label else self.name
 
     @property
     def unfinished(self) -> tuple[str, ...]:

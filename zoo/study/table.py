@@ -29,7 +29,7 @@ def print_summary(summary: StudySummary, page: Path, console: Console | None = N
     """Print the table of a study and where its page is; numbers stay whole from 80 characters' width on."""
     console = console or GuardedConsole()
     table = Table(
-        title=escape(summary.name if summary.task == "text" else f"{summary.name}: {summary.task}"),
+        title=escape(summary.title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

@@ -14,7 +14,7 @@ from zoo.study.pace import find_pace
 from zoo.study.paused import Paused
 from zoo.study.progress import StudyProgress, Watched
 from zoo.study.status import look
-from zoo.study.variants import Part, Run, Variant
+from zoo.study.variants import Part, Run, Variant, variant_by_variant
 from zoo.training import train
 from zoo.training.run import RunFolder
 from zoo.training.workshop import Workshop
@@ -55,7 +55,7 @@ class Worker:
         self._device, self._early_stop = device, early_stop
         self._machine = describe_machine(device)
         self._workshop = Workshop()  # runs of one variant follow one another
-        chosen = [(part, variant) for part in parts for variant in part.variants]
+        chosen = variant_by_variant(parts)
         first = place[0] * len(chosen) // place[1]
         self._order = [*chosen[first:], *chosen[:first]]
         self._told: set[str] = set()

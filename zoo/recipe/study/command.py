@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
+from zoo.errors import ConfigError
 from zoo.mixers import mixers as registered_mixers
 from zoo.recipe.study.config import Study
 from zoo.recipe.study.files import DEFAULT_MIXERS, available_studies, load_study, mixer_study
@@ -21,10 +22,18 @@ def study_command(study: Study) -> str:
     if None not in specs:
         mixers = [spec for spec in specs if spec is not None]
         chosen = [] if tuple(mixers) == DEFAULT_MIXERS else ["--mixers", ",".join(mixers)]
-        plain = mixer_study(study.recipe, mixers).overridden(study.overrides)
-        if (options := _options(study, plain)) is not None:
+        plain = _mixer_study(study.recipe, mixers)
+        if plain is not None and (options := _options(study, plain.overridden(study.overrides))) is not None:
             return shlex.join(["zoo", "ablate", study.recipe, *chosen, *options, *study.overrides])
     return "zoo ablate study.yaml"
+
+
+def _mixer_study(recipe: str, mixers: Sequence[str]) -> Study | None:
+    """The study of those mixers with their options, or None where these are too long for the name of a variant."""
+    try:
+        return mixer_study(recipe, mixers)
+    except ConfigError:
+        return None
 
 
 def _spec(overrides: Sequence[str]) -> str | None:

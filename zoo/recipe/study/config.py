@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
@@ -71,6 +71,16 @@ def _as_count(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _as_budgets(value: Any) -> Any:
+    """Take {seconds: [120, 240]} for a budget of each."""
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) != 1 or not isinstance(next(iter(value.values())), list | tuple):
+        raise ValueError(f"must be a list of tokens, flops or seconds, such as {{seconds: [120, 240]}}, got {value!r}")
+    ((kind, amounts),) = value.items()
+    return tuple({kind: amount} for amount in amounts)
+
+
 Overrides = Annotated[tuple[str, ...], BeforeValidator(_as_overrides)]
 Task = Annotated[dict[str, Any], BeforeValidator(_as_task)]
 Rates = Annotated[tuple[float, ...] | dict[str, tuple[float, ...]], BeforeValidator(_as_rates)]
@@ -92,6 +102,16 @@ class Budget(Config):
         if sum(each is not None for each in (self.tokens, self.flops, self.seconds)) != 1:
             raise ValueError("must be exactly one of tokens, flops and seconds")
         return self
+
+    @property
+    def kind(self) -> Literal["tokens", "flops", "seconds"]:
+        """What it is counted in."""
+        return "tokens" if self.tokens is not None else "flops" if self.flops is not None else "seconds"
+
+    @property
+    def folder(self) -> str:
+        """What the folder of the runs that have it is called, where others have another one: `seconds-120`."""
+        return f"{self.kind}-{getattr(self, self.kind):.12g}"
 
     def __str__(self) -> str:
         if self.tokens is not None:
@@ -129,6 +149,8 @@ class Study(Config):
     """
     budget: Budget | None = None
     """What each run may spend; None: the recipe's number of steps."""
+    budgets: Annotated[tuple[Budget, ...], BeforeValidator(_as_budgets)] = ()
+    """Several in its place, all in the same measure: every run is made once for each, with a schedule of its own."""
     tasks: tuple[Task, ...] = ()
     """What to train on, each on its own: `text`, a task's kind, or a mapping of its `kind` and options."""
     evaluate: Measures = Measures()
@@ -138,7 +160,9 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        faults = [*self._faults_of_names(), *self._faults_of_rates(), *self._faults_of_tasks()]
+        faults = [
+            *self._faults_of_names(), *self._faults_of_rates(), *self._faults_of_budgets(), *self._faults_of_tasks()
+        ]  # fmt: skip
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -162,9 +186,23 @@ class Study(Config):
         unknown = [name for name in self.learning_rates if name not in self.variants]
         return [f"learning_rates: there is no variant {name!r}{nearest(name, self.variants)}" for name in unknown]
 
+    def _faults_of_budgets(self) -> Iterator[str]:
+        if self.budgets and self.budget is not None:
+            yield "budgets: stand in the place of budget, and there are both"
+        if len({budget.kind for budget in self.budgets}) > 1:
+            yield "budgets: must all be tokens, flops or seconds, for they are compared with each other"
+        for budget in dict.fromkeys(each.folder for each in self.budgets):
+            if [each.folder for each in self.budgets].count(budget) > 1:
+                yield f"budgets: {budget.replace('-', ' ', 1)} stands twice"
+
     def _faults_of_tasks(self) -> list[str]:
         names = [task_name(task) for task in self.tasks]
         return [f"tasks: {name!r} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+
+    @property
+    def each_budget(self) -> tuple[Budget | None, ...]:
+        """The budgets; None where runs have the recipe's number of steps."""
+        return self.budgets or (self.budget,)
 
     def rates_of(self, variant: str) -> tuple[float, ...]:
         """Return the rates that the study gives a variant; none: the one of its recipe."""
