@@ -57,6 +57,25 @@ def test_a_study_stops_in_time_and_goes_on(zoo: Callable[..., Result], study_fil
     assert steps == sorted(steps)
 
 
+def test_some_runs_are_trained_and_carried_away(
+    zoo: Callable[..., Result], refused: Callable[..., str], study_file: Path, tmp_path: Path
+) -> None:
+    command = ("study", "run", study_file, "--folder", tmp_path / "study", "--processes", "1")
+    ran = zoo(*command, "--only", "*-seed-0,b/*")
+    assert ran.exit_code == 0, ran.output
+    exported = zoo("study", "export", tmp_path / "study", "--output", tmp_path / "kept")
+    assert exported.exit_code == 0, exported.output
+    first, second = exported.stdout.splitlines()
+    assert first.startswith(f"{tmp_path / 'kept'}: 3 of 4 runs, ")
+    assert second == f"zoo study report {tmp_path / 'kept'}"
+    reported = zoo(*second.split()[1:])
+    assert reported.exit_code == 0, reported.output
+    assert "a (1 run left) is not finished" in reported.stdout
+    assert (tmp_path / "kept" / "index.html").is_file()
+    message = refused(*command, "--only", "seed-0")
+    assert message.startswith("only: no run is like 'seed-0'; there are a/rate-0.004-seed-0, ")
+
+
 def test_every_fault_has_its_line(zoo: Callable[..., Result], study_file: Path, tmp_path: Path) -> None:
     study_file.write_text(study_file.read_text() + "  c: {mixer: pwoer, training.setps: 3}\nbudget: {tokens: 3}\n")
     result = zoo("study", "plan", study_file)
@@ -78,7 +97,7 @@ def test_what_is_no_study_is_one_line(refused: Callable[..., str], tmp_path: Pat
     assert "(did you mean 'four-mixers'?)" in refused("study", "plan", "for-mixers")
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "report"])
+@pytest.mark.parametrize("command", ["plan", "run", "report", "export"])
 def test_examples_in_help_are_valid_commands(command: str) -> None:
     group = main.commands.get("study") or main.get_command(None, "study")
     inner = group.get_command(None, command)

@@ -49,6 +49,15 @@ def test_a_line_that_is_not_whole_is_no_progress(study: Study, tmp_path: Path) -
     assert (status.runs[0].step, status.runs[0].seconds) == (2, 0.5)
 
 
+def test_the_operations_of_a_model_are_counted_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.study import budget
+
+    parts = resolve_study(study.overridden(["model.layers=1"]).replace(seeds=2, learning_rates=(1e-3, 2e-3)))
+    first = look(parts, Path("nowhere"))
+    monkeypatch.setattr(budget, "build", None)
+    assert look(parts, Path("nowhere")).step_flops == first.step_flops
+
+
 def test_nothing_vanishes_in_eighty_columns() -> None:
     name = "a-long-name-of-a-variant with=options/rate-0.0015-seed-2"
     runs = (RunProgress(name, name, "running", 123_456, 1_000_000, 5.0),)
