@@ -146,13 +146,13 @@ def _check_kind(path: Path, kind: dict[str, str]) -> str | None:
 def _empty_caches() -> Iterator[Path]:
     """Give the compilers empty folders in a new one, which is gone afterwards."""
     before = {variable: os.environ.get(variable) for variable in _FOLDERS.values()}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ.update({variable: str(Path(folder, name)) for name, variable in _FOLDERS.items()})
         try:
             yield Path(folder)
         finally:
             for variable, value in before.items():
-                os.environ.pop(variable)
+                os.environ.pop(variable, None)
                 if value is not None:
                     os.environ[variable] = value
 
