@@ -76,6 +76,9 @@ def test_what_a_run_measured_is_read_and_what_it_did_not_is_not_there(tmp_path: 
     path.write_text(json.dumps({"accuracy": [accuracy], "positions": [positions], "state_bytes": 12}))
     found = _measures(path)
     assert (found["accuracy"][0].pairs, found["positions"][0].loss, found["state_bytes"]) == (4, 5.5, 12)
+    unreached = {"start": 64, "end": 128, "loss": None, "tokens": 0}
+    path.write_text(json.dumps({"positions": [positions, unreached]}))
+    assert [each.end for each in _measures(path)["positions"]] == [1]
     path.write_text(json.dumps({"accuracy": [{"length": "long"}]}))
     with pytest.raises(CheckpointError, match=r"result.json: not the result of a run: "):
         _measures(path)

@@ -36,6 +36,8 @@ _HEADINGS = (
     "variant", "budget", "loss", "seeds", "rate", "tokens", "FLOPs", "time", "tokens/s", "state", "peak memory"
 )  # fmt: skip
 
+_FEWEST_TICKS = 3
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -153,10 +155,14 @@ def _fill(
 
 
 def _tick(axes: Axes) -> None:
-    """Mark 1, 2 and 5 of each power of ten, for few budgets seldom hold a whole one."""
+    """Mark round numbers, the roundest of which there are three at least: few budgets seldom hold a power of ten."""
     low, high = axes.get_xlim()
-    places = [step * 10.0**power for power in range(-3, 25) for step in (1, 2, 5)]
-    axes.xaxis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        marks = [step * 10.0**power for power in range(-3, 25) for step in steps]
+        places = [place for place in marks if low <= place <= high]
+        if len(places) >= _FEWEST_TICKS:
+            break
+    axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(low, high)

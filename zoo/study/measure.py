@@ -128,20 +128,26 @@ def _summarise_run(run: Run, result: TrainingResult, folder: Path, corpus: Corpu
 def _measures(path: Path) -> dict[str, Any]:
     """Return what a result says besides the loss; a run that did not measure it does not have it.
 
+    Positions that no document reaches, and lengths at which the loss is not finite, have none and are left out.
+
     Raises:
         CheckpointError: it is something else.
     """
     found = json.loads(read_regular(path))  # which was read before, and is whole
     try:
         return {
-            "positions": tuple(PositionLoss.from_mapping(each) for each in found.get("positions", ())),
-            "lengths": tuple(LengthLoss.from_mapping(each) for each in found.get("lengths", ())),
+            "positions": tuple(map(PositionLoss.from_mapping, _with_loss(found.get("positions", ())))),
+            "lengths": tuple(map(LengthLoss.from_mapping, _with_loss(found.get("lengths", ())))),
             "accuracy": tuple(Accuracy.from_mapping(each) for each in found.get("accuracy", ())),
             "state_bytes": found.get("state_bytes"),
             "peak_memory_bytes": found.get("peak_memory_bytes"),
         }
     except ConfigError as error:
         raise CheckpointError(f"{path}: not the result of a run: {error}") from None
+
+
+def _with_loss(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in entries if each.get("loss", 0.0) is not None]
 
 
 def validation_curve(records: Sequence[Mapping[str, Any]]) -> Curve:
