@@ -90,7 +90,10 @@ def _options(options: Options, *, scale: float, return_state: bool) -> power.Opt
     return power.Options(options.p, scale, normalize=False, use_triton=True, return_state=return_state)
 
 
-def _wide_enough(inputs: Inputs) -> Inputs:
+def _as_read(inputs: Inputs) -> Inputs:
+    """As kernels read them: gates and rates one behind the other, as tokens are, and no float16."""
+    log_g, beta = (None if x is None else x.contiguous() for x in (inputs.log_g, inputs.beta))
+    inputs = inputs._replace(log_g=log_g, beta=beta)
     if inputs.q.dtype != torch.float16:
         return inputs
     return inputs._replace(q=inputs.q.float(), k=inputs.k.float(), v=inputs.v.float())
@@ -98,7 +101,7 @@ def _wide_enough(inputs: Inputs) -> Inputs:
 
 def forward(inputs: Inputs, options: Options) -> Outputs:
     """Output, last state and errors, the latter two where they are asked for."""
-    dtype, inputs = inputs.v.dtype, _wide_enough(inputs)
+    dtype, inputs = inputs.v.dtype, _as_read(inputs)
     with unseen(inputs.q.device):
         _prepare(inputs, options)
         written, errors = inputs.v, None
@@ -194,7 +197,7 @@ def _of_first(inputs: Inputs, dv: Tensor, options: power.Options) -> _OfFirst:
 
 def backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """Gradients of all inputs."""
-    dtype, inputs = inputs.q.dtype, _wide_enough(inputs)
+    dtype, inputs = inputs.q.dtype, _as_read(inputs)
     do, beta, errors, empty = incoming.do.to(inputs.q.dtype), inputs.beta, saved.errors, or_empty(None, inputs.q)
     with unseen(inputs.q.device):
         of_outputs = _options(options, scale=options.scale, return_state=incoming.dS is not None)

@@ -80,3 +80,12 @@ def test_opcheck() -> None:
     o, S, *saved = torch.ops.zoo.delta_attention(*inputs, *options)
     incoming = Incoming(torch.ones_like(o), torch.ones_like(S))
     torch.library.opcheck(torch.ops.zoo.delta_attention_backward, (*incoming, *inputs, *saved, *options))
+
+
+def test_gates_and_rates_may_lie_anywhere() -> None:
+    """As transposed ones do, whose tokens are not behind one another."""
+    problem = random_problem(40, p=2, rates="any", shape=(1, 2, 16, 16))
+    assert problem.log_g is not None
+    assert problem.beta is not None
+    apart = {"log_g": problem.log_g.mT.contiguous().mT, "beta": problem.beta.mT.contiguous().mT}
+    check_same(problem, run(replace(problem, **apart), "triton"), run(problem, "recurrent"))
