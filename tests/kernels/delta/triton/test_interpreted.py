@@ -75,16 +75,20 @@ def test_error_law_in_bfloat16(T: int, gates: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rates", "T"),
-    [(torch.float16, "half", 200), (torch.float16, "any", 200), (torch.float32, "near two", 200),
-     (torch.bfloat16, "half", 1000), (torch.bfloat16, "near two", 200)],
+    ("dtype", "rates", "T", "H"),
+    [(torch.float16, "half", 200, 1), (torch.float16, "any", 200, 1), (torch.float32, "near two", 200, 8),
+     (torch.bfloat16, "half", 1000, 1), (torch.bfloat16, "near two", 200, 8)],
 )  # fmt: skip
 def test_error_law_of_a_key_that_repeats(
-    dtype: torch.dtype, rates: str, T: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, rates: str, T: int, H: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a GPU's digits: what a rounded map writes beside the key stays there, and what products cut off adds up."""
+    """With a GPU's digits: what a rounded map writes beside the key stays there, and what products cut off adds up.
+
+    Near two nothing decays: roundings add up as they fall, and a head's error is 0.2 to 4 times that of the plain form
+    by chance alone (0.6 over 40 of them). So there the law is about several heads together.
+    """
     monkeypatch.setattr(plan, "INTERPRETED", False)  # which precision is asked for
-    problem = random_problem(T, gates="none", rates=rates, shape=(1, 1, 32, 32), dtype=dtype)
+    problem = random_problem(T, gates="none", rates=rates, shape=(1, H, 32, 32), dtype=dtype)
     problem = replace(problem, k=problem.k[:, :1].expand(problem.k.shape))
     with using(Sizes(output_warps=2)), bfloat16_as_on_a_gpu(), tensor_cores_as_on_a_gpu():
         ours = run(problem, "triton")
