@@ -17,7 +17,7 @@ from zoo.kernels.power.triton.tune import Case, tune, write_row
 __all__ = ["tune_case"]
 
 _REPEATS = 5
-_KERNELS = {"sums": "state_sums_kernel"}  # where a kernel's name is not its name in the table with `_kernel`
+_SUMS = ("state_sums_kernel", "high_sums_kernel")  # of p <= 2, and beyond; else a kernel has its name in the table
 
 
 def tune_case(
@@ -54,7 +54,7 @@ def _measure(inputs: list[Tensor], p: int, sizes: BlockSizes, kernel: str, token
 
     def run() -> None:
         o = power_attention(*here, p=p).o
-        if kernel not in ("sums", "output"):
+        if kernel not in ("sums", "output", "high_outputs"):
             torch.autograd.grad(o, here, torch.ones_like(o))
 
     try:
@@ -67,6 +67,6 @@ def _measure(inputs: list[Tensor], p: int, sizes: BlockSizes, kernel: str, token
                 torch.cuda.synchronize()
     except (OutOfResources, PTXASError, torch.OutOfMemoryError):
         return math.inf
-    name = _KERNELS.get(kernel, f"{kernel}_kernel")
-    times = [event.self_device_time_total for event in profiler.key_averages() if kernel == "all" or event.key == name]
+    names = _SUMS if kernel == "sums" else (f"{kernel}_kernel",)
+    times = [event.self_device_time_total for event in profiler.key_averages() if kernel == "all" or event.key in names]
     return sum(times) / _REPEATS / 1e6

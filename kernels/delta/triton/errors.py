@@ -25,9 +25,8 @@ from zoo.kernels.delta.triton.prepare import inverse_below, solve
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.from_state import pass_on
-from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, power
+from zoo.kernels.power.triton.monomials import outer_count, outer_scalars, outer_with_decay, power
 from zoo.kernels.power.triton.operands import as_operand
-from zoo.kernels.power.triton.sums import outer_with_decay
 
 __all__ = [
     "decay_from_start", "find_stretch", "inverse_kernel", "join_kernel", "read_kernel", "solve_kernel",

@@ -26,7 +26,7 @@ TABLE = Path(__file__).with_name("blocks.csv")
 
 
 class LaunchSizes(NamedTuple):
-    """Tokens of a program, tokens it meets at a time, warps, and stages of the pipeline."""
+    """Tokens of a program, what it meets at a time, tokens or outer monomials, warps, and stages of the pipeline."""
 
     block: int
     other: int
@@ -39,17 +39,23 @@ class BlockSizes(NamedTuple):
 
     chunk: int  # C, tokens a chunk
     alone: int  # up to so many tokens one chunk takes all: the quadratic form
-    outer: int  # outer monomials a program of the sums takes, 1, 2 or 4
-    sums: LaunchSizes
+    outer: int  # outer monomials a program of the sums takes at p <= 2: 1, 2 or 4
+    sums: LaunchSizes  # tokens at a time, and from p = 3 on a program's outer monomials
     output: LaunchSizes
     query_gradient: LaunchSizes
     key_gradient: LaunchSizes
     value_gradient: LaunchSizes
+    high_outputs: LaunchSizes = LaunchSizes(0, 0, 0, 0)  # from p = 3 on: tokens by outer monomials
+    high_gradients: LaunchSizes = LaunchSizes(0, 0, 0, 0)
     inner: int = 0  # channels of a tile; not tuned, as the layout of states depends on it
 
     @property
     def launches(self) -> tuple[LaunchSizes, ...]:
-        return self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient
+        """As they stand in a row of the table."""
+        return (
+            self.sums, self.output, self.query_gradient, self.key_gradient, self.value_gradient, self.high_outputs,
+            self.high_gradients,
+        )  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -97,8 +103,12 @@ def read_table(path: Path) -> tuple[Row, ...]:
 def _row(line: list[str], path: Path, number: int) -> Row:
     try:
         gpu, kernels, dtype, K, V, p, chunk, alone, outer, *launches = line
-        sums, output, query, key, value = (LaunchSizes(*map(int, launch.split("x"))) for launch in launches)
-        sizes = BlockSizes(int(chunk), int(alone), int(outer), sums, output, query, key, value)
+        *low, high_outputs, high_gradients = (LaunchSizes(*map(int, launch.split("x"))) for launch in launches)
+        sums, output, query, key, value = low
+        sizes = BlockSizes(
+            int(chunk), int(alone), int(outer), sums, output, query, key, value,
+            high_outputs=high_outputs, high_gradients=high_gradients,
+        )  # fmt: skip
         return Row(gpu, kernels, dtype, int(K), int(V), int(p), sizes)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}, line {number}: expected a row of block sizes, was {','.join(line)!r}") from error
@@ -134,10 +144,12 @@ def wanted() -> BlockSizes | None:
 
 def block_sizes(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> BlockSizes:
     """The block sizes for inputs like x with these widths; hopper: for its own kernels."""
-    inner = 16 if hopper else K if p <= 2 else max(16, K // 2)
+    # From p = 3 on the columns of one product are an inner block's channels and values.
+    inner = 16 if hopper else K if p <= 2 else min(K // 4, 128 // V)
     if triton.knobs.runtime.interpret:
         launch = LaunchSizes(16, 16, 4, 1)
-        return BlockSizes(32, 64, 2, launch, launch, launch, launch, launch, inner=inner)
+        high = {"high_outputs": launch, "high_gradients": launch}
+        return BlockSizes(32, 64, 2, launch, launch, launch, launch, launch, inner=inner, **high)
     dtype = str(x.dtype).removeprefix("torch.")
     found = _wanted.sizes or _look_up(architecture(x), "hopper" if hopper else "triton", dtype, K, V, p)
     return found._replace(inner=inner)

@@ -15,10 +15,9 @@ __all__ = ["key_gradient_kernel"]
 @triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def key_gradient_kernel(
     q, k, k_columns, v, do, delta, factors, gates, gates_low, dstates, given, dk, along, offset, bounds,
-    channels, symmetric, gradient_weights, T, C, outers, rows,
-    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    BLOCK: tl.constexpr, QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
+    T, C, rows, Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
+    QUERIES: tl.constexpr, NORMALIZE: tl.constexpr, HAS_NORMALISER: tl.constexpr,
     GATED: tl.constexpr, EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, OFFSET: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -55,10 +54,10 @@ def key_gradient_kernel(
     if HAS_STATES:
         dstates += (slot * STATES + state) * rows * (V + 1)
         vectors = (k, at, k_columns, here, C)
-        after = (dstates, dstates + rows * V, channels, symmetric, gradient_weights, outers, 1)
-        if HAS_NORMALISER:
+        after = (dstates, dstates + rows * V, 1)
+        if HAS_NORMALISER and P <= 2:  # beyond that it is among what is given
             ones = tl.full((BLOCK,), 1.0, tl.float32)
-            result = normaliser_gradients(vectors, ones, after, K, P, INNER, OUTERS, dtype, PRECISION)
+            result = normaliser_gradients(vectors, ones, after, K, P, INNER, dtype, PRECISION)
         if OFFSET:  # first, while there is room in registers
             one = tl.full((BLOCK,), 1.0, tl.float32)
             linear, constant = lower_products(values, one, dstates, rows, K, P, HAS_NORMALISER, PRECISION)
@@ -70,7 +69,7 @@ def key_gradient_kernel(
             exist = (here < tokens)[:, None]
             result += tl.load(given + here[:, None] * STATES * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(result, values, vectors, after, K, P, INNER, PRECISION)
+            result = add_gradients(result, values, vectors, after, K, P, PRECISION)
         if GATED:
             to_end = decay(gates, gates_low, C - 1, last, EXACT_GATES)
             result *= to_end

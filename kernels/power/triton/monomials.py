@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "CONSTANT_ROWS", "count_monomials", "outer_columns", "outer_count", "outer_scalars", "pair_rows", "pair_weights",
-    "power",
+    "CONSTANT_ROWS", "count_monomials", "outer_columns", "outer_count", "outer_monomials", "outer_scalars",
+    "outer_with_decay", "pair_rows", "pair_weights", "power",
 ]  # fmt: skip
 
 # Of a state with an offset: the last ones, of which the first belongs to the constant and the others are zero.
@@ -89,3 +89,30 @@ def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr)
             channel = tl.load(channels + degree * outers + outer, mask, 0)
             result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
     return result
+
+
+@triton.jit
+def outer_monomials(x, at, stride, channels, outer, outers, P: tl.constexpr):
+    """As `outer_columns`, of monomials and tokens that exist; float32."""
+    result = tl.load(x + at + tl.load(channels + outer) * stride).to(tl.float32)
+    for degree in tl.static_range(1, P - 1):
+        result *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
+    return result
+
+
+@triton.jit
+def outer_with_decay(columns, outer, P: tl.constexpr):
+    """An outer monomial of a block's vectors, one channel of which is read where decay has been applied.
+
+    columns: pointers to vectors side by side `[K, C]` and to the same with decay, the tokens `at [BLOCK]`, C, and the
+    table of outer monomials' channels with `outers` in a row. A plain tuple: see `from_state`.
+    """
+    x, decayed, at, C, channels, outers = columns
+    channel = outer if P == 2 else tl.load(channels + outer)
+    scalars = tl.load(decayed + channel * C + at)
+    if P > 2:
+        wide = scalars.to(tl.float32)
+        for degree in tl.static_range(1, P - 1):
+            wide *= tl.load(x + tl.load(channels + degree * outers + outer) * C + at).to(tl.float32)
+        scalars = wide.to(scalars.dtype)
+    return scalars

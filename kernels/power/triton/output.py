@@ -18,11 +18,11 @@ STEEP = tl.constexpr(2.0**-110)
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def output_kernel(
-    q, q_columns, k_columns, v, gates, gates_low, states, given, o, exact, denominator, offset, bounds,
-    channels, weights, T, C, outers, rows, scale,
+    q, q_columns, k_columns, v, gates, gates_low, states, given, given_total, o, exact, denominator, offset, bounds,
+    T, C, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, EXACT: tl.constexpr, GATED: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
+    KEYS: tl.constexpr, NORMALIZE: tl.constexpr, EXACT: tl.constexpr, GATED: tl.constexpr,
     EXACT_GATES: tl.constexpr, HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr,
     OFFSET: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -30,8 +30,8 @@ def output_kernel(
 
     q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
     `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`; what they give to the queries may be
-    GIVEN `[B T, Ho, V]`, but for the normaliser. If OFFSET, offset `[Hq]` is added to scores. A program takes BLOCK
-    queries of one output head, KEYS keys at a time.
+    GIVEN `[B T, Ho, V]`, and at P > 2 is, with what they give to the normaliser, given_total `[B T, Ho]`. If OFFSET,
+    offset `[Hq]` is added to scores. A program takes BLOCK queries of one output head, KEYS keys at a time.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, OUTPUTS, T, C, bounds, PACKED)
@@ -61,9 +61,13 @@ def output_kernel(
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
         vectors = (q, at, q_columns, here, C)
-        before = (states, states + rows * V, channels, channels, weights, outers, count)
+        before = (states, states + rows * V, count)
+        exist = (here < tokens) & (count > 0)
         if NORMALIZE:
-            total = normalisers(vectors, before, K, P, INNER, OUTERS, dtype, PRECISION)
+            if P > 2:
+                total = tl.load(given_total + (start * OUTPUTS + head) + here * OUTPUTS, exist, 0)
+            else:
+                total = normalisers(vectors, before, K, P, INNER, dtype, PRECISION)
         if OFFSET:  # first, while there is room in registers
             tl.static_assert(not GIVEN)
             tile = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
@@ -71,10 +75,9 @@ def output_kernel(
             y, total = add_lower_outputs(y, total, tile, linear, constant, states, rows, P, NORMALIZE, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * V
-            exist = ((here < tokens) & (count > 0))[:, None]
-            y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist, 0)
+            y = tl.load(given + here[:, None] * OUTPUTS * V + tl.arange(0, V)[None, :], exist[:, None], 0)
         else:
-            y = add_outputs(y, vectors, before, K, P, INNER, dtype, PRECISION)
+            y = add_outputs(y, vectors, before, K, P, dtype, PRECISION)
         if GATED:
             from_start = tl.exp2(tl.load(gates + token))
             if EXACT_GATES:

@@ -10,6 +10,7 @@ from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs
 from zoo.kernels.power.heads import gather_heads
 from zoo.kernels.power.triton import portable
 from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
+from zoo.kernels.power.triton.high import passes as high
 from zoo.kernels.power.triton.hopper import passes as hopper
 from zoo.kernels.power.triton.plan import Plan, make_plan
 from zoo.kernels.power.triton.portable import OF_OFFSETS
@@ -37,7 +38,7 @@ GATE_BLOCK = 256
 
 def backend(plan: Plan) -> Any:
     """What makes its sums, outputs and gradients."""
-    return hopper if plan.hopper else portable
+    return hopper if plan.hopper else high if plan.p > 2 else portable
 
 
 def forward(inputs: Inputs, options: Options) -> Outputs:

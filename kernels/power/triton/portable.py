@@ -1,4 +1,9 @@
-"""The backend of every GPU: chunks' sums, outputs, and gradients of queries, keys and values, in Triton."""
+"""The backend of every GPU at p <= 2: chunks' sums, outputs, and gradients of queries, keys and values, in Triton.
+
+What a chunk gives is computed here at every p.
+"""
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,12 +20,11 @@ from zoo.kernels.power.triton.sums import state_sums_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
 __all__ = [
-    "OF_OFFSETS", "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along",
+    "OF_OFFSETS", "Given", "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along",
     "room_for_outputs", "sums", "value_gradient",
 ]  # fmt: skip
 
 OF_OFFSETS = 2  # of products of queries with their gradients: behind the chunk's part and the states'
-OUTERS = 16  # outer monomials that meet a block of tokens at once in the normaliser's products; a dot takes 16 at least
 
 
 def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,16 +39,13 @@ def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, 
         dtype: of the sums.
     """
     layout, blocks, launch, states = plan.layout, plan.blocks, plan.blocks.sums, plan.heads.state
-    found, base = room(*plan.state_shape, like=y, dtype=dtype), 0
-    for inner, prefix in enumerate(layout.prefixes):
-        launcher(state_sums_kernel)[(triton.cdiv(prefix, blocks.outer), plan.slots, states)](
-            x, decayed, y, found, operands.bounds, operands.tables.channels,
-            plan.tokens, plan.C, layout.outers, layout.rows, base, inner, prefix,
-            x.shape[1], y.shape[2], states, decayed.shape[1] // states,
-            K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTER=blocks.outer, BLOCK=launch.block,
-            PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
-        )  # fmt: skip
-        base += prefix * layout.inner
+    found = room(*plan.state_shape, like=y, dtype=dtype)
+    launcher(state_sums_kernel)[(triton.cdiv(layout.outers, blocks.outer), plan.slots, states)](
+        x, decayed, y, found, operands.bounds, plan.tokens, plan.C, layout.rows,
+        x.shape[1], y.shape[2], states, decayed.shape[1] // states,
+        K=plan.K, V=plan.V, P=plan.p, OUTER=blocks.outer, BLOCK=launch.block,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
     return found
 
 
@@ -61,7 +62,14 @@ def outputs(
         has_initial: whether sequences' first chunks have states, too.
         exact: whether o is wanted in float32 as well.
     """
-    return fill_outputs(plan, operands, columns, states, None, has_initial=has_initial, exact=exact)
+    return fill_outputs(plan, operands, columns, states, Given(), has_initial=has_initial, exact=exact)
+
+
+class Given(NamedTuple):
+    """What states give to queries, float32, with neither decay nor scale, where that is known."""
+
+    y: Tensor | None = None  # [B, T, Ho, V]
+    total: Tensor | None = None  # of the normaliser, at p >= 3 [B, T, Ho, 1]
 
 
 def room_for_outputs(plan: Plan, operands: Operands, *, exact: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -72,22 +80,22 @@ def room_for_outputs(plan: Plan, operands: Operands, *, exact: bool) -> tuple[Te
 
 
 def fill_outputs(
-    plan: Plan, operands: Operands, columns: Columns, states: Tensor | None, given: Tensor | None, *,
+    plan: Plan, operands: Operands, columns: Columns, states: Tensor | None, given: Given, *,
     has_initial: bool, exact: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """As `outputs`; given: what states give `[B, T, Ho, V]`, but for the normaliser, where that is known."""
-    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.output, operands.tables
+    """As `outputs`, with what states give."""
+    heads, layout, launch = plan.heads, plan.layout, plan.blocks.output
     o, exact_o, denominator = room_for_outputs(plan, operands, exact=exact)
     blocks = plan.programs(launch.block)
     launcher(output_kernel)[(blocks * heads.output * plan.slots,)](
         operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v,
-        operands.gates, operands.gates_low, operands.or_nothing(states), operands.or_nothing(given),
+        operands.gates, operands.gates_low, operands.or_nothing(states), *map(operands.or_nothing, given),
         o, operands.or_nothing(exact_o), operands.or_nothing(denominator), operands.offset, operands.bounds,
-        tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows, plan.scale,
+        plan.tokens, plan.C, layout.rows, plan.scale,
         *heads, heads.state, heads.output, blocks,
-        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, KEYS=launch.other,
         NORMALIZE=plan.normalize, EXACT=exact, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
-        HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, OFFSET=plan.offset,
+        HAS_STATES=states is not None, GIVEN=given.y is not None, HAS_INITIAL=has_initial, OFFSET=plan.offset,
         PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return o, exact_o, denominator
@@ -138,15 +146,14 @@ def query_gradient(
     given: Tensor | None, along: Tensor, *, has_initial: bool,
 ) -> Tensor:  # fmt: skip
     """dq `[B, T, Ho, K]`, and its product with q; given: what states give it over p `[B, T, Ho, K]`, where known."""
-    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.query_gradient, operands.tables
+    heads, layout, launch = plan.heads, plan.layout, plan.blocks.query_gradient
     dq, blocks = separate_gradients(operands.q, heads.output), plan.programs(launch.block)
     launcher(query_gradient_kernel)[(blocks * heads.output * plan.slots,)](
         operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v, gradient.do,
         operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
         operands.or_nothing(states), operands.or_nothing(given), dq, along, operands.offset, operands.bounds,
-        tables.channels, tables.symmetric, tables.gradient_weights,
-        plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
-        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, KEYS=launch.other,
+        plan.tokens, plan.C, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, KEYS=launch.other,
         NORMALIZE=plan.normalize, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
         HAS_STATES=states is not None, GIVEN=given is not None, HAS_INITIAL=has_initial, OFFSET=plan.offset,
         PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
@@ -159,15 +166,14 @@ def key_gradient(
     given: Tensor | None, along: Tensor, *, has_final: bool,
 ) -> Tensor:  # fmt: skip
     """dk `[B, T, Hs, K]`, and its product with k; given as in `query_gradient`."""
-    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.key_gradient, operands.tables
+    heads, layout, launch = plan.heads, plan.layout, plan.blocks.key_gradient
     dk, blocks = separate_gradients(operands.k, heads.state), plan.programs(launch.block)
     launcher(key_gradient_kernel)[(blocks * heads.state * plan.slots,)](
         operands.q, operands.k, operands.or_nothing(columns.keys), operands.v, gradient.do,
         operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
         operands.or_nothing(dstates), operands.or_nothing(given), dk, along, operands.offset, operands.bounds,
-        tables.channels, tables.symmetric, tables.gradient_weights,
-        plan.tokens, plan.C, layout.outers, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
-        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=OUTERS, BLOCK=launch.block, QUERIES=launch.other,
+        plan.tokens, plan.C, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
         NORMALIZE=plan.normalize, HAS_NORMALISER=plan.normalize or has_final, GATED=plan.gated,
         EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None, OFFSET=plan.offset,
         PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
@@ -180,15 +186,15 @@ def value_gradient(
     given: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """dv `[B, T, Hs, V]`; given: what states' gradients give it `[B, T, Hs, V]`, where that is known."""
-    heads, layout, launch, tables = plan.heads, plan.layout, plan.blocks.value_gradient, operands.tables
+    heads, layout, launch = plan.heads, plan.layout, plan.blocks.value_gradient
     dv, blocks = separate_gradients(operands.v, heads.state), plan.programs(launch.block)
     launcher(value_gradient_kernel)[(blocks * heads.state * plan.slots,)](
         operands.q, operands.k, operands.or_nothing(columns.keys), gradient.do, gradient.factors, operands.gates,
         operands.gates_low, operands.or_nothing(dstates), operands.or_nothing(given), dv, operands.offset,
         operands.bounds,
-        tables.channels, tables.weights, plan.tokens, plan.C, layout.outers, layout.rows,
+        plan.tokens, plan.C, layout.rows,
         heads.query, heads.key, heads.state, heads.output, blocks,
-        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, BLOCK=launch.block, QUERIES=launch.other,
+        K=plan.K, V=plan.V, P=plan.p, BLOCK=launch.block, QUERIES=launch.other,
         GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=dstates is not None, GIVEN=given is not None,
         OFFSET=plan.offset, PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps,
         num_stages=launch.stages,

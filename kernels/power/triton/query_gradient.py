@@ -15,10 +15,9 @@ __all__ = ["query_gradient_kernel"]
 @triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def query_gradient_kernel(
     q, q_columns, k_columns, v, do, delta, factors, gates, gates_low, states, given, dq, along, offset, bounds,
-    channels, symmetric, gradient_weights, T, C, outers, rows,
-    Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr,
-    BLOCK: tl.constexpr, KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
+    T, C, rows, Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
+    KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, HAS_INITIAL: tl.constexpr, OFFSET: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -61,15 +60,15 @@ def query_gradient_kernel(
         count = 1 if HAS_INITIAL else tl.minimum(place, 1)
         states += (slot * STATES + state) * rows * (V + 1)
         vectors = (q, at, q_columns, here, C)
-        before = (states, states + rows * V, channels, symmetric, gradient_weights, outers, count)
-        if NORMALIZE:
-            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, OUTERS, dtype, PRECISION)
+        before = (states, states + rows * V, count)
+        if NORMALIZE and P <= 2:  # beyond that it is among what is given
+            result = normaliser_gradients(vectors, -delta_here, before, K, P, INNER, dtype, PRECISION)
         if GIVEN:
             given += (start * OUTPUTS + head) * K
             exist = ((here < tokens) & (count > 0))[:, None]
             result += tl.load(given + here[:, None] * OUTPUTS * K + channel[None, :], exist, 0)
         else:
-            result = add_gradients(result, do_here, vectors, before, K, P, INNER, PRECISION)
+            result = add_gradients(result, do_here, vectors, before, K, P, PRECISION)
         if OFFSET:
             linear, constant = lower_products(do_here, -delta_here, states, rows, K, P, NORMALIZE, PRECISION)
             # Over P, like the result: beta^2 and 2 beta x have the derivatives 2 beta and 2 x, and beta has 1.

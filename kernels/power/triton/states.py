@@ -24,20 +24,14 @@ def add_normalisers(
 
     x and decayed are as in `portable.sums`.
     """
-    layout, launch, states = plan.layout, plan.blocks.sums, plan.heads.state
-    # Products of degree 2 are so few that one launch takes all.
-    width, prefixes = (plan.K, (plan.K,)) if plan.p == 2 else (layout.inner, layout.prefixes)
-    base = 0
-    for inner, prefix in enumerate(prefixes):
-        outers = min(64, max(16, triton.next_power_of_2(prefix)))
-        launcher(normaliser_sums_kernel)[(triton.cdiv(prefix, outers), plan.slots, states)](
-            x, decayed, operands.or_nothing(delta), sums, operands.bounds, operands.tables.channels,
-            plan.tokens, plan.C, layout.outers, layout.rows, base, inner, prefix,
-            x.shape[1], states, decayed.shape[1] // states,
-            K=plan.K, V=plan.V, P=plan.p, INNER=width, TILED=layout.inner, OUTERS=outers, BLOCK=launch.block,
-            HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
-        )  # fmt: skip
-        base += prefix * layout.inner
+    layout, states = plan.layout, plan.heads.state
+    outers = min(64, max(16, triton.next_power_of_2(layout.outers)))
+    launcher(normaliser_sums_kernel)[(triton.cdiv(layout.outers, outers), plan.slots, states)](
+        x, decayed, operands.or_nothing(delta), sums, operands.bounds, operands.tables.channels,
+        plan.tokens, plan.C, layout.outers, layout.rows, x.shape[1], states, decayed.shape[1] // states,
+        K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=outers, BLOCK=plan.blocks.sums.block,
+        HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
+    )  # fmt: skip
 
 
 def add_lower(

@@ -13,6 +13,7 @@ __all__ = ["Case", "Measure", "tune", "write_row"]
 TIE = 0.01
 CHUNKS = {1: (128, 256, 512, 1024), 2: (512, 1024, 2048)}
 _BLOCKS = ((128, 32), (128, 64), (64, 32), (64, 64), (32, 32))
+_OUTERS = (32, 64, 128)  # outer monomials that are an operand of a product, from p = 3 on
 _WARPS = (4, 8)
 
 
@@ -33,8 +34,9 @@ Measure = Callable[[BlockSizes, str, int], float]
 
 def tuned_kernels(case: Case) -> tuple[str, ...]:
     """The kernels with sizes to choose: Hopper's own have theirs built in, and leave the chunks of wide heads."""
+    high = ("high_outputs", "high_gradients") if case.p > 2 else ()
     if case.kernels == "triton":
-        return "sums", "output", "query_gradient", "key_gradient", "value_gradient"
+        return "sums", "output", "query_gradient", "key_gradient", "value_gradient", *high
     if case.K == case.V == 64:
         return ()
     return "output", "query_gradient", "key_gradient", "value_gradient"
@@ -44,7 +46,17 @@ def candidates(case: Case, kernel: str) -> Iterator[LaunchSizes]:
     """Sizes worth trying."""
     stages = (2, 3) if case.dtype == "bfloat16" else (1, 2)
     for depth in stages:
-        if kernel == "sums":
+        if kernel == "sums" and case.p > 2:
+            yield from (
+                LaunchSizes(block, outers, warps, depth)
+                for block in (32, 64) for outers in _OUTERS[1:] for warps in _WARPS
+            )  # fmt: skip
+        elif kernel.startswith("high"):
+            yield from (
+                LaunchSizes(block, outers, warps, depth)
+                for block in (64, 128) for outers in _OUTERS for warps in _WARPS
+            )  # fmt: skip
+        elif kernel == "sums":
             yield from (LaunchSizes(block, 0, 4, depth) for block in (32, 64))
         else:
             yield from (LaunchSizes(*tokens, warps, depth) for tokens in _BLOCKS for warps in _WARPS)

@@ -14,10 +14,10 @@ __all__ = ["value_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "STATES", "OUTPUTS"])
 def value_gradient_kernel(
-    q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, offset, bounds, channels, weights,
-    T, C, outers, rows,
+    q, k, k_columns, do, factors, gates, gates_low, dstates, given, dv, offset, bounds,
+    T, C, rows,
     Q_HEADS, K_HEADS, STATES, OUTPUTS, BLOCKS,
-    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
     HAS_STATES: tl.constexpr, GIVEN: tl.constexpr, OFFSET: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -55,8 +55,8 @@ def value_gradient_kernel(
             exist = (here < tokens)[:, None]
             result = tl.load(given + here[:, None] * STATES * V + value[None, :], exist, 0)
         else:
-            after = (dstates, dstates, channels, channels, weights, outers, 1)
-            result = add_outputs(result, (k, at, k_columns, here, C), after, K, P, INNER, dtype, PRECISION)
+            after = (dstates, dstates, 1)
+            result = add_outputs(result, (k, at, k_columns, here, C), after, K, P, dtype, PRECISION)
         if GATED:
             result *= decay(gates, gates_low, C - 1, last, EXACT_GATES)
 

@@ -63,7 +63,7 @@ def outputs(
     """See `portable.outputs`."""
     side = _queries(plan, operands, columns, operands.nothing, states, first=has_initial)
     if not plan.fused:
-        given = _outputs_from_states(plan, operands, side)
+        given = portable.Given(_outputs_from_states(plan, operands, side))
         return portable.fill_outputs(plan, operands, columns, states, given, has_initial=has_initial, exact=exact)
     found = portable.room_for_outputs(plan, operands, exact=exact)
     _attend(plan, operands, side, operands.gates, plan.scale, found)

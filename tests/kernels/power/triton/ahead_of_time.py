@@ -22,6 +22,7 @@ from zoo.kernels.power.journal import open_journal
 from zoo.kernels.power.triton import journal as journal_module
 from zoo.kernels.power.triton import passes, plan, portable, prepare, states
 from zoo.kernels.power.triton import step as step_module
+from zoo.kernels.power.triton.high import passes as high
 from zoo.kernels.power.triton.hopper import attend, differentiate, gradients, outputs, sums
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -92,7 +93,7 @@ def launches(
     )  # fmt: skip
     log_g = torch.zeros(1, T, heads[2]) if gated else None
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (passes, portable, prepare, states):
+        for module in (high, passes, portable, prepare, states):
             monkeypatch.setattr(module, "launcher", Recorder)
         if hopper:
             monkeypatch.setattr(plan, "supports_hopper", lambda *_: True)

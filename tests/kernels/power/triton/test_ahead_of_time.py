@@ -6,6 +6,8 @@ import pytest
 import torch
 from triton.backends.compiler import GPUTarget
 
+from zoo.kernels.power.triton import configs
+
 from .ahead_of_time import HOPPER, HOPPER_SHARED, build, check_budget, launches
 
 # Shared memory a program may have, in bytes.
@@ -21,6 +23,8 @@ CASES = {
     "p=2, K=V=128, bfloat16": (128, 128, 2, torch.bfloat16),
     "p=2, K=V=64, float16": (64, 64, 2, torch.float16),
     "p=3, K=V=32, bfloat16": (32, 32, 3, torch.bfloat16),
+    "p=3, K=V=64, bfloat16": (64, 64, 3, torch.bfloat16),
+    "p=4, K=V=16, bfloat16": (16, 16, 4, torch.bfloat16),
 }
 
 
@@ -29,6 +33,18 @@ CASES = {
 def test_builds_within_shared_memory(chip: str, return_state: bool) -> None:
     target, limit = CHIPS[chip]
     for name, launch in launches(64, 64, 2, torch.bfloat16, T=5000, return_state=return_state).items():
+        assert build(launch, target).metadata.shared <= limit, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("K", "V", "p"), [(64, 64, 3), (128, 16, 3), (16, 16, 4)])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_high_powers_build_within_shared_memory(
+    chip: str, K: int, V: int, p: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configs, "architecture", lambda _x: chip)
+    target, limit = CHIPS[chip]
+    for name, launch in launches(K, V, p, torch.bfloat16, T=5000).items():
         assert build(launch, target).metadata.shared <= limit, name
 
 

@@ -1,0 +1,73 @@
+"""What states give to gradients: `dx_i = sum_r c_r M_r(x) (S_(r, i) . y)`; and to gradients of the values of keys x."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.monomials import outer_monomials
+from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.program import locate
+
+__all__ = ["high_gradients_kernel"]
+
+
+@triton.jit(do_not_specialize=["T", "BLOCKS", "X_HEADS", "Y_HEADS", "HEADS", "STATES"])
+def high_gradients_kernel(
+    x_columns, y, delta, states, dx, outputs, bounds, channels, symmetric, coefficients, T, C, outers, rows,
+    X_HEADS, Y_HEADS, HEADS, STATES, BLOCKS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, HAS_NORMALISER: tl.constexpr,
+    HAS_DELTA: tl.constexpr, WANTS_OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """dx `[B T, HEADS, K]` over P for y `[B T, Hy, V]` and, if WANTS_OUTPUTS, outputs `[B T, HEADS, V]`, float32.
+
+    If HAS_NORMALISER, z is a value more, which y has 1 for or, if HAS_DELTA, -delta `[slots, HEADS, C]`. The rest as in
+    `high_outputs_kernel`. All channels meet all outer monomials, since the state is a symmetric tensor.
+    """
+    part, _, head, slot, start, tokens, place = locate(BLOCKS, 1, HEADS, T, C, bounds, PACKED)
+    token = part * BLOCK
+    if token >= tokens or (place == 0 and not FIRST):
+        return
+    x_columns += (slot * X_HEADS + head * X_HEADS // HEADS) * K * C
+    y += start * Y_HEADS * V + head * Y_HEADS // HEADS * V
+    delta += (slot * HEADS + head) * C
+    states += (slot * STATES + head * STATES // HEADS) * rows * (V + 1)
+    dx += (start * HEADS + head) * K
+    outputs += (start * HEADS + head) * V
+    dtype = x_columns.dtype.element_ty
+
+    here = token + tl.arange(0, BLOCK)
+    channel, inners, values = tl.arange(0, K), tl.arange(0, INNER), tl.arange(0, V)
+    blocks = tl.arange(0, K // INNER)[None, :, None]
+    own = tl.load(y + tl.minimum(here, tokens - 1)[:, None] * Y_HEADS * V + values[None, :]).to(tl.float32)[:, None, :]
+    result = tl.zeros((BLOCK, K // INNER, INNER), tl.float32)
+    of_normaliser = tl.zeros((BLOCK, K), tl.float32)
+    sums = tl.zeros((BLOCK, V), tl.float32)
+    for first in range(0, outers, OUTERS):
+        outer = first + tl.arange(0, OUTERS)
+        exists = outer < outers
+        existing = tl.minimum(outer, outers - 1)
+        monomials = outer_monomials(x_columns, here[:, None], C, channels, existing[None, :], outers, P)
+        monomials *= tl.load(coefficients + outer, exists, 0)[None, :]
+        monomials = as_operand(monomials, dtype, PRECISION)
+        for inner in range(K // INNER):
+            row = tl.load(symmetric + existing[:, None] * K + inner * INNER + inners[None, :])
+            tile = tl.load(states + row[:, :, None] * V + values[None, None, :]).reshape(OUTERS, INNER * V)
+            product = tl.dot(monomials, tile, input_precision=PRECISION).reshape(BLOCK, INNER, V)
+            found = tl.sum(product * own, 2)[:, None, :]
+            result += tl.where(blocks == inner, found, 0.0)
+            if WANTS_OUTPUTS:
+                x = tl.load(x_columns + (inner * INNER + inners)[None, :] * C + here[:, None]).to(tl.float32)
+                sums += tl.sum(product * x[:, :, None], 1)
+        if HAS_NORMALISER:
+            row = tl.load(symmetric + existing[:, None] * K + channel[None, :])
+            z = tl.load(states + rows * V + row)
+            of_normaliser = tl.dot(monomials, z, of_normaliser, input_precision=PRECISION)
+    result = result.reshape(BLOCK, K)
+    if HAS_DELTA:
+        of_normaliser *= -tl.load(delta + here)[:, None]
+    if HAS_NORMALISER:
+        result += of_normaliser
+    exist = (here < tokens)[:, None]
+    tl.store(dx + here[:, None] * HEADS * K + channel[None, :], result, exist)
+    if WANTS_OUTPUTS:
+        tl.store(outputs + here[:, None] * HEADS * V + values[None, :], sums, exist)

@@ -1,0 +1,66 @@
+"""What one chunk adds to the state: `sum_t M(x_t) (decay_t x_t y_t^T)`."""
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.monomials import outer_count, outer_monomials
+from zoo.kernels.power.triton.operands import as_operand
+
+__all__ = ["high_sums_kernel"]
+
+
+@triton.jit
+def _locate(program, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr):
+    """Of programs for OUTERS outer monomials each, inner block after inner block: that block, its first row, its number
+    of monomials, and the program's first one.
+    """
+    inner, base, first, end = 0, 0, program, outer_count(INNER, P)
+    for block in tl.static_range(1, K // INNER):
+        before = outer_count(block * INNER, P)
+        programs = (before + OUTERS - 1) // OUTERS
+        later = (inner == block - 1) & (first >= programs)
+        inner = tl.where(later, block, inner)
+        base = tl.where(later, base + before * INNER, base)
+        first = tl.where(later, first - programs, first)
+        end = tl.where(later, outer_count((block + 1) * INNER, P), end)
+    return inner, base, end, first * OUTERS
+
+
+@triton.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])
+def high_sums_kernel(
+    x_columns, x_decayed, y, sums, bounds, channels, T, C, outers, rows, X_HEADS, Y_HEADS, STATES, REPEATS,
+    K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """S's part of `sums [slots, Hs, rows (V + 1)]`; arguments as in `state_sums_kernel`.
+
+    A program takes OUTERS outer monomials of one inner block, BLOCK tokens at a time.
+    """
+    slot, state = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    inner, base, end, first = _locate(tl.program_id(0), K, P, INNER, OUTERS)
+    start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
+    offsets, inners, values = tl.arange(0, BLOCK), tl.arange(0, INNER), tl.arange(0, V)
+    outer = first + tl.arange(0, OUTERS)
+    existing = tl.minimum(outer, end - 1)[:, None]
+    total = tl.zeros((OUTERS, INNER * V), tl.float32)
+    for repeat in range(REPEATS):
+        head = state * REPEATS + repeat
+        decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C + inner * INNER * C
+        x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
+        y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
+        for token in range(0, tokens, BLOCK):
+            at = token + offsets
+            monomials = outer_monomials(x, at[None, :], C, channels, existing, outers, P)
+            # Beyond the chunk's end decayed columns are zero.
+            channel = tl.load(decayed + inners[None, :] * C + at[:, None]).to(tl.float32)
+            rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
+            value = tl.load(y_head + rows_of_y + values[None, :]).to(tl.float32)
+            pairs = (channel[:, :, None] * value[:, None, :]).reshape(BLOCK, INNER * V)
+            monomials = as_operand(monomials, x_columns.dtype.element_ty, PRECISION)
+            pairs = as_operand(pairs, x_columns.dtype.element_ty, PRECISION)
+            total = tl.dot(monomials, pairs, total, input_precision=PRECISION)
+    column = tl.arange(0, INNER * V)
+    out = sums + (slot * STATES + state) * rows * (V + 1) + base * V
+    places = outer[:, None] * (INNER * V) + column[None, :]
+    tl.store(out + places, total.to(sums.dtype.element_ty), (outer < end)[:, None])
