@@ -13,7 +13,10 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-__all__ = ["Launch", "bound", "compile_together", "current_stream", "launch", "launcher", "rehearsal", "unseen"]
+__all__ = [
+    "Launch", "bound", "compile_together", "compile_what_fits", "current_stream", "launch", "launcher", "rehearsal",
+    "unseen",
+]  # fmt: skip
 
 _compiled: dict[tuple[Any, ...], Any] = {}
 _here = threading.local()
@@ -63,16 +66,32 @@ def compile_together(launches: Iterable[Launch], device: torch.device) -> None:
     missing = {each.key: each for each in launches if each.key not in _compiled}
     if len(missing) < 2:
         return
-
-    def build(each: Launch) -> Any:
-        dtypes = [x.dtype for x in each.tensors]
-        with torch.cuda.device(device):  # threads begin with the first
-            kernel = each.kernel.warmup(*dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
-            _ = kernel.run  # loads it, which takes a C compiler in some versions of Triton
-        return kernel
-
     with ThreadPoolExecutor(len(missing)) as threads:
-        _compiled.update(zip(missing, threads.map(build, missing.values()), strict=True))
+        kernels = threads.map(lambda each: _build(each, device), missing.values())
+        _compiled.update(zip(missing, kernels, strict=True))
+
+
+def compile_what_fits(launches: Iterable[Launch], device: torch.device, refusals: tuple[type[Exception], ...]) -> None:
+    """As `compile_together`, for sizes that are tried: a kernel that a GPU refuses with one of these is left out."""
+    missing = {each.key: each for each in launches if each.key not in _compiled}
+
+    def attempt(each: Launch) -> Any:
+        try:
+            return _build(each, device)
+        except refusals:
+            return None
+
+    with ThreadPoolExecutor() as threads:
+        kernels = zip(missing, threads.map(attempt, missing.values()), strict=True)
+        _compiled.update({key: kernel for key, kernel in kernels if kernel is not None})
+
+
+def _build(each: Launch, device: torch.device) -> Any:
+    dtypes = [x.dtype for x in each.tensors]
+    with torch.cuda.device(device):  # threads begin with the first
+        kernel = each.kernel.warmup(*dtypes, *each.numbers, grid=each.grid, **each.constants, **each.options)
+        _ = kernel.run  # loads it, which takes a C compiler in some versions of Triton
+    return kernel
 
 
 def bound(launch: Launch) -> Any:

@@ -11,6 +11,7 @@ from zoo.kernels.triton_support import DTYPES, INTERPRETED, TRITON, TRITON_REFUS
 __all__ = [
     "OFFSET_POWERS",
     "POWERS",
+    "TUNED",
     "WIDTHS",
     "check_architecture",
     "check_triton",
@@ -21,6 +22,8 @@ __all__ = [
 WIDTHS = (16, 32, 64, 128)
 POWERS = (1, 2, 3, 4)
 OFFSET_POWERS = (1, 2)  # with an offset
+# Kernels whose sizes are in a table; the last two and other sums are for p >= 3.
+TUNED = ("sums", "output", "query_gradient", "key_gradient", "value_gradient", "high_outputs", "high_gradients")
 _ELSEWHERE = "impl='chunked' runs anywhere"
 
 

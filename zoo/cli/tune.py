@@ -18,27 +18,31 @@ __all__ = ["tune"]
 )
 @click.option("--tokens", default=65536, show_default=True, type=click.IntRange(1024), help="A sequence's length.")
 @click.option("--heads", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--kernels", help="Those to choose sizes for, with commas: sums,high_outputs.  [default: all]")
 @click.option(
     "--table", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The CSV file that gets the rows.  [default: the one that the kernels read]",
 )  # fmt: skip
-def tune(widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int, table: Path | None) -> None:
+def tune(
+    widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int, kernels: str | None, table: Path | None
+) -> None:
     """Measure block sizes of power attention's kernels on this GPU.
 
     Writes a row a case into the table that every call looks its sizes up in; what has no row takes the nearest. A case
-    takes a few minutes, most of them to compile.
+    takes a few minutes; kernels are compiled side by side, one a core.
 
     Example: zoo tune --head-width 64 --power 2
     """
     import torch
 
-    from zoo.kernels.power.supported import POWERS, WIDTHS
+    from zoo.kernels.power.supported import POWERS, TUNED, WIDTHS
     from zoo.kernels.triton_support import DTYPES, TRITON
 
-    names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    wanted = dtypes.split(",")
+    names = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    wanted, chosen = dtypes.split(","), kernels.split(",") if kernels else []
     for option, found, allowed in (
-        ("--head-width", widths, WIDTHS), ("--power", powers, POWERS), ("--dtype", wanted, tuple(names)),
+        ("--head-width", widths, WIDTHS), ("--power", powers, POWERS), ("--dtype", wanted, names),
+        ("--kernels", chosen, TUNED),
     ):  # fmt: skip
         for value in found:
             if value not in allowed:
@@ -47,10 +51,12 @@ def tune(widths: Numbers, powers: Numbers, dtypes: str, tokens: int, heads: int,
         raise click.ClickException("zoo tune needs a GPU and the package triton")
 
     from zoo.kernels.power.triton.configs import TABLE
+    from zoo.kernels.power.triton.tune import Case
     from zoo.report.tables import GuardedConsole
     from zoo.tuning import tune_case
 
     console = GuardedConsole()
     for dtype, width, p in product(wanted, widths, powers):
         console.print(f"[bold]{dtype}, K = V = {width}, p = {p}[/bold]")
-        tune_case(names[dtype], width, p, tokens, heads, table or TABLE, console.print)
+        case = Case(dtype, width, width, p, "triton")
+        tune_case(case, tokens, heads, chosen, table or TABLE, console.print)

@@ -8,7 +8,7 @@ import math
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -48,6 +48,10 @@ class BlockSizes(NamedTuple):
     high_outputs: LaunchSizes = LaunchSizes(0, 0, 0, 0)  # from p = 3 on: tokens by outer monomials
     high_gradients: LaunchSizes = LaunchSizes(0, 0, 0, 0)
     inner: int = 0  # channels of a tile; not tuned, as the layout of states depends on it
+
+    def with_launch(self, kernel: str, launch: LaunchSizes) -> "BlockSizes":
+        """The same but for one kernel, named as a field."""
+        return self._replace(**dict[str, Any]({kernel: launch}))
 
     @property
     def launches(self) -> tuple[LaunchSizes, ...]:

@@ -23,7 +23,7 @@ from zoo.kernels.recording import Recorder
 from zoo.kernels.registration import flat, register_op
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["fake_saved", "laid_out", "triton_backward", "triton_forward"]
+__all__ = ["fake_saved", "laid_out", "rehearse", "triton_backward", "triton_forward"]
 
 
 def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def triton_backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: O
     return found._replace(q=q, k=k, v=v)
 
 
-def _rehearse(inputs: Inputs, options: Options) -> list[Launch]:
+def rehearse(inputs: Inputs, options: Options) -> list[Launch]:
     """What a forward pass launches, and the backward pass if anything is saved for one."""
     with FakeTensorMode() as mode, rehearsal() as launches:
         inputs = Inputs._make(None if x is None else mode.from_tensor(x) for x in inputs)
@@ -86,7 +86,7 @@ def _prepare(inputs: Inputs, options: Options) -> None:
     kind = (q.device, plan.heads, q.shape[3], v.shape[3], single, *(x is None for x in inputs), *options)
     if kind not in _prepared and not INTERPRETED:
         _prepared.add(kind)
-        compile_together(_rehearse(inputs, options), q.device)
+        compile_together(rehearse(inputs, options), q.device)
 
 
 def _unseen(call: Callable[..., Any], prepare: Callable[..., None] | None = None) -> Callable[..., Any]:

@@ -2,16 +2,17 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zoo.kernels.power.supported import TUNED
 from zoo.kernels.power.triton.configs import BlockSizes, LaunchSizes, Row, read_table
 
-__all__ = ["Case", "Measure", "tune", "write_row"]
+__all__ = ["Case", "Measure", "trials", "tune", "write_row"]
 
 TIE = 0.01
-CHUNKS = {1: (128, 256, 512, 1024), 2: (512, 1024, 2048)}
+CHUNKS = {1: (128, 256, 512, 1024), 2: (256, 512, 1024, 2048)}
 _BLOCKS = ((128, 32), (128, 64), (64, 32), (64, 64), (32, 32))
 _OUTERS = (32, 64, 128)  # outer monomials that are an operand of a product, from p = 3 on
 _WARPS = (4, 8)
@@ -34,12 +35,11 @@ Measure = Callable[[BlockSizes, str, int], float]
 
 def tuned_kernels(case: Case) -> tuple[str, ...]:
     """The kernels with sizes to choose: Hopper's own have theirs built in, and leave the chunks of wide heads."""
-    high = ("high_outputs", "high_gradients") if case.p > 2 else ()
     if case.kernels == "triton":
-        return "sums", "output", "query_gradient", "key_gradient", "value_gradient", *high
+        return TUNED if case.p > 2 else TUNED[:5]
     if case.K == case.V == 64:
         return ()
-    return "output", "query_gradient", "key_gradient", "value_gradient"
+    return TUNED[1:5]
 
 
 def candidates(case: Case, kernel: str) -> Iterator[LaunchSizes]:
@@ -62,24 +62,31 @@ def candidates(case: Case, kernel: str) -> Iterator[LaunchSizes]:
             yield from (LaunchSizes(*tokens, warps, depth) for tokens in _BLOCKS for warps in _WARPS)
 
 
-def tune(case: Case, start: BlockSizes, tokens: int, measure: Measure, say: Callable[[str], None]) -> BlockSizes:
+def trials(case: Case, start: BlockSizes, kernel: str) -> tuple[LaunchSizes, ...]:
+    """The sizes of a kernel that are tried, those to start with first."""
+    return tuple(dict.fromkeys((getattr(start, kernel), *candidates(case, kernel))))
+
+
+def tune(
+    case: Case, start: BlockSizes, kernels: Iterable[str], tokens: int, measure: Measure, say: Callable[[str], None]
+) -> BlockSizes:
     """The best sizes found for sequences of so many tokens, from those to start with.
 
     Each kernel is tuned by itself: the others' sizes do not change its time.
     """
     best = start
-    for kernel in tuned_kernels(case):
+    for kernel in kernels:
         before = getattr(best, kernel)
-        trials = dict.fromkeys((before, *candidates(case, kernel)))
-        times = {launch: measure(best._replace(**{kernel: launch}), kernel, tokens) for launch in trials}
+        tried = trials(case, best, kernel)
+        times = {launch: measure(best.with_launch(kernel, launch), kernel, tokens) for launch in tried}
         launch = min(times, key=times.__getitem__)
         say(f"{kernel}: {_text(launch)} {1e3 * times[launch]:.3f} ms; {_text(before)} {1e3 * times[before]:.3f} ms")
-        best = best._replace(**{kernel: launch})
-    trials = dict.fromkeys((best.chunk, *CHUNKS[min(case.p, 2)]))
-    times = {chunk: measure(best._replace(chunk=chunk, alone=0), "all", tokens) for chunk in trials}
+        best = best.with_launch(kernel, launch)
+    chunks = dict.fromkeys((best.chunk, *CHUNKS[min(case.p, 2)]))
+    whole = {chunk: measure(best._replace(chunk=chunk, alone=0), "all", tokens) for chunk in chunks}
     # Of chunks that are as fast as makes no difference the longest, whose states take the least memory.
-    chunk = max(size for size, time in times.items() if time <= (1 + TIE) * min(times.values()))
-    say(f"chunk: {chunk} tokens {1e3 * times[chunk]:.3f} ms; {best.chunk} tokens {1e3 * times[best.chunk]:.3f} ms")
+    chunk = max(size for size, time in whole.items() if time <= (1 + TIE) * min(whole.values()))
+    say(f"chunk: {chunk} tokens {1e3 * whole[chunk]:.3f} ms; {best.chunk} tokens {1e3 * whole[best.chunk]:.3f} ms")
     alone = _longest_alone(best, chunk, measure)
     say(f"one chunk alone: up to {alone} tokens")
     return best._replace(chunk=chunk, alone=alone)

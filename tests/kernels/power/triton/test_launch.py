@@ -38,7 +38,7 @@ def test_a_rehearsal_finds_what_is_launched(
     q, k, v = (torch.zeros(1, T, count, width, dtype=torch.bfloat16) for count in heads)
     inputs = Inputs(q, k, v, torch.zeros(1, T, heads[2]) if gated else None)
     options = Options(2, 0.125, True, save_states=True, save_output=True)
-    rehearsed = op._rehearse(inputs, options)
+    rehearsed = op.rehearse(inputs, options)
 
     launched = _Everything()
     monkeypatch.setattr(module, "_compiled", launched)

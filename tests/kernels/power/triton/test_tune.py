@@ -8,11 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from zoo import tuning
 from zoo.cli import main
 from zoo.kernels.errors import InputError
+from zoo.kernels.launch import Launch
 from zoo.kernels.power.triton import configs
 from zoo.kernels.power.triton.configs import TABLE, BlockSizes, LaunchSizes, Row, block_sizes, read_table, using
-from zoo.kernels.power.triton.tune import Case, tune, tuned_kernels, write_row
+from zoo.kernels.power.triton.tune import Case, trials, tune, tuned_kernels, write_row
 
 CASE = Case("bfloat16", 64, 64, 2, "triton")
 
@@ -72,7 +74,7 @@ def test_the_search_finds_the_fastest_that_runs() -> None:
             return math.inf  # does not fit
         return 1.0 if launch == best.get(kernel) else 2.0
 
-    found = tune(CASE, start, 65536, measure, said.append)
+    found = tune(CASE, start, tuned_kernels(CASE), 65536, measure, said.append)
     assert (found.sums, found.output, found.query_gradient) == tuple(best.values())
     assert found.key_gradient == start.key_gradient
     assert (found.chunk, found.alone) == (1024, 1024)
@@ -81,12 +83,13 @@ def test_the_search_finds_the_fastest_that_runs() -> None:
 
 @pytest.mark.parametrize(("longer", "chunk"), [(1.005, 1024), (1.02, 512)])
 def test_of_chunks_that_tie_the_longest_is_taken(longer: float, chunk: int) -> None:
-    times = {512: 1.0, 1024: longer, 2048: 2.0}
+    times = {256: 2.0, 512: 1.0, 1024: longer, 2048: 2.0}
 
     def measure(sizes: BlockSizes, kernel: str, _tokens: int) -> float:
         return times[sizes.chunk] if kernel == "all" else 1.0
 
-    assert tune(CASE, block_sizes(bfloat16(), 64, 64, 2, hopper=False), 65536, measure, str).chunk == chunk
+    start = block_sizes(bfloat16(), 64, 64, 2, hopper=False)
+    assert tune(CASE, start, tuned_kernels(CASE), 65536, measure, str).chunk == chunk
 
 
 def test_a_row_takes_the_place_of_the_one_before_it(tmp_path: Path) -> None:
@@ -119,6 +122,7 @@ def test_wanted_sizes_hold_until_the_block_ends() -> None:
     ("arguments", "message"),
     [(["--power", "5"], "--power: expected one of 1, 2, 3, 4, was 5"),
      (["--head-width", "48"], "--head-width: expected one of 16, 32, 64, 128, was 48"),
+     (["--kernels", "sums,scores"], "--kernels: expected one of sums, output, query_gradient, key_gradient,"),
      (["--dtype", "int8"], "--dtype: expected one of bfloat16, float16, float32, was int8")],
 )  # fmt: skip
 def test_bad_options_are_named(arguments: list[str], message: str) -> None:
@@ -132,3 +136,19 @@ def test_a_gpu_is_needed() -> None:
     result = CliRunner().invoke(main, ["tune"])
     assert result.exit_code == 1
     assert "needs a GPU" in result.output
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_every_size_that_is_tried_is_compiled_beforehand(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Launch] = []
+    monkeypatch.setattr(tuning, "compile_what_fits", lambda launches, *_: compiled.extend(launches))
+    case = Case("bfloat16", 32, 32, p, "triton")
+    start = block_sizes(bfloat16(32), 32, 32, p, hopper=False)
+    inputs = [torch.zeros(1, 4096, 2, 32, dtype=torch.bfloat16) for _ in range(3)]
+    tuning._compile(case, start, tuned_kernels(case), [*inputs, torch.zeros(1, 4096, 2)])
+    kinds = {(launch.kernel.__name__, *launch.constants.values(), *launch.options.values()) for launch in compiled}
+    for kernel in tuned_kernels(case):
+        sizes = trials(case, start, kernel)
+        name = {"sums": "state_sums" if p == 2 else "high_sums"}.get(kernel, kernel)
+        launches = {kind[1:] for kind in kinds if kind[0] == f"{name}_kernel"}
+        assert len(launches) >= len(sizes), kernel
