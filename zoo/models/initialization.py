@@ -19,7 +19,7 @@ stays that of one block at any depth.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -58,20 +58,32 @@ def initialize(model: nn.Module, initializer_range: float, writes: int, *, seed:
             initialize_own(initializer_range)
 
     within = model.get_submodule(part)
-    for name, module in reversed(list(within.named_modules(prefix=part))):  # inner modules first
-        if hasattr(module, "initialize") or next(module.parameters(recurse=False), None) is not None:
-            with _drawing_from(seed, name, within):
+    with _drawing_for(within, seed) as begin:
+        for name, module in reversed(list(within.named_modules(prefix=part))):  # inner modules first
+            if hasattr(module, "initialize") or next(module.parameters(recurse=False), None) is not None:
+                begin(name)
                 draw(module)
 
 
 @contextmanager
-def _drawing_from(seed: int, name: str, model: nn.Module) -> Iterator[None]:
-    """Have torch's default generators draw what `seed` and a module's name determine, and leave them as they were."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    gpus = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+def _drawing_for(model: nn.Module, seed: int) -> Iterator[Callable[[str], None]]:
+    """What has torch's default generators draw what `seed` and a name determine; afterwards they are as they were."""
+    devices = {parameter.device for parameter in model.parameters()}
+    gpus = {device for device in devices if device.type == "cuda"}
+
+    def begin(name: str) -> None:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        drawn = int.from_bytes(digest[:8], "big") >> 1
+        if not {device.type for device in devices} <= {"cpu", "cuda", "meta"}:
+            torch.manual_seed(drawn)
+            return
+        # Not by `torch.manual_seed`: for each kind of GPU that is not there it writes down where it was called from.
+        torch.default_generator.manual_seed(drawn)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu.index].manual_seed(drawn)
+
     with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        yield
+        yield begin
 
 
 def initialize_rwkv7(embedding: nn.Embedding | None, head: nn.Linear | None, *, seed: int) -> None:
@@ -79,8 +91,10 @@ def initialize_rwkv7(embedding: nn.Embedding | None, head: nn.Linear | None, *, 
     `0.5 sqrt(vocabulary / width)` where the vocabulary is larger, as RWKV-7 does; what is None is left out.
     """
     if embedding is not None:
-        with _drawing_from(seed, "rwkv7 embedding", embedding), computed_in_float32(embedding):
+        with _drawing_for(embedding, seed) as begin, computed_in_float32(embedding):
+            begin("rwkv7 embedding")
             nn.init.uniform_(embedding.weight, -1e-4, 1e-4)
     if head is not None:
-        with _drawing_from(seed, "rwkv7 head", head), computed_in_float32(head):
+        with _drawing_for(head, seed) as begin, computed_in_float32(head):
+            begin("rwkv7 head")
             nn.init.orthogonal_(head.weight, gain=0.5 * math.sqrt(max(1.0, head.out_features / head.in_features)))
