@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.from_state import pass_on
 from zoo.kernels.power.triton.monomials import outer_monomials
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -49,15 +50,22 @@ def high_gradients_kernel(
         monomials = outer_monomials(x_columns, here[:, None], C, channels, existing[None, :], outers, P)
         monomials *= tl.load(coefficients + outer, exists, 0)[None, :]
         monomials = as_operand(monomials, dtype, PRECISION)
+        own_channels = tl.load(x_columns + inners[None, :] * C + here[:, None])
         for inner in range(K // INNER):
+            # Those of the next block, on their way while products are.
+            ahead = x_columns + (tl.minimum(inner + 1, K // INNER - 1) * INNER + inners)[None, :] * C + here[:, None]
+            next_channels = tl.load(ahead)
             row = tl.load(symmetric + existing[:, None] * K + inner * INNER + inners[None, :])
-            tile = tl.load(states + row[:, :, None] * V + values[None, None, :]).reshape(OUTERS, INNER * V)
+            places = (row[:, :, None] * V + values[None, None, :]).reshape(OUTERS, INNER * V)
+            # Which the compiler no longer sees, and without it copies two bytes at a time.
+            places = tl.max_contiguous(tl.multiple_of(places, [1, 16]), [1, 16])
+            tile = tl.load(states + places)
             product = tl.dot(monomials, tile, input_precision=PRECISION).reshape(BLOCK, INNER, V)
             found = tl.sum(product * own, 2)[:, None, :]
             result += tl.where(blocks == inner, found, 0.0)
             if WANTS_OUTPUTS:
-                x = tl.load(x_columns + (inner * INNER + inners)[None, :] * C + here[:, None]).to(tl.float32)
-                sums += tl.sum(product * x[:, :, None], 1)
+                sums += tl.sum(product * own_channels.to(tl.float32)[:, :, None], 1)
+            own_channels = pass_on(next_channels, own_channels, inner)
         if HAS_NORMALISER:
             row = tl.load(symmetric + existing[:, None] * K + channel[None, :])
             z = tl.load(states + rows * V + row)

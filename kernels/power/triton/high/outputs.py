@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.from_state import pass_on
 from zoo.kernels.power.triton.monomials import count_monomials, outer_count, outer_monomials
 from zoo.kernels.power.triton.operands import as_operand
 from zoo.kernels.power.triton.program import locate
@@ -75,19 +76,24 @@ def high_outputs_kernel(
 
         monomials = as_operand(monomials, dtype, PRECISION)
         block, base = _first_block(first, K, P, INNER)
+        x = x_columns + inners[None, :] * C + here[:, None]
+        own_channels = tl.load(x + block * INNER * C)
         for inner in range(block, K // INNER):
+            # Those of the next block, on their way while products are.
+            next_channels = tl.load(x + tl.minimum(inner + 1, K // INNER - 1) * INNER * C)
             prefix = count_monomials((inner + 1) * INNER, P - 1)
             later = exists[:, None] & (inner * INNER + column[None, :] // V > last[:, None])
             tile = tl.load(states + (base + outer[:, None] * INNER) * V + column[None, :], later, 0)
             product = tl.dot(monomials, tile, input_precision=PRECISION).reshape(BLOCK, INNER, V)
-            x = x_columns + inner * INNER * C + here[:, None]
-            result += tl.sum(product * tl.load(x + inners[None, :] * C).to(tl.float32)[:, :, None], 1)
+            result += tl.sum(product * own_channels.to(tl.float32)[:, :, None], 1)
             if NORMALIZE:
                 later_z = exists[:, None] & (inner * INNER + some[None, :] > last[:, None]) & (some < INNER)[None, :]
                 z = tl.load(states + rows * V + base + outer[:, None] * INNER + some[None, :], later_z, 0)
                 product_z = tl.dot(monomials, z, input_precision=PRECISION)
-                channel = tl.load(x + tl.minimum(some, INNER - 1)[None, :] * C).to(tl.float32)
+                there = (inner * INNER + tl.minimum(some, INNER - 1))[None, :] * C + here[:, None]
+                channel = tl.load(x_columns + there).to(tl.float32)
                 sums += tl.sum(product_z * channel, 1)
+            own_channels = pass_on(next_channels, own_channels, inner)
             base += prefix * INNER
     exist = here < tokens
     tl.store(y + here[:, None] * HEADS * V + values[None, :], result, exist[:, None])
