@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
+from zoo.kernels.power.triton.from_state import pass_on
 from zoo.kernels.power.triton.monomials import outer_count, outer_monomials
 from zoo.kernels.power.triton.operands import as_operand
 
@@ -44,22 +45,26 @@ def high_sums_kernel(
     outer = first + tl.arange(0, OUTERS)
     existing = tl.minimum(outer, end - 1)[:, None]
     total = tl.zeros((OUTERS, INNER * V), tl.float32)
+    dtype = x_columns.dtype.element_ty
     for repeat in range(REPEATS):
         head = state * REPEATS + repeat
         decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C + inner * INNER * C
         x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
         y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
+        decayed += inners[None, :] * C + offsets[:, None]
+        own_channels = tl.load(decayed)
         for token in range(0, tokens, BLOCK):
             at = token + offsets
+            # Those of the next tokens, on their way while products are. Beyond the chunk's end they are zero.
+            next_channels = tl.load(decayed + tl.minimum(token + BLOCK, C - BLOCK))
             monomials = outer_monomials(x, at[None, :], C, channels, existing, outers, P)
-            # Beyond the chunk's end decayed columns are zero.
-            channel = tl.load(decayed + inners[None, :] * C + at[:, None]).to(tl.float32)
-            rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
-            value = tl.load(y_head + rows_of_y + values[None, :]).to(tl.float32)
-            pairs = (channel[:, :, None] * value[:, None, :]).reshape(BLOCK, INNER * V)
-            monomials = as_operand(monomials, x_columns.dtype.element_ty, PRECISION)
-            pairs = as_operand(pairs, x_columns.dtype.element_ty, PRECISION)
-            total = tl.dot(monomials, pairs, total, input_precision=PRECISION)
+            # Three dimensions from the start: so each thread has neighbouring values, and stores them together.
+            rows_of_y = tl.minimum(at, tokens - 1)[:, None, None] * Y_HEADS * V
+            value = tl.load(y_head + rows_of_y + values[None, None, :]).to(tl.float32)
+            pairs = (own_channels.to(tl.float32)[:, :, None] * value).reshape(BLOCK, INNER * V)
+            monomials = as_operand(monomials, dtype, PRECISION)
+            total = tl.dot(monomials, as_operand(pairs, dtype, PRECISION), total, input_precision=PRECISION)
+            own_channels = pass_on(next_channels, own_channels, token)
     column = tl.arange(0, INNER * V)
     out = sums + (slot * STATES + state) * rows * (V + 1) + base * V
     places = outer[:, None] * (INNER * V) + column[None, :]
