@@ -1,11 +1,12 @@
+# mypy: ignore-errors
 """Outer monomials inside kernels: what scales a tile of q or k."""
 
 import triton
 import triton.language as tl
 
 __all__ = [
-    "CONSTANT_ROWS", "count_monomials", "outer_columns", "outer_count", "outer_monomials", "outer_scalars",
-    "outer_with_decay", "pair_rows", "pair_weights", "power",
+    "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_columns", "outer_count", "outer_factors",
+    "outer_monomials", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power",
 ]  # fmt: skip
 
 # Of a state with an offset: the last ones, of which the first belongs to the constant and the others are zero.
@@ -92,12 +93,27 @@ def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr)
 
 
 @triton.jit
-def outer_monomials(x, at, stride, channels, outer, outers, P: tl.constexpr):
-    """As `outer_columns`, of monomials and tokens that exist; float32."""
-    result = tl.load(x + at + tl.load(channels + outer) * stride).to(tl.float32)
-    for degree in tl.static_range(1, P - 1):
-        result *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
+def outer_factors(x, at, stride, channels, outer, outers, P: tl.constexpr):
+    """What `multiply_factors` makes the monomials of `outer_columns` of, where monomials and tokens exist; P > 2."""
+    factors = ()
+    for degree in tl.static_range(P - 1):
+        factors += (tl.load(x + at + tl.load(channels + degree * outers + outer) * stride),)
+    return factors
+
+
+@triton.jit
+def multiply_factors(factors):
+    """Monomials, float32."""
+    result = factors[0].to(tl.float32)
+    for degree in tl.static_range(1, len(factors)):
+        result *= factors[degree].to(tl.float32)
     return result
+
+
+@triton.jit
+def outer_monomials(x, at, stride, channels, outer, outers, P: tl.constexpr):
+    """As `outer_columns`, of monomials and tokens that exist, P > 2; float32."""
+    return multiply_factors(outer_factors(x, at, stride, channels, outer, outers, P))
 
 
 @triton.jit

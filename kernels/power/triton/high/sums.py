@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """What one chunk adds to the state: `sum_t M(x_t) (decay_t x_t y_t^T)`."""
 
 import triton
@@ -5,7 +6,7 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.from_state import pass_on
-from zoo.kernels.power.triton.monomials import outer_count, outer_monomials
+from zoo.kernels.power.triton.monomials import multiply_factors, outer_count, outer_factors
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["high_sums_kernel"]
@@ -53,18 +54,25 @@ def high_sums_kernel(
         y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
         decayed += inners[None, :] * C + offsets[:, None]
         own_channels = tl.load(decayed)
+        factors = outer_factors(x, offsets[None, :], C, channels, existing, outers, P)
         for token in range(0, tokens, BLOCK):
+            # What the next tokens need is on its way while products are. Monomials are of few rows, which the L1 cache
+            # has, and copies to shared memory pass it by. Beyond the chunk's end decayed columns are zero.
+            ahead = tl.minimum(token + BLOCK, C - BLOCK)
+            next_channels = tl.load(decayed + ahead)
+            next_factors = outer_factors(x, ahead + offsets[None, :], C, channels, existing, outers, P)
             at = token + offsets
-            # Those of the next tokens, on their way while products are. Beyond the chunk's end they are zero.
-            next_channels = tl.load(decayed + tl.minimum(token + BLOCK, C - BLOCK))
-            monomials = outer_monomials(x, at[None, :], C, channels, existing, outers, P)
             # Three dimensions from the start: so each thread has neighbouring values, and stores them together.
             rows_of_y = tl.minimum(at, tokens - 1)[:, None, None] * Y_HEADS * V
             value = tl.load(y_head + rows_of_y + values[None, None, :]).to(tl.float32)
             pairs = (own_channels.to(tl.float32)[:, :, None] * value).reshape(BLOCK, INNER * V)
-            monomials = as_operand(monomials, dtype, PRECISION)
+            monomials = as_operand(multiply_factors(factors), dtype, PRECISION)
             total = tl.dot(monomials, as_operand(pairs, dtype, PRECISION), total, input_precision=PRECISION)
             own_channels = pass_on(next_channels, own_channels, token)
+            passed = ()
+            for degree in tl.static_range(P - 1):
+                passed += (pass_on(next_factors[degree], factors[degree], token),)
+            factors = passed
     column = tl.arange(0, INNER * V)
     out = sums + (slot * STATES + state) * rows * (V + 1) + base * V
     places = outer[:, None] * (INNER * V) + column[None, :]
