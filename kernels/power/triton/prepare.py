@@ -110,7 +110,7 @@ def _tables(plan: Plan, nothing: Tensor, *, packs: bool) -> Tables:
     tables = read_tables(plan.layout, nothing.device)
     if plan.p <= 2:
         return absent._replace(packed=tables.packed, unpacked=tables.unpacked)
-    return tables._replace(symmetric=nothing) if plan.layout.whole else tables
+    return tables
 
 
 def room(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
