@@ -96,11 +96,13 @@ class Tables(NamedTuple):
     """The index tables of a layout: int32, or float32 for weights."""
 
     channels: Tensor  # of each outer monomial [p - 1, outers]
-    symmetric: Tensor  # the row that holds each outer monomial times each channel [outers, K]
+    symmetric: Tensor  # the row that holds each channel times each outer monomial [K, outers]
     packed: Tensor  # the packed row of each tiled row [rows]
     unpacked: Tensor  # one tiled row of each packed row [D]
     weights: Tensor  # of each tile [K / inner, outers]
     gradient_weights: Tensor  # coefficients of the outer monomials [outers]
+    # Where an outer monomial's last channel comes once more: one over how often it is then there [outers].
+    last_shares: Tensor
     row_weights: Tensor  # how often each tiled row counts in the inner product of a state and its gradient [rows]
 
 
@@ -179,15 +181,16 @@ def _arrays(K: int, p: int, inner: int, offset: bool) -> dict[str, np.ndarray]:
         "channels": outers.T.astype(np.int32),
         "weights": np.stack(weights).astype(np.float32),
         "gradient_weights": lower.astype(np.float32),
+        "last_shares": 1 / (1 + (outers == last[:, None]).sum(1, dtype=np.float32)),
         "row_weights": np.concatenate(row_weights).astype(np.float32),
-        "symmetric": symmetric.reshape(len(outers), K).astype(np.int32),
+        "symmetric": symmetric.reshape(len(outers), K).T.astype(np.int32),
         "packed": packed,
         "unpacked": unpacked,
     }
 
 
 _INTEGERS = ("channels", "symmetric", "packed", "unpacked")
-_FLOATS = ("weights", "gradient_weights", "row_weights")
+_FLOATS = ("weights", "gradient_weights", "last_shares", "row_weights")
 
 
 @lru_cache(maxsize=64)

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_columns", "outer_count", "outer_factors",
-    "outer_monomials", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power",
+    "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_channels", "outer_columns", "outer_count",
+    "outer_factors", "outer_monomials", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power",
 ]  # fmt: skip
 
 # Of a state with an offset: the last ones, of which the first belongs to the constant and the others are zero.
@@ -79,25 +79,30 @@ def outer_scalars(x, at, stride, channels, weights, outer, outers, P: tl.constex
 
 
 @triton.jit
-def outer_columns(x, at, stride, channels, outer, outers, mask, P: tl.constexpr):
-    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other; float32."""
+def outer_columns(x, at, stride, outer, mask, P: tl.constexpr):
+    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other, P <= 2; float32."""
     if P == 1:
         result = tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
     else:
-        channel = outer if P == 2 else tl.load(channels + outer, mask, 0)
-        result = tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
-        for degree in tl.static_range(1, P - 1):
-            channel = tl.load(channels + degree * outers + outer, mask, 0)
-            result *= tl.load(x + at + channel * stride, mask, 0).to(tl.float32)
+        result = tl.load(x + at + outer * stride, mask, 0).to(tl.float32)
     return result
 
 
 @triton.jit
-def outer_factors(x, at, stride, channels, outer, outers, P: tl.constexpr):
-    """What `multiply_factors` makes the monomials of `outer_columns` of, where monomials and tokens exist; P > 2."""
-    factors = ()
+def outer_channels(channels, outer, outers, P: tl.constexpr):
+    """The P - 1 channels of outer monomials that exist, from a table with `outers` in a row; P > 2."""
+    found = ()
     for degree in tl.static_range(P - 1):
-        factors += (tl.load(x + at + tl.load(channels + degree * outers + outer) * stride),)
+        found += (tl.load(channels + degree * outers + outer),)
+    return found
+
+
+@triton.jit
+def outer_factors(x, at, stride, channels):
+    """What `multiply_factors` makes outer monomials of these channels from, of the tokens `at`, which exist."""
+    factors = ()
+    for degree in tl.static_range(len(channels)):
+        factors += (tl.load(x + at + channels[degree] * stride),)
     return factors
 
 
@@ -112,8 +117,8 @@ def multiply_factors(factors):
 
 @triton.jit
 def outer_monomials(x, at, stride, channels, outer, outers, P: tl.constexpr):
-    """As `outer_columns`, of monomials and tokens that exist, P > 2; float32."""
-    return multiply_factors(outer_factors(x, at, stride, channels, outer, outers, P))
+    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other, P > 2; float32."""
+    return multiply_factors(outer_factors(x, at, stride, outer_channels(channels, outer, outers, P)))
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from zoo.kernels.power.triton.prepare import (
     Columns,
     Operands,
     OutputGradient,
+    Summands,
     columns_to_end,
     key_columns,
     output_gradient,
@@ -26,7 +27,7 @@ from zoo.kernels.power.triton.prepare import (
     tile_state,
     untile_state,
 )
-from zoo.kernels.power.triton.states import Scan, add_lower, add_normalisers, clear_normalisers, scan
+from zoo.kernels.power.triton.states import Scan, add_lower, clear_normalisers, scan
 
 __all__ = [
     "backend", "backward", "backward_without_values", "forward", "gate_gradient", "key_sums", "offset_gradient",
@@ -101,9 +102,9 @@ def key_sums(plan: Plan, operands: Operands, *, wants_normaliser: bool, wants_fi
     """What each chunk adds to the state, z's part where it is wanted, and the columns made on the way."""
     columns, decayed = columns_to_end(plan, operands, exact=wants_final)
     keys = operands.or_nothing(columns.keys)
-    sums = backend(plan).sums(plan, operands, keys, decayed, operands.v, torch.float32 if wants_final else plan.dtype)
-    if wants_normaliser:
-        add_normalisers(plan, operands, sums, keys, decayed, None)
+    dtype = torch.float32 if wants_final else plan.dtype
+    summands = Summands(keys, decayed, operands.v)
+    sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=wants_normaliser)
     if plan.offset:
         add_lower(plan, operands, sums, decayed, operands.v, None, has_normaliser=wants_normaliser)
     return columns, sums
@@ -178,12 +179,10 @@ def query_sums(
     """
     decayed = operands.or_nothing(gradient.queries)
     queries = decayed if columns.queries is None else columns.queries
-    sums = backend(plan).sums(
-        plan, operands, queries, decayed, gradient.do, torch.float32 if wants_initial else plan.dtype
-    )
-    if plan.normalize:
-        add_normalisers(plan, operands, sums, queries, decayed, gradient.delta)
-    elif fills:
+    dtype = torch.float32 if wants_initial else plan.dtype
+    summands = Summands(queries, decayed, gradient.do, gradient.delta)
+    sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=plan.normalize)
+    if fills and not plan.normalize:
         clear_normalisers(plan, sums)
     if plan.offset:
         add_lower(plan, operands, sums, decayed, gradient.do, gradient, has_normaliser=plan.normalize)

@@ -14,8 +14,9 @@ from zoo.kernels.power.heads import separate_gradients
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, room
+from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, room
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
+from zoo.kernels.power.triton.states import add_normalisers
 from zoo.kernels.power.triton.sums import state_sums_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
@@ -27,17 +28,9 @@ __all__ = [
 OF_OFFSETS = 2  # of products of queries with their gradients: behind the chunk's part and the states'
 
 
-def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Chunks' `sum decay m(x) y^T`: S's part of `[slots, Hs, rows (V + 1)]`, in this dtype.
-
-    Args:
-        plan: the call's.
-        operands: the call's.
-        x: `[slots, Hx, K, C]`; anything of its heads at p = 1.
-        decayed: the same times decay for each output or state `[slots, Ho or Hs, K, C]`.
-        y: `[B, T, Hy, V]`.
-        dtype: of the sums.
-    """
+def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype, *, has_normaliser: bool) -> Tensor:
+    """What chunks add to the state `[slots, Hs, rows (V + 1)]`, in this dtype; to z if has_normaliser."""
+    x, decayed, y, _ = summands
     layout, blocks, launch, states = plan.layout, plan.blocks, plan.blocks.sums, plan.heads.state
     found = room(*plan.state_shape, like=y, dtype=dtype)
     launcher(state_sums_kernel)[(triton.cdiv(layout.outers, blocks.outer), plan.slots, states)](
@@ -46,6 +39,8 @@ def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, 
         K=plan.K, V=plan.V, P=plan.p, OUTER=blocks.outer, BLOCK=launch.block,
         PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
+    if has_normaliser:
+        add_normalisers(plan, operands, found, summands)
     return found
 
 

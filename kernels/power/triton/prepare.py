@@ -16,8 +16,8 @@ from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 from zoo.kernels.power.triton.plan import Plan
 
 __all__ = [
-    "LOWEST_GATE", "Columns", "Operands", "OutputGradient", "columns_to_end", "key_columns", "output_gradient",
-    "plain_columns", "prepare", "room", "tile_state", "untile_state",
+    "LOWEST_GATE", "Columns", "Operands", "OutputGradient", "Summands", "columns_to_end", "key_columns",
+    "output_gradient", "plain_columns", "prepare", "room", "tile_state", "untile_state",
 ]  # fmt: skip
 
 # exp(-128) is zero in float32, so this stands for -inf; sums of it lose as few digits as may be.
@@ -55,6 +55,15 @@ class Columns(NamedTuple):
 
     keys: Tensor | None = None  # [slots, Hk, K, C]
     queries: Tensor | None = None  # [slots, Hq, K, C]; none scale a tile at p = 1
+
+
+class Summands(NamedTuple):
+    """What chunks' tokens add to a state, `sum decay m(x) y^T`, and to z: keys, or queries to its gradient."""
+
+    x: Tensor  # with tokens last [slots, Hx, K, C]; anything of its heads at p = 1
+    decayed: Tensor  # the same times decay for each output or state [slots, Ho or Hs, K, C]
+    y: Tensor  # [B, T, Hy, V]
+    delta: Tensor | None = None  # what z is added times, negative [slots, Ho, C]; None for 1
 
 
 class OutputGradient(NamedTuple):

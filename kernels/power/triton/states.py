@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.triton.lower_sums import lower_sums_kernel
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Operands, OutputGradient, room
+from zoo.kernels.power.triton.prepare import Operands, OutputGradient, Summands, room
 from zoo.kernels.power.triton.scan import scan_kernel
 from zoo.kernels.power.triton.sums import normaliser_sums_kernel
 
@@ -17,17 +17,12 @@ __all__ = ["Scan", "add_lower", "add_normalisers", "clear_normalisers", "scan"]
 SCAN_BLOCK = 1024
 
 
-def add_normalisers(
-    plan: Plan, operands: Operands, sums: Tensor, x: Tensor, decayed: Tensor, delta: Tensor | None
-) -> None:
-    """Fill z's part of `sums` with `sum decay m(x)`, times -delta `[slots, Ho, C]` if there is one.
-
-    x and decayed are as in `portable.sums`.
-    """
-    layout, states = plan.layout, plan.heads.state
+def add_normalisers(plan: Plan, operands: Operands, sums: Tensor, summands: Summands) -> None:
+    """Fill z's part of `sums`; of p <= 2."""
+    layout, states, (x, decayed, _, delta) = plan.layout, plan.heads.state, summands
     outers = min(64, max(16, triton.next_power_of_2(layout.outers)))
     launcher(normaliser_sums_kernel)[(triton.cdiv(layout.outers, outers), plan.slots, states)](
-        x, decayed, operands.or_nothing(delta), sums, operands.bounds, operands.tables.channels,
+        x, decayed, operands.or_nothing(delta), sums, operands.bounds,
         plan.tokens, plan.C, layout.outers, layout.rows, x.shape[1], states, decayed.shape[1] // states,
         K=plan.K, V=plan.V, P=plan.p, INNER=layout.inner, OUTERS=outers, BLOCK=plan.blocks.sums.block,
         HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
@@ -40,7 +35,7 @@ def add_lower(
 ) -> None:  # fmt: skip
     """Fill the rows of `sums` that an offset adds, z's among them if has_normaliser.
 
-    decayed and y are as in `portable.sums`: of keys and values, or, with the output's gradient, of queries.
+    decayed and y are as in `Summands`: of keys and values, or, with the output's gradient, of queries.
     """
     heads, of_queries = plan.heads, gradient is not None
     weights = gradient.factors if gradient is not None else operands.left if plan.gated else None
@@ -58,7 +53,7 @@ def add_lower(
 
 
 def clear_normalisers(plan: Plan, sums: Tensor) -> None:
-    """What `add_normalisers` fills, where there is nothing to add up but a state beside it."""
+    """z's part of `sums`, where there is nothing to add up but a state beside it."""
     sums[..., plan.layout.rows * plan.V :] = 0
 
 

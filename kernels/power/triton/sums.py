@@ -74,11 +74,11 @@ def state_sums_kernel(
 
 @triton.jit(do_not_specialize=["T", "X_HEADS", "STATES"])
 def normaliser_sums_kernel(
-    x_columns, x_decayed, delta, sums, bounds, channels, T, C, outers, rows, X_HEADS, STATES, REPEATS,
+    x_columns, x_decayed, delta, sums, bounds, T, C, outers, rows, X_HEADS, STATES, REPEATS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
     HAS_DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z's part of `sums`, which stands behind S's; times -delta `[slots, Hs REPEATS, C]` if HAS_DELTA.
+    """z's part of `sums`, which stands behind S's; times -delta `[slots, Hs REPEATS, C]` if HAS_DELTA; of P <= 2.
 
     A program takes OUTERS outer monomials: one product of them with all channels, of which is stored what the layout's
     inner blocks hold.
@@ -96,7 +96,7 @@ def normaliser_sums_kernel(
             at = token + offsets
             tile = tl.load(decayed + all_channels[None, :] * C + at[:, None])
             mask = (outer < outers)[:, None] & (at < tokens)[None, :]
-            scaled = outer_columns(x, at[None, :], C, channels, outer[:, None], outers, mask, P)
+            scaled = outer_columns(x, at[None, :], C, outer[:, None], mask, P)
             if HAS_DELTA:
                 scaled *= -tl.load(delta + (slot * STATES * REPEATS + head) * C + at)[None, :]
             scaled = as_operand(scaled, tile.dtype, PRECISION)

@@ -38,9 +38,9 @@ def high_gradients_kernel(
 
     here = token + tl.arange(0, BLOCK)
     channel, inners, values = tl.arange(0, K), tl.arange(0, INNER), tl.arange(0, V)
-    blocks = tl.arange(0, K // INNER)[None, :, None]
+    blocks = tl.arange(0, K // INNER)[None, None, :]
     own = tl.load(y + tl.minimum(here, tokens - 1)[:, None] * Y_HEADS * V + values[None, :]).to(tl.float32)[:, None, :]
-    result = tl.zeros((BLOCK, K // INNER, INNER), tl.float32)
+    result = tl.zeros((BLOCK, INNER, K // INNER), tl.float32)  # the order in which sums over values are found
     of_normaliser = tl.zeros((BLOCK, K), tl.float32)
     sums = tl.zeros((BLOCK, V), tl.float32)
     for first in range(0, outers, OUTERS):
@@ -50,27 +50,29 @@ def high_gradients_kernel(
         monomials = outer_monomials(x_columns, here[:, None], C, channels, existing[None, :], outers, P)
         monomials *= tl.load(coefficients + outer, exists, 0)[None, :]
         monomials = as_operand(monomials, dtype, PRECISION)
+        # What later trips need is on its way while products are: channels of the next, rows of the two after this.
+        table = symmetric + inners[None, :] * outers + existing[:, None]
+        row, next_row = tl.load(table), tl.load(table + INNER * outers)
         own_channels = tl.load(x_columns + inners[None, :] * C + here[:, None])
         for inner in range(K // INNER):
-            # Those of the next block, on their way while products are.
-            ahead = x_columns + (tl.minimum(inner + 1, K // INNER - 1) * INNER + inners)[None, :] * C + here[:, None]
-            next_channels = tl.load(ahead)
-            row = tl.load(symmetric + existing[:, None] * K + inner * INNER + inners[None, :])
+            next_inner = tl.minimum(inner + 1, K // INNER - 1) * INNER
+            next_channels = tl.load(x_columns + (next_inner + inners)[None, :] * C + here[:, None])
+            later_row = tl.load(table + tl.minimum(inner + 2, K // INNER - 1) * INNER * outers)
             places = (row[:, :, None] * V + values[None, None, :]).reshape(OUTERS, INNER * V)
             # Which the compiler no longer sees, and without it copies two bytes at a time.
             places = tl.max_contiguous(tl.multiple_of(places, [1, 16]), [1, 16])
             tile = tl.load(states + places)
             product = tl.dot(monomials, tile, input_precision=PRECISION).reshape(BLOCK, INNER, V)
-            found = tl.sum(product * own, 2)[:, None, :]
-            result += tl.where(blocks == inner, found, 0.0)
+            result += tl.where(blocks == inner, tl.sum(product * own, 2, keep_dims=True), 0.0)
             if WANTS_OUTPUTS:
                 sums += tl.sum(product * own_channels.to(tl.float32)[:, :, None], 1)
             own_channels = pass_on(next_channels, own_channels, inner)
+            row, next_row = pass_on(next_row, row, inner), pass_on(later_row, next_row, inner)
         if HAS_NORMALISER:
-            row = tl.load(symmetric + existing[:, None] * K + channel[None, :])
+            row = tl.load(symmetric + channel[None, :] * outers + existing[:, None])
             z = tl.load(states + rows * V + row)
             of_normaliser = tl.dot(monomials, z, of_normaliser, input_precision=PRECISION)
-    result = result.reshape(BLOCK, K)
+    result = tl.permute(result, 0, 2, 1).reshape(BLOCK, K)
     if HAS_DELTA:
         of_normaliser *= -tl.load(delta + here)[:, None]
     if HAS_NORMALISER:

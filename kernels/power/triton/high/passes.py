@@ -13,7 +13,7 @@ from zoo.kernels.power.triton.high.gradients import high_gradients_kernel
 from zoo.kernels.power.triton.high.outputs import high_outputs_kernel
 from zoo.kernels.power.triton.high.sums import high_sums_kernel
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, room
+from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, room
 
 __all__ = ["gradients", "outputs", "sums"]
 
@@ -26,15 +26,17 @@ def _constants(plan: Plan, launch: LaunchSizes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype, *, has_normaliser: bool) -> Tensor:
     """See `portable.sums`."""
+    x, decayed, y, delta = summands
     layout, launch, states = plan.layout, plan.blocks.sums, plan.heads.state
     found = room(*plan.state_shape, like=y, dtype=dtype)
     programs = sum(triton.cdiv(prefix, launch.other) for prefix in layout.prefixes)
     launcher(high_sums_kernel)[(programs, plan.slots, states)](
-        x, decayed, y, found, operands.bounds, operands.tables.channels,
+        x, decayed, y, operands.or_nothing(delta), found, operands.bounds, operands.tables.channels,
         plan.tokens, plan.C, layout.outers, layout.rows, x.shape[1], y.shape[2], states, decayed.shape[1] // states,
-        **_constants(plan, launch), num_warps=launch.warps, num_stages=launch.stages,
+        **_constants(plan, launch), HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None,
+        num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return found
 
@@ -58,7 +60,7 @@ def _outputs_from_states(
     blocks = plan.programs(launch.block)
     launcher(high_outputs_kernel)[(blocks * heads.output * plan.slots,)](
         operands.or_nothing(columns.queries), states, y, operands.or_nothing(total), operands.bounds,
-        tables.channels, tables.gradient_weights,
+        tables.channels, tables.symmetric, tables.gradient_weights, tables.last_shares,
         plan.tokens, plan.C, plan.layout.outers, plan.layout.rows, heads.query, heads.output, heads.state, blocks,
         **_constants(plan, launch), FIRST=first, NORMALIZE=plan.normalize,
         num_warps=launch.warps, num_stages=launch.stages,
@@ -113,13 +115,16 @@ def _gradients_from_states(
 ) -> None:
     """Fill gradients of x, and outputs if they are wanted: see `high_gradients_kernel`."""
     tables, launch, heads = operands.tables, plan.blocks.high_gradients, dx.shape[2]
+    # Any channels are neighbours here. A product has 64 registers of each thread: more leave no room for two programs.
+    inner = min(64 * 32 * launch.warps // (launch.block * plan.V), plan.K // 2)
+    constants = _constants(plan, launch) | {"INNER": inner}
     blocks = plan.programs(launch.block)
     launcher(high_gradients_kernel)[(blocks * heads * plan.slots,)](
         side.columns, side.y, operands.or_nothing(side.delta), side.states, dx, operands.or_nothing(outputs),
         operands.bounds, tables.channels, tables.symmetric, tables.gradient_weights,
         plan.tokens, plan.C, plan.layout.outers, plan.layout.rows,
         side.columns.shape[1], side.y.shape[2], heads, plan.heads.state, blocks,
-        **_constants(plan, launch), FIRST=side.first, HAS_NORMALISER=has_normaliser,
+        **constants, FIRST=side.first, HAS_NORMALISER=has_normaliser,
         HAS_DELTA=side.delta is not None, WANTS_OUTPUTS=outputs is not None,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip

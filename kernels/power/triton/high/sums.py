@@ -6,10 +6,22 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 from zoo.kernels.power.triton.from_state import pass_on
-from zoo.kernels.power.triton.monomials import multiply_factors, outer_count, outer_factors
+from zoo.kernels.power.triton.monomials import multiply_factors, outer_channels, outer_count, outer_factors
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["high_sums_kernel"]
+
+CHANNELS = tl.constexpr(16)  # a block's channels and more, as many as a product has columns at least
+
+
+@triton.jit
+def _channels(decayed, delta, at, C, INNER: tl.constexpr, HAS_DELTA: tl.constexpr):
+    """A block's channels with decay `[BLOCK, CHANNELS]`, times -delta if HAS_DELTA: what z's sums are of; float32."""
+    channel = tl.arange(0, CHANNELS)[None, :]
+    result = tl.load(decayed + tl.minimum(channel, INNER - 1) * C + at[:, None]).to(tl.float32)
+    if HAS_DELTA:
+        result *= -tl.load(delta + at)[:, None]
+    return result
 
 
 @triton.jit
@@ -31,11 +43,12 @@ def _locate(program, K: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTE
 
 @triton.jit(do_not_specialize=["T", "X_HEADS", "Y_HEADS", "STATES"])
 def high_sums_kernel(
-    x_columns, x_decayed, y, sums, bounds, channels, T, C, outers, rows, X_HEADS, Y_HEADS, STATES, REPEATS,
+    x_columns, x_decayed, y, delta, sums, bounds, channels, T, C, outers, rows, X_HEADS, Y_HEADS, STATES, REPEATS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr, HAS_NORMALISER: tl.constexpr, HAS_DELTA: tl.constexpr,
 ):  # fmt: skip
-    """S's part of `sums [slots, Hs, rows (V + 1)]`; arguments as in `state_sums_kernel`.
+    """`sums [slots, Hs, rows (V + 1)]`, z's part if HAS_NORMALISER, times -delta `[slots, Hs REPEATS, C]` if HAS_DELTA;
+    other arguments as in `state_sums_kernel`.
 
     A program takes OUTERS outer monomials of one inner block, BLOCK tokens at a time.
     """
@@ -45,22 +58,19 @@ def high_sums_kernel(
     offsets, inners, values = tl.arange(0, BLOCK), tl.arange(0, INNER), tl.arange(0, V)
     outer = first + tl.arange(0, OUTERS)
     existing = tl.minimum(outer, end - 1)[:, None]
+    outer_places = outer_channels(channels, existing, outers, P)
     total = tl.zeros((OUTERS, INNER * V), tl.float32)
+    total_z = tl.zeros((OUTERS, CHANNELS), tl.float32)
     dtype = x_columns.dtype.element_ty
     for repeat in range(REPEATS):
         head = state * REPEATS + repeat
         decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C + inner * INNER * C
         x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
         y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
-        decayed += inners[None, :] * C + offsets[:, None]
-        own_channels = tl.load(decayed)
-        factors = outer_factors(x, offsets[None, :], C, channels, existing, outers, P)
+        delta_head = delta + (slot * STATES * REPEATS + head) * C
+        own_channels = tl.load(decayed + inners[None, :] * C + offsets[:, None])
+        factors = outer_factors(x, offsets[None, :], C, outer_places)
         for token in range(0, tokens, BLOCK):
-            # What the next tokens need is on its way while products are. Monomials are of few rows, which the L1 cache
-            # has, and copies to shared memory pass it by. Beyond the chunk's end decayed columns are zero.
-            ahead = tl.minimum(token + BLOCK, C - BLOCK)
-            next_channels = tl.load(decayed + ahead)
-            next_factors = outer_factors(x, ahead + offsets[None, :], C, channels, existing, outers, P)
             at = token + offsets
             # Three dimensions from the start: so each thread has neighbouring values, and stores them together.
             rows_of_y = tl.minimum(at, tokens - 1)[:, None, None] * Y_HEADS * V
@@ -68,6 +78,15 @@ def high_sums_kernel(
             pairs = (own_channels.to(tl.float32)[:, :, None] * value).reshape(BLOCK, INNER * V)
             monomials = as_operand(multiply_factors(factors), dtype, PRECISION)
             total = tl.dot(monomials, as_operand(pairs, dtype, PRECISION), total, input_precision=PRECISION)
+            if HAS_NORMALISER:
+                of_z = as_operand(_channels(decayed, delta_head, at, C, INNER, HAS_DELTA), dtype, PRECISION)
+                total_z = tl.dot(monomials, of_z, total_z, input_precision=PRECISION)
+            # What the next tokens need is on its way while products are, and not before: what products read has to be
+            # there for all threads, and the wait for that is for whatever is on its way. Monomials are of few rows, which
+            # the L1 cache has, and copies to shared memory pass it by. Beyond the chunk's end decayed columns are zero.
+            ahead = tl.minimum(token + BLOCK, C - BLOCK)
+            next_channels = tl.load(decayed + inners[None, :] * C + (ahead + offsets)[:, None])
+            next_factors = outer_factors(x, ahead + offsets[None, :], C, outer_places)
             own_channels = pass_on(next_channels, own_channels, token)
             passed = ()
             for degree in tl.static_range(P - 1):
@@ -77,3 +96,8 @@ def high_sums_kernel(
     out = sums + (slot * STATES + state) * rows * (V + 1) + base * V
     places = outer[:, None] * (INNER * V) + column[None, :]
     tl.store(out + places, total.to(sums.dtype.element_ty), (outer < end)[:, None])
+    if HAS_NORMALISER:
+        channel = tl.arange(0, CHANNELS)
+        out = sums + (slot * STATES + state) * rows * (V + 1) + rows * V + base
+        exist = (outer < end)[:, None] & (channel < INNER)[None, :]
+        tl.store(out + outer[:, None] * INNER + channel[None, :], total_z.to(sums.dtype.element_ty), exist)

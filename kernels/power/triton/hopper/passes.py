@@ -12,7 +12,8 @@ from zoo.kernels.launch import launch
 from zoo.kernels.power.heads import separate_gradients
 from zoo.kernels.power.triton import portable
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, room
+from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, room
+from zoo.kernels.power.triton.states import add_normalisers
 
 __all__ = ["gradients", "outputs", "sums"]
 
@@ -21,10 +22,11 @@ BLOCK = 32 * WARPS  # tokens a program
 SUMS_PER_TRIP = 2
 
 
-def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """See `portable.sums`; z's part is undefined."""
+def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype, *, has_normaliser: bool) -> Tensor:
+    """See `portable.sums`."""
     from zoo.kernels.power.triton.hopper.sums import sums_kernel
 
+    x, decayed, y, _ = summands
     found = room(*plan.state_shape, like=y, dtype=dtype)
     x_heads, y_heads, heads, states = x.shape[1], y.shape[2], decayed.shape[1], plan.heads.state
     pairs = plan.K // 16
@@ -35,6 +37,8 @@ def sums(plan: Plan, operands: Operands, x: Tensor, decayed: Tensor, y: Tensor, 
          heads // states),
         K=plan.K, V=plan.V, PER_TRIP=SUMS_PER_TRIP, PACKED=plan.packed, warps=8,
     )  # fmt: skip
+    if has_normaliser:
+        add_normalisers(plan, operands, found, summands)
     return found
 
 
