@@ -148,8 +148,8 @@ def wanted() -> BlockSizes | None:
 
 def block_sizes(x: Tensor, K: int, V: int, p: int, *, hopper: bool) -> BlockSizes:
     """The block sizes for inputs like x with these widths; hopper: for its own kernels."""
-    # From p = 3 on the columns of one product are an inner block's channels and values.
-    inner = 16 if hopper else K if p <= 2 else min(K // 4, 128 // V)
+    # From p = 3 on the columns of one product of sums are an inner block's channels and values.
+    inner = 16 if hopper else K if p <= 2 else min(K // 4, 256 // V)
     if triton.knobs.runtime.interpret:
         launch = LaunchSizes(16, 16, 4, 1)
         high = {"high_outputs": launch, "high_gradients": launch}

@@ -4,9 +4,11 @@
 import triton
 import triton.language as tl
 
+from zoo.kernels.power.triton.operands import as_operand
+
 __all__ = [
     "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_channels", "outer_columns", "outer_count",
-    "outer_factors", "outer_monomials", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power",
+    "outer_factors", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power", "weighted_monomials",
 ]  # fmt: skip
 
 # Of a state with an offset: the last ones, of which the first belongs to the constant and the others are zero.
@@ -116,9 +118,14 @@ def multiply_factors(factors):
 
 
 @triton.jit
-def outer_monomials(x, at, stride, channels, outer, outers, P: tl.constexpr):
-    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other, P > 2; float32."""
-    return multiply_factors(outer_factors(x, at, stride, outer_channels(channels, outer, outers, P)))
+def weighted_monomials(factors, coefficient, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """Outer monomials, P > 2, times their coefficients, as a product's operand."""
+    monomials = multiply_factors(factors)
+    if len(factors) == 2:
+        # Coefficients are 1 and 2, so that rounding may come first: each step is then one instruction for two tokens.
+        monomials = as_operand(monomials, dtype, PRECISION).to(tl.float32)
+        coefficient = coefficient.to(dtype).to(tl.float32)
+    return as_operand(monomials * coefficient, dtype, PRECISION)
 
 
 @triton.jit

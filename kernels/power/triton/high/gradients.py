@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.from_state import pass_on
-from zoo.kernels.power.triton.monomials import outer_monomials
-from zoo.kernels.power.triton.operands import as_operand
+from zoo.kernels.power.triton.monomials import outer_channels, outer_factors, weighted_monomials
 from zoo.kernels.power.triton.program import locate
 
 __all__ = ["high_gradients_kernel"]
@@ -45,16 +44,16 @@ def high_gradients_kernel(
     sums = tl.zeros((BLOCK, V), tl.float32)
     for first in range(0, outers, OUTERS):
         outer = first + tl.arange(0, OUTERS)
-        exists = outer < outers
         existing = tl.minimum(outer, outers - 1)
-        monomials = outer_monomials(x_columns, here[:, None], C, channels, existing[None, :], outers, P)
-        monomials *= tl.load(coefficients + outer, exists, 0)[None, :]
-        monomials = as_operand(monomials, dtype, PRECISION)
+        factors = outer_factors(x_columns, here[:, None], C, outer_channels(channels, existing[None, :], outers, P))
+        coefficient = tl.load(coefficients + outer, outer < outers, 0)[None, :]  # zero where there is none
+        monomials = weighted_monomials(factors, coefficient, dtype, PRECISION)
         # What later trips need is on its way while products are: channels of the next, rows of the two after this.
         table = symmetric + inners[None, :] * outers + existing[:, None]
         row, next_row = tl.load(table), tl.load(table + INNER * outers)
         own_channels = tl.load(x_columns + inners[None, :] * C + here[:, None])
         for inner in range(K // INNER):
+            tl.assume(inner >= 0)  # so that nothing is chosen where `pass_on` seems to choose
             next_inner = tl.minimum(inner + 1, K // INNER - 1) * INNER
             next_channels = tl.load(x_columns + (next_inner + inners)[None, :] * C + here[:, None])
             later_row = tl.load(table + tl.minimum(inner + 2, K // INNER - 1) * INNER * outers)

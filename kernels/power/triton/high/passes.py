@@ -17,11 +17,13 @@ from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, 
 
 __all__ = ["gradients", "outputs", "sums"]
 
+PRODUCT = 128  # columns of a product of outputs, channels by values
 
-def _constants(plan: Plan, launch: LaunchSizes) -> dict[str, Any]:
-    """What all kernels are compiled for."""
+
+def _constants(plan: Plan, launch: LaunchSizes, inner: int) -> dict[str, Any]:
+    """What all kernels are compiled for; inner: channels of a product."""
     return {
-        "K": plan.K, "V": plan.V, "P": plan.p, "INNER": plan.layout.inner, "OUTERS": launch.other,
+        "K": plan.K, "V": plan.V, "P": plan.p, "INNER": inner, "OUTERS": launch.other,
         "BLOCK": launch.block, "PACKED": plan.packed, "PRECISION": plan.precision,
     }  # fmt: skip
 
@@ -35,7 +37,7 @@ def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype,
     launcher(high_sums_kernel)[(programs, plan.slots, states)](
         x, decayed, y, operands.or_nothing(delta), found, operands.bounds, operands.tables.channels,
         plan.tokens, plan.C, layout.outers, layout.rows, x.shape[1], y.shape[2], states, decayed.shape[1] // states,
-        **_constants(plan, launch), HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None,
+        **_constants(plan, launch, layout.inner), HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return found
@@ -57,12 +59,13 @@ def _outputs_from_states(
     heads, tables, launch = plan.heads, operands.tables, plan.blocks.high_outputs
     y = _room(plan, operands, heads.output, plan.V)
     total = _room(plan, operands, heads.output, 1) if plan.normalize else None
+    inner = min(plan.layout.inner, PRODUCT // plan.V)
     blocks = plan.programs(launch.block)
     launcher(high_outputs_kernel)[(blocks * heads.output * plan.slots,)](
         operands.or_nothing(columns.queries), states, y, operands.or_nothing(total), operands.bounds,
         tables.channels, tables.symmetric, tables.gradient_weights, tables.last_shares,
         plan.tokens, plan.C, plan.layout.outers, plan.layout.rows, heads.query, heads.output, heads.state, blocks,
-        **_constants(plan, launch), FIRST=first, NORMALIZE=plan.normalize,
+        **_constants(plan, launch, inner), TILE=plan.layout.inner, FIRST=first, NORMALIZE=plan.normalize,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return portable.Given(y, total)
@@ -117,14 +120,13 @@ def _gradients_from_states(
     tables, launch, heads = operands.tables, plan.blocks.high_gradients, dx.shape[2]
     # Any channels are neighbours here. A product has 64 registers of each thread: more leave no room for two programs.
     inner = min(64 * 32 * launch.warps // (launch.block * plan.V), plan.K // 2)
-    constants = _constants(plan, launch) | {"INNER": inner}
     blocks = plan.programs(launch.block)
     launcher(high_gradients_kernel)[(blocks * heads * plan.slots,)](
         side.columns, side.y, operands.or_nothing(side.delta), side.states, dx, operands.or_nothing(outputs),
         operands.bounds, tables.channels, tables.symmetric, tables.gradient_weights,
         plan.tokens, plan.C, plan.layout.outers, plan.layout.rows,
         side.columns.shape[1], side.y.shape[2], heads, plan.heads.state, blocks,
-        **constants, FIRST=side.first, HAS_NORMALISER=has_normaliser,
+        **_constants(plan, launch, inner), FIRST=side.first, HAS_NORMALISER=has_normaliser,
         HAS_DELTA=side.delta is not None, WANTS_OUTPUTS=outputs is not None,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip

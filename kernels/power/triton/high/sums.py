@@ -71,6 +71,7 @@ def high_sums_kernel(
         own_channels = tl.load(decayed + inners[None, :] * C + offsets[:, None])
         factors = outer_factors(x, offsets[None, :], C, outer_places)
         for token in range(0, tokens, BLOCK):
+            tl.assume(token >= 0)  # so that nothing is chosen where `pass_on` seems to choose
             at = token + offsets
             # Three dimensions from the start: so each thread has neighbouring values, and stores them together.
             rows_of_y = tl.minimum(at, tokens - 1)[:, None, None] * Y_HEADS * V
@@ -81,9 +82,9 @@ def high_sums_kernel(
             if HAS_NORMALISER:
                 of_z = as_operand(_channels(decayed, delta_head, at, C, INNER, HAS_DELTA), dtype, PRECISION)
                 total_z = tl.dot(monomials, of_z, total_z, input_precision=PRECISION)
-            # What the next tokens need is on its way while products are, and not before: what products read has to be
-            # there for all threads, and the wait for that is for whatever is on its way. Monomials are of few rows, which
-            # the L1 cache has, and copies to shared memory pass it by. Beyond the chunk's end decayed columns are zero.
+            # What the next tokens need is on its way while products are, and not before: all threads wait for what
+            # products read, and with it for whatever is on its way. Outer monomials are of few rows, which the L1 cache
+            # has, and copies to shared memory pass it by. Beyond the chunk's end decayed columns are zero.
             ahead = tl.minimum(token + BLOCK, C - BLOCK)
             next_channels = tl.load(decayed + inners[None, :] * C + (ahead + offsets)[:, None])
             next_factors = outer_factors(x, ahead + offsets[None, :], C, outer_places)
