@@ -49,7 +49,7 @@ def candidates(case: Case, kernel: str) -> Iterator[LaunchSizes]:
         if kernel == "sums" and case.p > 2:
             yield from (
                 LaunchSizes(block, outers, warps, depth)
-                for block in (32, 64) for outers in _OUTERS[1:] for warps in _WARPS
+                for block in (32, 64, 128) for outers in _OUTERS[1:] for warps in _WARPS
             )  # fmt: skip
         elif kernel.startswith("high"):
             yield from (

@@ -17,7 +17,7 @@ from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, 
 
 __all__ = ["gradients", "outputs", "sums"]
 
-PRODUCT = 128  # columns of a product of outputs, channels by values
+REGISTERS = 64  # of each thread, for a product: more leave no room for two programs beside each other
 
 
 def _constants(plan: Plan, launch: LaunchSizes, inner: int) -> dict[str, Any]:
@@ -26,6 +26,11 @@ def _constants(plan: Plan, launch: LaunchSizes, inner: int) -> dict[str, Any]:
         "K": plan.K, "V": plan.V, "P": plan.p, "INNER": inner, "OUTERS": launch.other,
         "BLOCK": launch.block, "PACKED": plan.packed, "PRECISION": plan.precision,
     }  # fmt: skip
+
+
+def _channels(plan: Plan, launch: LaunchSizes) -> int:
+    """How many channels by all values a product of a program's tokens may have."""
+    return max(1, REGISTERS * 32 * launch.warps // (launch.block * plan.V))
 
 
 def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype, *, has_normaliser: bool) -> Tensor:
@@ -59,7 +64,7 @@ def _outputs_from_states(
     heads, tables, launch = plan.heads, operands.tables, plan.blocks.high_outputs
     y = _room(plan, operands, heads.output, plan.V)
     total = _room(plan, operands, heads.output, 1) if plan.normalize else None
-    inner = min(plan.layout.inner, PRODUCT // plan.V)
+    inner = min(plan.layout.inner, _channels(plan, launch))
     blocks = plan.programs(launch.block)
     launcher(high_outputs_kernel)[(blocks * heads.output * plan.slots,)](
         operands.or_nothing(columns.queries), states, y, operands.or_nothing(total), operands.bounds,
@@ -118,8 +123,7 @@ def _gradients_from_states(
 ) -> None:
     """Fill gradients of x, and outputs if they are wanted: see `high_gradients_kernel`."""
     tables, launch, heads = operands.tables, plan.blocks.high_gradients, dx.shape[2]
-    # Any channels are neighbours here. A product has 64 registers of each thread: more leave no room for two programs.
-    inner = min(64 * 32 * launch.warps // (launch.block * plan.V), plan.K // 2)
+    inner = min(plan.K // 2, _channels(plan, launch))  # any channels are neighbours here
     blocks = plan.programs(launch.block)
     launcher(high_gradients_kernel)[(blocks * heads * plan.slots,)](
         side.columns, side.y, operands.or_nothing(side.delta), side.states, dx, operands.or_nothing(outputs),

@@ -101,9 +101,20 @@ def problem(*inputs: Tensor, p: int, chunk_size: int | None = None) -> Problem:
 
 @pytest.mark.parametrize(("K", "V"), [(32, 16), (16, 128)])
 def test_inner_blocks_of_few_channels_agree(K: int, V: int) -> None:
-    """From p = 3 on a state has inner blocks of as few as one channel, and gradients gather rows from all of them."""
+    """From p = 3 on a state has inner blocks of as few as two channels, and gradients gather rows from all of them."""
     q, k, v, log_g = tensors(40, (1, 1, 1), K, V)
     check_error_law(problem(q, k, v, 0.1 * log_g, p=3, chunk_size=32), "triton")
+
+
+@pytest.mark.parametrize("registers", [4, 2])
+@pytest.mark.parametrize("p", [3, 4])
+def test_products_take_fewer_channels_than_lie_side_by_side(
+    p: int, registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two and one of the four that a state has there."""
+    monkeypatch.setattr(high, "REGISTERS", registers)
+    q, k, v, log_g = tensors(40, (2, 1, 1), 16, 16)
+    check_error_law(problem(q, k, v, 0.1 * log_g, p=p, chunk_size=32), "triton")
 
 
 @pytest.mark.parametrize("p", [3, 4])
