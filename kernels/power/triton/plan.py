@@ -14,6 +14,8 @@ from zoo.kernels.power.triton.layout import Layout, make_layout
 
 __all__ = ["Plan", "make_plan"]
 
+MOST_SHARED = 64  # heads whose sums a program holds in registers
+
 
 class Plan(NamedTuple):
     """Tokens are cut into chunks of C, each with a slot; no chunk spans two sequences.
@@ -56,6 +58,13 @@ class Plan(NamedTuple):
     def fused(self) -> bool:
         """Whether kernels take both what states give and what a chunk gives: not where they lack shared memory."""
         return self.hopper and self.K == self.V == 64
+
+    @property
+    def shares_pairs(self) -> bool:
+        """Whether all heads of a query share its key, so that their gradients are added up where they are made."""
+        heads, shared = self.heads, self.heads.output // self.heads.query
+        alike = heads.query == heads.key and 1 < shared <= MOST_SHARED
+        return alike and heads.state == heads.output and self.p == 1 and not (self.normalize or self.offset)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.plan import Plan
 from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, room
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
+from zoo.kernels.power.triton.shared_gradient import shared_gradient_kernel
 from zoo.kernels.power.triton.states import add_normalisers
 from zoo.kernels.power.triton.sums import state_sums_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
@@ -102,7 +103,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq `[B, T, Ho, K]`, dk and dv `[B, T, Hs, K or V]`, and products of the former two with q and k over p.
 
-    Those are `[2, slots, Ho or Hs, C]`, empty if not gated: the chunk's part and the states'.
+    dq and dk have fewer heads, those of q and k, where that is cheaper. The products are `[2, slots, Ho or Hs, C]`, and
+    empty if not gated: the chunk's part and the states'.
 
     Args:
         plan: the call's.
@@ -116,8 +118,16 @@ def gradients(
         wants_values: whether to compute dv, which is empty otherwise.
     """
     q_along, k_along = room_for_along(plan, operands)
-    dq = query_gradient(plan, operands, columns, gradient, states, None, q_along, has_initial=has_initial)
-    dk = key_gradient(plan, operands, columns, gradient, dstates, None, k_along, has_final=has_final)
+    if plan.shares_pairs:
+        side = _Side(operands.q, operands.k, gradient.do, operands.v, states, first=has_initial)
+        dq = _shared_gradient(plan, operands, gradient, side, q_along, of_keys=False)
+    else:
+        dq = query_gradient(plan, operands, columns, gradient, states, None, q_along, has_initial=has_initial)
+    if plan.shares_pairs and not has_final:  # whose normaliser counts
+        side = _Side(operands.k, operands.q, operands.v, gradient.do, dstates, first=True)
+        dk = _shared_gradient(plan, operands, gradient, side, k_along, of_keys=True)
+    else:
+        dk = key_gradient(plan, operands, columns, gradient, dstates, None, k_along, has_final=has_final)
     dv = value_gradient(plan, operands, columns, gradient, dstates, None) if wants_values else operands.nothing
     return dq, dk, dv, q_along, k_along
 
@@ -134,6 +144,36 @@ def room_for_along(plan: Plan, operands: Operands) -> tuple[Tensor, Tensor]:
         shape = (OF_OFFSETS + 1, plan.slots, plan.heads.output, plan.C)
         q_along = torch.zeros(shape, dtype=torch.float32, device=operands.q.device)
     return q_along, k_along
+
+
+class _Side(NamedTuple):
+    """What a gradient that heads share is made of: of queries, or of keys."""
+
+    x: Tensor  # [B, T, Hx, K], whose gradient is wanted
+    others: Tensor  # what it meets [B, T, Hx, K]
+    own: Tensor  # what comes with x for each head [B, T, H, V]
+    values: Tensor  # and with the others
+    states: Tensor | None  # before the chunks, or gradients of those after them
+    first: bool  # whether the first chunks of its direction have states
+
+
+def _shared_gradient(
+    plan: Plan, operands: Operands, gradient: OutputGradient, side: _Side, along: Tensor, *, of_keys: bool
+) -> Tensor:
+    """dx `[B, T, Hx, K]`, and each head's part of its product with x: see `shared_gradient_kernel`."""
+    table = plan.blocks.query_gradient
+    block = min(64, table.block)  # with eight warps nothing is spilled
+    dx, shared, blocks = torch.empty_like(side.x), plan.heads.output // side.x.shape[2], plan.programs(block)
+    launcher(shared_gradient_kernel)[(blocks * side.x.shape[2] * plan.slots,)](
+        side.x, side.others, side.own, side.values, gradient.factors, operands.gates, operands.gates_low,
+        operands.or_nothing(side.states), dx, along, operands.bounds,
+        plan.tokens, plan.C, plan.layout.rows, side.x.shape[2], side.own.shape[2], side.values.shape[2], shared,
+        blocks, plan.slots,
+        K=plan.K, V=plan.V, ROOM=triton.next_power_of_2(shared), BLOCK=block, OTHERS=block,
+        OF_KEYS=of_keys, GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=side.states is not None,
+        FIRST=side.first, PACKED=plan.packed, PRECISION=plan.precision, num_warps=8, num_stages=table.stages,
+    )  # fmt: skip
+    return dx
 
 
 def query_gradient(

@@ -60,6 +60,24 @@ def test_offsets_stay_within_their_budget() -> None:
     check_budget("p=2, K=V=64, bfloat16, offset", launches(64, 64, 2, torch.bfloat16, T=5000, offset=True))
 
 
+def test_gradients_of_keys_that_heads_share_stay_within_their_budget() -> None:
+    found = launches(128, 64, 1, torch.bfloat16, T=5000, heads=(1, 1, 24))
+    name = "shared_gradient_kernel"
+    check_budget("p=1, K=128, V=64, bfloat16, a key of 24 heads", {name: found[name]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_gradients_of_keys_that_heads_share_build_within_shared_memory(
+    dtype: torch.dtype, chip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configs, "architecture", lambda _x: chip)
+    target, limit = CHIPS[chip]
+    launch = launches(128, 64, 1, dtype, T=5000, heads=(1, 1, 24))["shared_gradient_kernel"]
+    assert build(launch, target).metadata.shared <= limit
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
 def test_offsets_build_within_shared_memory(chip: str) -> None:

@@ -128,6 +128,14 @@ def test_error_law_over_heads(heads: tuple[int, int, int], width: int) -> None:
     check_error_law(make_problem(B=4, T=2100, heads=heads, K=width, V=width, aligned=True))
 
 
+@pytest.mark.parametrize("gates", ["none", "mild", "strong"])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_error_law_of_keys_that_heads_share(gates: str, dtype: torch.dtype) -> None:
+    """Mamba-2's shape: what heads give to a query and a key that they share is added up before they meet tokens."""
+    problem = make_problem(T=2500, heads=(1, 1, 24), K=128, V=64, p=1, normalize=False, gates=gates, dtype=dtype)
+    check_error_law(problem)
+
+
 def test_error_law_with_zero_keys_and_a_large_batch() -> None:
     check_error_law(make_problem(B=64, T=260, heads=(2, 1, 1), K=32, V=32, zero_keys=0.3, aligned=True))
 

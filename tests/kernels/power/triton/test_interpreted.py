@@ -148,6 +148,29 @@ def test_error_law_of_what_strong_gates_leave(T: int, p: int) -> None:
     check_error_law(kept, "triton")
 
 
+@pytest.mark.parametrize("gates", ["none", "mild", "strong"])
+@pytest.mark.parametrize(("T", "chunk_size"), [(1, None), (16, None), (70, 32), (100, 48)])
+@pytest.mark.parametrize("heads", [(1, 1, 4), (2, 2, 6)])
+def test_error_law_of_keys_that_heads_share(
+    heads: tuple[int, int, int], T: int, chunk_size: int | None, gates: str
+) -> None:
+    """At p = 1 what heads give to a query and a key that they share is added up before they meet tokens."""
+    q, k, v, log_g = tensors(T, heads, 16, 32)
+    log_g = {"none": None, "mild": 0.1 * log_g, "strong": 8 * log_g}[gates]
+    check_error_law(replace(problem(q, k, v, log_g, p=1, chunk_size=chunk_size), normalize=False), "triton")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_error_law_of_shared_keys_beside_states(given: bool) -> None:
+    """A gradient of the last normaliser is not among what is added up."""
+    q, k, v, log_g = tensors(70, (1, 1, 3), 16, 16)
+    S, z = make_state(1, 3, 16, 16, 1, 4, torch.Generator().manual_seed(0), offset=False)
+    beside = replace(problem(q, k, v, 0.1 * log_g, p=1, chunk_size=32), S=S.float(), z=z.float(), normalize=False)
+    if given:
+        beside = replace(beside, dS=beside.S + 1, dz=beside.z + 1)
+    check_error_law(beside, "triton")
+
+
 @pytest.mark.parametrize(("p", "offset"), [(1, None), (2, 0.7), (3, None)])
 def test_halves_of_shares_are_one_call(p: int, offset: float | None) -> None:
     q, k, v, log_g = tensors(80, (2, 1, 1), 16, 16)
