@@ -179,6 +179,12 @@ def test_halves_of_shares_are_one_call(p: int, offset: float | None) -> None:
     check_halves(replace(problem(q, k, v, log_g, p=p, chunk_size=32), offset=offsets), 2, "triton")
 
 
+def test_halves_of_keys_that_heads_share_are_one_call() -> None:
+    q, k, v, log_g = tensors(80, (1, 1, 3), 16, 16)
+    log_g[:, 60] = -torch.inf
+    check_halves(replace(problem(q, k, v, log_g, p=1, chunk_size=32), normalize=False), 2, "triton")
+
+
 @pytest.mark.parametrize(("p", "offset"), [(1, 0.0), (2, 0.0), (2, 0.7), (3, 0.0)])
 def test_packed_sequences_equal_separate_calls(p: int, offset: float) -> None:
     q, k, v, log_g = tensors(80, (2, 1, 1), 16, 16)
