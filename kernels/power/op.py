@@ -27,7 +27,7 @@ from zoo.kernels.power.call import (
 )
 from zoo.kernels.power.expansion import state_size
 from zoo.kernels.power.flops import backward_flops, forward_flops, step_flops
-from zoo.kernels.power.heads import Heads, separate_gradients
+from zoo.kernels.power.heads import Heads
 from zoo.kernels.power.reference import run_reference
 from zoo.kernels.power.step import step_in_place
 from zoo.kernels.precision import accumulation_dtype
@@ -36,7 +36,7 @@ from zoo.kernels.transforms import differentiable_gradients, differentiates_agai
 from zoo.kernels.triton_support import TRITON
 
 if TRITON:
-    from zoo.kernels.power.triton.op import fake_saved, triton_backward, triton_forward
+    from zoo.kernels.power.triton.op import fake_gradients, fake_saved, triton_backward, triton_forward
     from zoo.kernels.power.triton.step import supports_triton_step, triton_step
 
 __all__ = ["attend", "fake_attend", "rounded", "step"]
@@ -123,10 +123,8 @@ _attend_backward.register_fake(flat(_fake_backward))
 
 
 def _fake_backward_kernels(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
-    """Of the op that is opaque: gradients of shared heads are still to be added."""
-    heads = inputs.heads
-    counts = (heads.output, heads.state, heads.state)
-    dq, dk, dv = (separate_gradients(x, count) for x, count in zip(inputs[:3], counts, strict=True))
+    """Of the op that is opaque."""
+    dq, dk, dv = fake_gradients(incoming, inputs, options)
     return _fake_backward(incoming, inputs, saved, options)._replace(q=dq, k=dk, v=dv)
 
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.kernels.launch import Launch, compile_together, rehearsal, unseen
 from zoo.kernels.power.call import Gradients, Incoming, Inputs, Options, Outputs, Saved
-from zoo.kernels.power.heads import gather_heads
+from zoo.kernels.power.heads import gather_heads, separate_gradients
 from zoo.kernels.power.triton.configs import wanted
 from zoo.kernels.power.triton.passes import backward, forward
 from zoo.kernels.power.triton.plan import make_plan
@@ -23,7 +23,7 @@ from zoo.kernels.recording import Recorder
 from zoo.kernels.registration import flat, register_op
 from zoo.kernels.triton_support import INTERPRETED
 
-__all__ = ["fake_saved", "laid_out", "rehearse", "triton_backward", "triton_forward"]
+__all__ = ["fake_gradients", "fake_saved", "laid_out", "rehearse", "triton_backward", "triton_forward"]
 
 
 def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,14 @@ def fake_saved(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     states = q.new_empty(plan.state_shape if plan.has_states(inputs.S) else (0,), dtype=plan.dtype)
     saves_gates = plan.gated and not plan.exact_gates
     return states, q.new_empty(plan.gates_shape if saves_gates else (0,), dtype=torch.float32)
+
+
+def fake_gradients(incoming: Incoming, inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of the pass that the compiler does not see through, without numbers: some are still to be added."""
+    plan = make_plan(inputs, options)
+    counts = (*plan.gradient_heads(has_final=incoming.dS is not None), plan.heads.state)
+    dq, dk, dv = (separate_gradients(x, count) for x, count in zip(inputs[:3], counts, strict=True))
+    return dq, dk, dv
 
 
 def _is_opaque(inputs: Inputs, options: Options) -> bool:

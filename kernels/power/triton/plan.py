@@ -66,6 +66,17 @@ class Plan(NamedTuple):
         alike = heads.query == heads.key and 1 < shared <= MOST_SHARED
         return alike and heads.state == heads.output and self.p == 1 and not (self.normalize or self.offset)
 
+    def gradient_heads(self, *, has_final: bool) -> tuple[int, int]:
+        """Heads that gradients of queries and keys are made for; has_final: with one of the state after the last token.
+
+        The normaliser of that gradient has a part in the keys', which is made for each head.
+        """
+        heads = self.heads
+        return (
+            heads.query if self.shares_pairs else heads.output,
+            heads.key if self.shares_pairs and not has_final else heads.state,
+        )
+
     @property
     def state_shape(self) -> tuple[int, int, int]:
         """Of one state a chunk: S in tiles, and behind it z."""

@@ -200,16 +200,28 @@ def test_recorded_graphs_give_the_same_bits(p: int, width: int) -> None:
 @pytest.mark.parametrize(("p", "width"), [(1, 64), (2, 64), (3, 32)])
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
 def test_compiled_gives_what_is_launched(dtype: torch.dtype, p: int, width: int, T: int, state: bool) -> None:
+    check_compiled(make_problem(T=T, K=width, V=width, p=p, dtype=dtype, state=state))
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float32], ids=str)
+def test_compiled_gives_what_is_launched_of_keys_that_heads_share(dtype: torch.dtype, state: bool) -> None:
+    check_compiled(make_problem(T=5000, heads=(1, 1, 8), K=64, V=64, p=1, normalize=False, dtype=dtype, state=state))
+
+
+def check_compiled(problem: Problem) -> None:
     torch.compiler.reset()
-    problem = make_problem(T=T, K=width, V=width, p=p, dtype=dtype, state=state)
     inputs = [x.requires_grad_() for x in problem.tensors.values()]
     gradients = list(problem.gradients.values())
+    p, normalize, state, dtype = problem.p, problem.normalize, problem.state is not None, problem.q.dtype
 
     def results(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor, *parts: torch.Tensor
     ) -> list[torch.Tensor]:
         before = PowerState(*parts) if parts else None
-        o, after = power_attention(q, k, v, log_g, p=p, state=before, return_state=state, impl="triton")
+        o, after = power_attention(
+            q, k, v, log_g, p=p, normalize=normalize, state=before, return_state=state, impl="triton"
+        )
         return [o] if after is None else [o, *after]
 
     expected, found = results(*inputs), torch.compile(results, fullgraph=True)(*inputs)

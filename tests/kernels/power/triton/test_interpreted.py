@@ -345,6 +345,17 @@ def test_opaque_passes_pass_opcheck(packed: bool) -> None:
     torch.library.opcheck(torch.ops.zoo.power_attention_backward_kernels, arguments)
 
 
+@pytest.mark.parametrize("has_final", [False, True])
+def test_opaque_passes_of_keys_that_heads_share_pass_opcheck(has_final: bool) -> None:
+    """Kernels add up what heads give them, but not where a gradient of the last state comes in."""
+    inputs = Inputs(*tensors(40, (1, 1, 4), 16, 16))
+    options = Options(1, 0.25, normalize=False, use_triton=True, return_state=True, save_states=True)
+    outputs = Outputs(*torch.ops.zoo.power_attention_kernels(*inputs, *options))
+    incoming = Incoming(torch.ones_like(outputs.o), *((outputs.S, outputs.z) if has_final else (None, None)))
+    arguments = (*incoming, *inputs, *outputs.saved(options), *options)
+    torch.library.opcheck(torch.ops.zoo.power_attention_backward_kernels, arguments)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck(packed: bool) -> None:
     q, k, v, log_g = (x.requires_grad_() for x in tensors(40, (2, 1, 1), 16, 16))
