@@ -108,11 +108,10 @@ class ConvolvedMixer(Around):
         self.output = ResidualLinear(context.width, context.width, context.bias)
 
     def before(self, x: Tensor, tail: Tensor | None, window: Window) -> tuple[Tensor, Tensor]:
-        y, tail = self.convolution(x, tail, window)
-        return F.silu(y), tail
+        return self.convolution(x, tail, window)
 
     def before_token(self, x: Tensor, tail: Tensor, token: Token) -> Tensor:
-        return F.silu(self.convolution(x, tail, token)[0])
+        return self.convolution(x, tail, token)[0]
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
         return self.output(self.norm(y * F.silu(self.gate(x))))

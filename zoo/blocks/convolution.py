@@ -1,14 +1,16 @@
-"""A short convolution along time, every channel by itself."""
+"""A short convolution along time with SiLU behind it, every channel by itself."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.checks import check_part
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.linear import own_part
 from zoo.blocks.window import Token, Window
+from zoo.kernels.causal_convolution import causal_convolution
 from zoo.kernels.precision import concatenate
 from zoo.kernels.sequence import tail as share_tail
 
@@ -16,11 +18,10 @@ __all__ = ["CausalConvolution", "NoConvolution"]
 
 
 class CausalConvolution(nn.Module):
-    """`y_t = b + sum_j w_j x_{t - W + 1 + j}` per channel, over the last W tokens; no token sees one after it.
+    """`y_t = silu(b + sum_j w_j x_{t - W + 1 + j})` per channel, over the last W tokens: no token sees one after it.
 
     What came before the first token is zero, or a tail `[B, W - 1, channels]`: the inputs that the next tokens still
-    see; in a later share of a sequence it is inputs of the process that has the tokens before. Products are sums of
-    shifted inputs, which the compiler fuses with what surrounds them.
+    see; in a later share of a sequence it is inputs of the process that has the tokens before.
 
     Args:
         channels: of the input.
@@ -52,26 +53,18 @@ class CausalConvolution(nn.Module):
         if isinstance(window, Token):
             assert tail is not None
             return self._step(x, tail), tail
-        B, T, channels = x.shape
-        before = self.width - 1
-        tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
-        seen = concatenate((tail, x), 1)
+        given, before = tail, self.width - 1
+        tail = x.new_zeros(x.shape[0], before, x.shape[2]) if tail is None else tail.to(x.dtype)
         document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
         if window.resets is not None:
             document = window.resets.long().cumsum(1)
-            document = torch.cat((document.new_zeros(B, before), document), 1)
+            document = torch.cat((document.new_zeros(x.shape[0], before), document), 1)
         if window.group is not None and before > 0:
-            earlier = share_tail(self._tail(seen, document, None), before, window.group)
-            seen = concatenate((torch.where(window.group.rank == 0, tail, earlier), x), 1)
-        y = torch.zeros_like(x) if self.bias is None else own_part(self.bias).to(x.dtype).expand_as(x)
-        weight = own_part(self.weight).to(x.dtype)
-        for j in range(self.width):
-            shifted = seen[:, j : j + T]
-            if document is not None:
-                same = document[:, j : j + T] == document[:, before:]
-                shifted = torch.where(same[..., None], shifted, 0)
-            y = y + weight[:, j] * shifted
-        return y, window.at_the_end(self._tail(seen, document, window.lengths))
+            earlier = share_tail(self._tail_after(tail, x, document, None), before, window.group)
+            given = tail = torch.where(window.group.rank == 0, tail, earlier)
+        bias = None if self.bias is None else own_part(self.bias)
+        y = causal_convolution(x, own_part(self.weight), bias, tail=given, resets=window.resets)
+        return y, window.at_the_end(self._tail_after(tail, x, document, window.lengths))
 
     def check_tail(self, name: str, tail: Tensor, x: Tensor) -> None:
         """Check the tail in a state, whose part `name` it is, for the rows of `x [B, ...]`.
@@ -93,21 +86,25 @@ class CausalConvolution(nn.Module):
         seen = concatenate((tail.to(x.dtype), x[:, None]), 1)
         tail.copy_(seen[:, 1:])
         y = torch.einsum("btc,ct->bc", seen, own_part(self.weight).to(x.dtype))
-        return y if self.bias is None else own_part(self.bias).to(x.dtype) + y
+        return F.silu(y if self.bias is None else own_part(self.bias).to(x.dtype) + y)
 
-    def _tail(self, seen: Tensor, document: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """The last W - 1 real inputs, zero where they are of an earlier document than the last of them."""
+    def _tail_after(self, tail: Tensor, x: Tensor, document: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The last W - 1 real inputs of tail and x, zero where they are of an earlier document than the last of them.
+
+        document: of each row of both, `[B, W - 1 + T]`.
+        """
         before = self.width - 1
         if lengths is None:
-            tail = seen[:, seen.shape[1] - before :]
-            documents = None if document is None else document[:, seen.shape[1] - before :]
+            last = concatenate((tail, x[:, max(0, x.shape[1] - before) :]), 1)
+            last = last[:, last.shape[1] - before :]
+            documents = None if document is None else document[:, document.shape[1] - before :]
         else:
-            at = lengths[:, None] + torch.arange(before, device=seen.device)
-            tail = seen.gather(1, at[..., None].expand(-1, -1, seen.shape[2]))
+            at = lengths[:, None] + torch.arange(before, device=x.device)
+            last = concatenate((tail, x), 1).gather(1, at[..., None].expand(-1, -1, x.shape[2]))
             documents = None if document is None else document.gather(1, at)
         if documents is None:
-            return tail
-        return torch.where((documents == documents[:, -1:])[..., None], tail, 0)
+            return last
+        return torch.where((documents == documents[:, -1:])[..., None], last, 0)
 
 
 class NoConvolution(nn.Module):

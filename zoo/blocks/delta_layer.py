@@ -1,6 +1,7 @@
 """A layer of the delta rule: what is held for a key is replaced by its new value, as far as a rate says."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class DeltaConfig(Config):
 
 
 class DeltaLayer(MatrixStateLayer):
-    """SiLU behind the convolution, queries and keys of unit length, and rates `sigmoid(W x)` a head.
+    """SiLU, behind the convolution if there is one, queries and keys of unit length, and rates `sigmoid(W x)` a head.
 
     Args:
         config: options of the heads.
@@ -54,6 +55,8 @@ class DeltaLayer(MatrixStateLayer):
             context, config.heads, config.head_width, value_heads=config.value_heads, expand=config.expand
         )
         super().__init__(context, heads, convolution=config.convolution, corrects=True, p=p, scale=scale)
+        # A convolution has SiLU behind it.
+        self.activation: Callable[[Tensor], Tensor] = F.silu if config.convolution is None else nn.Identity()
         self.rate = nn.Linear(context.width, heads.value, bias=False)
         self.largest_rate = 2.0 if config.negative_eigenvalues else 1.0
 
@@ -64,5 +67,5 @@ class DeltaLayer(MatrixStateLayer):
     def read(self, x: Tensor, mixed: Read, shared: Shared) -> Read:
         rate = self.rate(x)
         beta = self.largest_rate * torch.sigmoid(rate.to(torch.promote_types(rate.dtype, torch.float32)))
-        q, k = unit_length(F.silu(mixed.q)), unit_length(F.silu(mixed.k))
-        return Read(q, k, F.silu(mixed.v), self.log_gates(x), beta)
+        q, k = (unit_length(self.activation(x)) for x in mixed[:2])
+        return Read(q, k, self.activation(mixed.v), self.log_gates(x), beta)

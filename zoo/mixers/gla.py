@@ -51,14 +51,12 @@ class Gla(MatrixStateLayer):
     def __init__(self, config: GlaConfig, context: LayerContext) -> None:
         heads = resolve_matrix_heads(context, config.heads, config.head_width, expand=config.expand, share=2)
         super().__init__(context, heads, convolution=config.convolution, corrects=False)
-        self.activation = F.silu if config.convolution else torch.nn.Identity()
         self.gate = nn.Sequential(
             SharedLinear(context.width, config.gate_rank, bias=False), nn.Linear(config.gate_rank, heads.keys)
         )
         self.output = GatedOutput(context, heads, nn.Linear(context.width, heads.values, context.bias))
 
     def read(self, x: Tensor, mixed: Read, shared: Shared) -> Read:
-        q, k, v = (self.activation(part) for part in mixed[:3])
         logits = self.gate(x).unflatten(-1, (self.heads.key, self.heads.key_width))
         log_g = F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / _SLOWER
-        return Read(q, k, v, log_g)
+        return mixed._replace(log_g=log_g)

@@ -207,7 +207,7 @@ class Mamba2(OrderedRows, Mixer):
 
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values `[..., H, P]`, keys and queries `[..., G, N]`."""
-        values, k, q = self.row_orders["convolution"].kinds(F.silu(mixed))
+        values, k, q = self.row_orders["convolution"].kinds(mixed)
         return values.unflatten(-1, (-1, self.width)).flatten(-3, -2), k, q
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ HOPPER_SHARED = 227 * 1024  # bytes of shared memory that a program may have
 _BUDGET = yaml.safe_load(Path(__file__).with_name("budget.yaml").read_text())
 _POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
-    torch.int32: "*i32", torch.int64: "*i64",
+    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 JOURNAL_KERNELS = ("fold_kernel", "read_kernel", "settle_kernel")
