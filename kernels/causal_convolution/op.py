@@ -26,7 +26,7 @@ key_compiled_code_by_sources()
 
 _BLOCK, _WARPS = 256, 2  # channels of a program: loads of eight bytes a thread in 16-bit dtypes
 _LENGTH = 128  # tokens of a program: of fewer, those count that it reads of its neighbours'; of more, programs are few
-_ROWS = 4  # tokens that are on their way at once
+_ROWS = 8  # tokens that are on their way at once
 
 
 def _launch(kernel: Any, inputs: Inputs, *results: Tensor, incoming: tuple[Tensor, ...] = ()) -> None:

@@ -144,12 +144,13 @@ def convolution_gradient_kernel(
     inputs, strides, columns = (x, tail, resets), (token_stride, channels), (channel, exists)
     seen = _seen_before(inputs, strides, columns, first, W, HAS_TAIL, HAS_RESETS)
     # Gradients of the rows that are seen, 1 for each that a token sees, and gradients of taps and of the bias.
-    of_seen, sees, of_taps, of_bias = (), (), (), zeros
+    of_seen, sees, of_taps, of_bias, nothing = (), (), (), zeros, ()
     for _ in tl.static_range(W - 1):
         of_seen = of_seen + (zeros,)
         sees = sees + (tl.full((), 1.0, tl.float32),)
     for _ in tl.static_range(W):
-        of_taps = of_taps + (zeros,)
+        nothing = nothing + (zeros,)
+    of_taps = nothing
     own = tl.minimum(LENGTH, tokens)
     for start in range(0, own + W - 1, ROWS):
         rows, incoming = (), ()
@@ -158,6 +159,8 @@ def convolution_gradient_kernel(
             there = exists & (number < tokens) & (number < own + W - 1)
             rows = rows + (tl.load(x + number * token_stride + channel, there, 0.0).to(tl.float32),)
             incoming = incoming + (tl.load(dy + number * channels + channel, there, 0.0).to(tl.float32),)
+        # What few tokens give is added up by itself: sums of sums lose fewer digits.
+        of_few, of_few_biases = nothing, zeros
         for ahead in tl.static_range(ROWS):
             number = start + ahead
             if HAS_RESETS:
@@ -168,10 +171,10 @@ def convolution_gradient_kernel(
             sigmoid = tl.sigmoid(found)
             gradient = incoming[ahead] * sigmoid * (1.0 + found * (1.0 - sigmoid))
             counted = tl.where(number < own, gradient, 0.0)  # what comes after is the next stretch's to count
-            of_bias += counted
+            of_few_biases += counted
             sums, gradients = (), ()
             for j in tl.static_range(W):
-                sums = sums + (of_taps[j] + counted * seen[j],)
+                sums = sums + (of_few[j] + counted * seen[j],)
                 given = gradient * taps[j]
                 if j == W - 1:
                     gradients = gradients + (given,)
@@ -179,7 +182,7 @@ def convolution_gradient_kernel(
                     gradients = gradients + (of_seen[j] + given * sees[j],)
                 else:
                     gradients = gradients + (of_seen[j] + given,)
-            of_taps = sums
+            of_few = sums
             whole = number - (W - 1)
             here = exists & (whole >= 0) & (whole < own)
             tl.store(dx + whole * channels + channel, gradients[0].to(dx.dtype.element_ty), here)
@@ -189,6 +192,10 @@ def convolution_gradient_kernel(
             seen, of_seen = seen[1:], gradients[1:]
             if HAS_RESETS:
                 sees = sees[1:] + (tl.full((), 1.0, tl.float32),)
+        sums = ()
+        for j in tl.static_range(W):
+            sums = sums + (of_taps[j] + of_few[j],)
+        of_taps, of_bias = sums, of_bias + of_few_biases
     for j in tl.static_range(W):
         tl.store(parts + j * channels + channel, of_taps[j], exists)
     tl.store(parts + W * channels + channel, of_bias, exists)

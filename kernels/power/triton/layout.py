@@ -28,7 +28,7 @@ from zoo.kernels.power.expansion import coefficient_array, state_size
 from zoo.kernels.power.triton.monomials import CONSTANT_ROWS
 from zoo.kernels.registration import register_op
 
-__all__ = ["Layout", "Tables", "carried_coefficients", "make_layout", "read_tables"]
+__all__ = ["Layout", "Tables", "make_layout", "read_tables"]
 
 
 class Layout(NamedTuple):
@@ -78,15 +78,9 @@ def make_layout(K: int, p: int, inner: int, *, offset: bool = False) -> Layout:
     return Layout(K, p, inner, prefixes, offset)
 
 
-def carried_coefficients(layout: Layout, device: torch.device) -> Tensor:
-    """What packed gradients of states are divided by in the tiled layout `[D, 1]`, float32."""
-    return torch.from_numpy(_carried_coefficients(layout)).to(device, torch.float32, copy=True)[:, None]
-
-
-@lru_cache(maxsize=64)
-def _carried_coefficients(layout: Layout) -> np.ndarray:
-    K, p = layout.K, layout.p
-    if not layout.offset:
+def _carried_coefficients(K: int, p: int, *, offset: bool) -> np.ndarray:
+    """What packed gradients of states are divided by in the tiled layout `[D]`."""
+    if not offset:
         return coefficient_array(K, p)
     constant = np.array([channels[-1] == K for channels in combinations_with_replacement(range(K + 1), p)])
     return np.where(constant, 1.0, coefficient_array(K + 1, p))
@@ -104,6 +98,7 @@ class Tables(NamedTuple):
     # Where an outer monomial's last channel comes once more: one over how often it is then there [outers].
     last_shares: Tensor
     row_weights: Tensor  # how often each tiled row counts in the inner product of a state and its gradient [rows]
+    carried: Tensor  # what packed gradients of states are divided by in the tiled layout [D]
 
 
 def read_tables(layout: Layout, device: torch.device) -> Tables:
@@ -183,6 +178,7 @@ def _arrays(K: int, p: int, inner: int, offset: bool) -> dict[str, np.ndarray]:
         "gradient_weights": lower.astype(np.float32),
         "last_shares": 1 / (1 + (outers == last[:, None]).sum(1, dtype=np.float32)),
         "row_weights": np.concatenate(row_weights).astype(np.float32),
+        "carried": _carried_coefficients(K, p, offset=offset).astype(np.float32),
         "symmetric": symmetric.reshape(len(outers), K).T.astype(np.int32),
         "packed": packed,
         "unpacked": unpacked,
@@ -190,7 +186,7 @@ def _arrays(K: int, p: int, inner: int, offset: bool) -> dict[str, np.ndarray]:
 
 
 _INTEGERS = ("channels", "symmetric", "packed", "unpacked")
-_FLOATS = ("weights", "gradient_weights", "last_shares", "row_weights")
+_FLOATS = ("weights", "gradient_weights", "last_shares", "row_weights", "carried")
 
 
 @lru_cache(maxsize=64)

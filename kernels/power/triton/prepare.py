@@ -11,7 +11,7 @@ from zoo.kernels.power.call import Inputs, Saved
 from zoo.kernels.power.triton.chunks import pack_chunks
 from zoo.kernels.power.triton.columns import columns_kernel
 from zoo.kernels.power.triton.gate_sums import gate_sums_kernel
-from zoo.kernels.power.triton.layout import Tables, carried_coefficients, read_tables
+from zoo.kernels.power.triton.layout import Tables, read_tables
 from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 from zoo.kernels.power.triton.plan import Plan
 
@@ -118,7 +118,7 @@ def _tables(plan: Plan, nothing: Tensor, *, packs: bool) -> Tables:
         return absent
     tables = read_tables(plan.layout, nothing.device)
     if plan.p <= 2:
-        return absent._replace(packed=tables.packed, unpacked=tables.unpacked)
+        return absent._replace(packed=tables.packed, unpacked=tables.unpacked, carried=tables.carried)
     return tables
 
 
@@ -217,8 +217,8 @@ def tile_state(
     if S is None or z is None:
         return None
     if gradient:
-        c = carried_coefficients(plan.layout, S.device)
-        S, z = S / c, z / c[:, 0]
+        c = operands.tables.carried
+        S, z = S / c[:, None], z / c
     packed, padding = operands.tables.packed, plan.layout.padding
     S, z = S.float()[:, :, packed], z.float()[:, :, packed]
     if padding:
@@ -236,6 +236,6 @@ def untile_state(
     S = state[:, :, :split].unflatten(2, (-1, plan.V))[:, :, unpacked]
     z = state[:, :, split:][:, :, unpacked]
     if gradient:
-        c = carried_coefficients(plan.layout, S.device)
-        S, z = S * c, z * c[:, 0]
+        c = operands.tables.carried
+        S, z = S * c[:, None], z * c
     return S, z
