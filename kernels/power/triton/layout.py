@@ -103,8 +103,8 @@ class Tables(NamedTuple):
 
 def read_tables(layout: Layout, device: torch.device) -> Tables:
     """The layout's tables on a device."""
-    integers, weights = power_tables(layout.K, layout.p, layout.inner, layout.offset, device)
-    parts = _arrays(layout.K, layout.p, layout.inner, layout.offset)
+    kind = layout.K, layout.p, layout.inner, layout.offset
+    integers, weights, parts = power_indices(*kind, device), power_weights(*kind, device), _arrays(*kind)
     # Not by `split`: some versions of the compiler can neither keep what a list holds nor make it again.
     found = {
         name: whole[start:end]
@@ -189,29 +189,48 @@ _INTEGERS = ("channels", "symmetric", "packed", "unpacked")
 _FLOATS = ("weights", "gradient_weights", "last_shares", "row_weights", "carried")
 
 
+def _joined(names: tuple[str, ...], dtype: type[np.generic], K: int, p: int, inner: int, *, offset: bool) -> np.ndarray:
+    """These tables one after the other."""
+    arrays = _arrays(K, p, inner, offset)
+    return np.concatenate([arrays[name].ravel().astype(dtype) for name in names])
+
+
 @lru_cache(maxsize=64)
-def _on_device(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    arrays = _arrays(K, p, inner, offset)
-    integers = np.concatenate([arrays[name].ravel().astype(np.int32) for name in _INTEGERS])
-    weights = np.concatenate([arrays[name].ravel() for name in _FLOATS])
-    return torch.from_numpy(integers).to(device), torch.from_numpy(weights).to(device)
+def _indices_on(device: torch.device, K: int, p: int, inner: int, offset: bool) -> Tensor:
+    return torch.from_numpy(_joined(_INTEGERS, np.int32, K, p, inner, offset=offset)).to(device)
 
 
-@register_op("power_tables")
-def power_tables(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tables one after the other, on a device, where they stay: traced, they would be copied to it again and again.
+@lru_cache(maxsize=64)
+def _weights_on(device: torch.device, K: int, p: int, inner: int, offset: bool) -> Tensor:
+    return torch.from_numpy(_joined(_FLOATS, np.float32, K, p, inner, offset=offset)).to(device)
 
-    Clones, because an op's outputs are the caller's. Of equal calls, as layers make them, the compiler keeps one.
+
+# An op for each: what an op gives as a tuple the compiler can neither keep for the backward pass nor make again there.
+@register_op("power_indices")
+def power_indices(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
+    """The index tables one after the other, on a device, where they stay: traced, they would be copied to it each time.
+
+    A clone, because an op's output is the caller's. Of equal calls, as layers make them, the compiler keeps one.
     """
-    integers, weights = _on_device(K, p, inner, offset, device)
-    return integers.clone(), weights.clone()
+    return _indices_on(device, K, p, inner, offset).clone()
 
 
-@torch.library.register_fake("zoo::power_tables")
-def _(K: int, p: int, inner: int, offset: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("zoo::power_indices")
+def _(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
+    return torch.empty(_count(_INTEGERS, K, p, inner, offset=offset), dtype=torch.int32, device=device)
+
+
+@register_op("power_weights")
+def power_weights(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
+    """The tables of weights, as `power_indices`."""
+    return _weights_on(device, K, p, inner, offset).clone()
+
+
+@torch.library.register_fake("zoo::power_weights")
+def _(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
+    return torch.empty(_count(_FLOATS, K, p, inner, offset=offset), dtype=torch.float32, device=device)
+
+
+def _count(names: tuple[str, ...], K: int, p: int, inner: int, *, offset: bool) -> int:
     arrays = _arrays(K, p, inner, offset)
-    integers, weights = (sum(arrays[name].size for name in names) for names in (_INTEGERS, _FLOATS))
-    return (
-        torch.empty(integers, dtype=torch.int32, device=device),
-        torch.empty(weights, dtype=torch.float32, device=device),
-    )
+    return sum(arrays[name].size for name in names)

@@ -161,8 +161,7 @@ def _shared_gradient(
     plan: Plan, operands: Operands, gradient: OutputGradient, side: _Side, along: Tensor, *, of_keys: bool
 ) -> Tensor:
     """dx `[B, T, Hx, K]`, and each head's part of its product with x: see `shared_gradient_kernel`."""
-    table = plan.blocks.query_gradient
-    block = min(64, table.block)  # with eight warps nothing is spilled
+    block = min(64, plan.blocks.query_gradient.block)
     dx, shared, blocks = torch.empty_like(side.x), plan.heads.output // side.x.shape[2], plan.programs(block)
     launcher(shared_gradient_kernel)[(blocks * side.x.shape[2] * plan.slots,)](
         side.x, side.others, side.own, side.values, gradient.factors, operands.gates, operands.gates_low,
@@ -171,7 +170,7 @@ def _shared_gradient(
         blocks, plan.slots,
         K=plan.K, V=plan.V, ROOM=triton.next_power_of_2(shared), BLOCK=block, OTHERS=block,
         OF_KEYS=of_keys, GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=side.states is not None,
-        FIRST=side.first, PACKED=plan.packed, PRECISION=plan.precision, num_warps=8, num_stages=table.stages,
+        FIRST=side.first, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
     )  # fmt: skip
     return dx
 
