@@ -224,7 +224,7 @@ def test_no_tag_runs_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["abc", "=3", "a..b=3", ".a=3", "a.=3", "", "a", "--steps"])
 def test_a_malformed_override_says_how_one_looks(override: str) -> None:
     assert line(apply_overrides, {}, [override]) == (
-        f"override {override!r}: must look like key=value, for example training.steps=100"
+        f"override {override!r}: must look like key=value, for example training.steps=1000"
     )
 
 

@@ -358,7 +358,7 @@ def override_list(overrides: Iterable[str]) -> list[str]:
     given = [] if isinstance(overrides, str) else list(overrides)
     if isinstance(overrides, str) or not all(isinstance(override, str) for override in given):
         raise ConfigError(
-            f"overrides: must be a list of texts such as ['training.steps=100'], got {reprlib.repr(overrides)}"
+            f"overrides: must be a list of texts such as ['training.steps=1000'], got {reprlib.repr(overrides)}"
         )
     return given
 
@@ -368,5 +368,5 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path) or not key.isprintable():
-        raise ConfigError(f"{where}: must look like key=value, for example training.steps=100")
+        raise ConfigError(f"{where}: must look like key=value, for example training.steps=1000")
     return path, text if text.startswith("*") else parse_yaml(text, where)

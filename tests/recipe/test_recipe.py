@@ -124,7 +124,7 @@ def test_a_bad_override_is_named_by_its_key(override: str, expected: str) -> Non
     ("overrides", "given"), [("mixer=rwkv7", "'mixer=rwkv7'"), ("", "''"), ([3], r"\[3\]"), ([None], r"\[None\]")]
 )
 def test_overrides_are_a_list_of_texts(overrides: Any, given: str) -> None:
-    message = rf"^overrides: must be a list of texts such as \['training.steps=100'\], got {given}$"
+    message = rf"^overrides: must be a list of texts such as \['training.steps=1000'\], got {given}$"
     for call in (
         lambda: load_recipe("tiny", overrides),
         lambda: load_recipe("tiny").override(overrides),

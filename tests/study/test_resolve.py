@@ -162,6 +162,15 @@ def test_the_study_of_recall_is_whole() -> None:
     assert not part.is_text
 
 
+def test_the_study_of_warm_ups_has_each_variant_with_a_short_and_a_long_one() -> None:
+    (part,) = resolve_study(load_study("steadiness-warm-up"))
+    steps = {variant.name: variant.recipe.training.warmup_steps for variant in part.variants}
+    names = ["softmax", "softmax-plain", "gated-power", "gated-power-plain"]
+    assert steps == dict.fromkeys(names, 150) | {f"{name}-quick": 30 for name in names}
+    (before,) = resolve_study(load_study("steadiness"))
+    assert {variant.recipe.training.warmup_steps for variant in before.variants} == {30}
+
+
 @pytest.mark.parametrize("name", ["four-mixers", "four-mixers-rates"])
 def test_variants_of_a_packaged_study_differ_in_nothing_but_the_mixer(name: str) -> None:
     (part,) = resolve_study(load_study(name))

@@ -183,7 +183,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 
     Args:
         name_or_path: for example `tiny` or `experiments/mine.yaml`. What ends in .yaml or .yml is a path.
-        overrides: `key=value` with dotted keys, for example `mixer=power` or `training.steps=100`.
+        overrides: `key=value` with dotted keys, for example `mixer=power` or `training.steps=1000`.
 
     Raises:
         ConfigError: no such recipe or file, a file that is no recipe, or an override that does not fit it.
