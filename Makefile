@@ -9,7 +9,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist worksteal
 # What also runs under Triton's interpreter, as Python.
 INTERPRETED := tests/kernels/power/triton tests/kernels/delta/triton tests/kernels/rwkv7/triton \
-	tests/kernels/cache_attention tests/kernels/test_cross_entropy_rows.py tests/kernels/test_opcheck.py tests/kernels/test_compile.py
+	tests/kernels/cache_attention tests/kernels/causal_convolution tests/kernels/test_cross_entropy_rows.py tests/kernels/test_opcheck.py tests/kernels/test_compile.py
 
 # What has tests for a GPU.
 ON_GPU := tests/generation tests/kernels tests/models tests/training/test_gpu.py
@@ -49,7 +49,8 @@ test-gpu: $(STAMP)
 ## Build the Triton kernels for GPUs that are not here, and hold their registers and spills against the budget.
 kernels: $(STAMP)
 	$(BIN)/python -m pytest tests/kernels/power/triton/test_ahead_of_time.py tests/kernels/power/triton/hopper \
-		tests/kernels/delta/triton/test_ahead_of_time.py tests/kernels/rwkv7/triton/test_ahead_of_time.py
+		tests/kernels/delta/triton/test_ahead_of_time.py tests/kernels/rwkv7/triton/test_ahead_of_time.py \
+		tests/kernels/causal_convolution/test_ahead_of_time.py
 
 ## Kill, stop, damage and race small runs, hundreds of times; SEED=1 draws other cases.
 SEED ?= 0
