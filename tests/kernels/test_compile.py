@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from zoo.kernels.cache_attention import cache_attention
+from zoo.kernels.causal_convolution import causal_convolution
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.kernels.power import PowerState, init_power_state, power_attention, power_attention_step
 from zoo.kernels.rwkv7 import init_rwkv7_state, rwkv7, rwkv7_step
@@ -95,6 +96,17 @@ def cache(L: int) -> list[Tensor]:
     return [x.to(KERNEL_DEVICE) for x in parts]
 
 
+def convolved(T: int) -> list[Tensor]:
+    """Inputs of a convolution of four tokens: x, weight, bias, tail and resets."""
+    shapes = (2, T, 5), (5, 4), (5,), (2, 3, 5)
+    tensors = [torch.randn(shape, device=KERNEL_DEVICE, requires_grad=True) for shape in shapes]
+    return [*tensors, torch.rand(2, T, device=KERNEL_DEVICE) < 0.2]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor, resets: Tensor) -> Tensor:
+    return causal_convolution(x, weight, bias, tail=tail, resets=resets)
+
+
 # A function, and inputs of several sizes.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[list[Tensor]]]]] = {
     "power, packed": (
@@ -117,6 +129,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[list[Tensor]]]]]
         ],
     ),
     "cache": (cache_attention, lambda: [cache(L) for L in (40, 70, 33)]),
+    "convolution": (convolve, lambda: [convolved(T) for T in (9, 20, 33)]),
 }
 
 Layer = Power | Rwkv7
@@ -213,7 +226,11 @@ def test_export_keeps_the_op_and_any_length(make: type[Layer]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=interpreted_or_on_gpu if name == "cache" else not_interpreted) for name in CALLS]
+    "name",
+    [
+        pytest.param(name, marks=interpreted_or_on_gpu if name in ("cache", "convolution") else not_interpreted)
+        for name in CALLS
+    ],
 )
 def test_other_sizes_compile_twice_at_most(name: str) -> None:
     function, batches = CALLS[name]

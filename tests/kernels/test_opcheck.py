@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.kernels.cache_attention import cache_attention
+from zoo.kernels.causal_convolution import causal_convolution
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 from zoo.kernels.power import (
     Heads,
@@ -109,7 +110,15 @@ def attend_to_cache() -> list[Tensor]:
     return [cache_attention(*(x.to(KERNEL_DEVICE) for x in (q, keys, values, position, start)))]
 
 
+def convolve(*, whole: bool) -> list[Tensor]:
+    shapes = (2, 9, 5), (5, 4), (5,), (2, 3, 5)
+    x, weight, bias, tail = (torch.randn(shape, device=KERNEL_DEVICE, requires_grad=True) for shape in shapes)
+    resets = torch.rand(2, 9, device=KERNEL_DEVICE) < 0.2
+    return [causal_convolution(x, weight, bias, tail=tail, resets=resets) if whole else causal_convolution(x, weight)]
+
+
 SHARED_KEYS, GROUPED_QUERIES = (2, 1, 2), (4, 2, 2)
+CONVOLUTION = {"causal_convolution", "causal_convolution_backward"}
 POWER, RWKV7 = {"power_attention", "power_attention_backward"}, {"rwkv7", "rwkv7_backward"}
 # The public function's call, and the ops that it must reach.
 CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
@@ -159,11 +168,19 @@ CALLS: dict[str, tuple[Callable[[], list[Tensor]], set[str]]] = {
     "cross entropy, no gradient": (lambda: cross_entropy(gradient=False), {"linear_cross_entropy"}),
     "token scores": (score_tokens, {"token_scores"}),
     "cache": (attend_to_cache, {"cache_attention"}),
+    "convolution": (partial(convolve, whole=False), CONVOLUTION),
+    "convolution, tail, resets": (partial(convolve, whole=True), CONVOLUTION),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=interpreted_or_on_gpu if name == "cache" else not_interpreted) for name in CALLS]
+    "name",
+    [
+        pytest.param(
+            name, marks=interpreted_or_on_gpu if name.startswith(("cache", "convolution")) else not_interpreted
+        )
+        for name in CALLS
+    ],
 )
 def test_opcheck(name: str) -> None:
     call, ops = CALLS[name]
