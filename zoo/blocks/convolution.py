@@ -93,14 +93,13 @@ class CausalConvolution(nn.Module):
 
         document: of each row of both, `[B, W - 1 + T]`.
         """
-        before = self.width - 1
+        before, seen = self.width - 1, concatenate((tail, x), 1)  # whole: the compiler must not ask how long x is
         if lengths is None:
-            last = concatenate((tail, x[:, max(0, x.shape[1] - before) :]), 1)
-            last = last[:, last.shape[1] - before :]
+            last = seen[:, seen.shape[1] - before :]
             documents = None if document is None else document[:, document.shape[1] - before :]
         else:
             at = lengths[:, None] + torch.arange(before, device=x.device)
-            last = concatenate((tail, x), 1).gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+            last = seen.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
             documents = None if document is None else document.gather(1, at)
         if documents is None:
             return last
