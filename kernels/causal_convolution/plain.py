@@ -7,7 +7,7 @@ from torch import Tensor
 from zoo.kernels.causal_convolution.call import Inputs
 from zoo.kernels.precision import concatenate
 
-__all__ = ["convolve_plainly"]
+__all__ = ["convolve_plainly", "number_documents"]
 
 
 def convolve_plainly(inputs: Inputs) -> Tensor:
@@ -18,10 +18,7 @@ def convolve_plainly(inputs: Inputs) -> Tensor:
     before = width - 1
     tail = x.new_zeros(B, before, channels) if tail is None else tail.to(x.dtype)
     seen = concatenate((tail, x), 1)
-    document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
-    if resets is not None:
-        document = resets.long().cumsum(1)
-        document = torch.cat((document.new_zeros(B, before), document), 1)
+    document = None if resets is None else number_documents(resets, before)
     y = torch.zeros_like(x) if bias is None else bias.to(x.dtype).expand_as(x)
     weight = weight.to(x.dtype)
     for j in range(width):
@@ -31,3 +28,14 @@ def convolve_plainly(inputs: Inputs) -> Tensor:
             shifted = torch.where(same[..., None], shifted, 0)
         y = y + weight[:, j] * shifted
     return F.silu(y)
+
+
+def number_documents(resets: Tensor, before: int) -> Tensor:
+    """The document of each token `[B, before + T]`, and 0 for those before. One of another document counts as zero.
+
+    Args:
+        resets: bool `[B, T]`, of tokens that begin one.
+        before: tokens of a tail.
+    """
+    document = resets.long().cumsum(1)
+    return torch.cat((document.new_zeros(len(resets), before), document), 1)

@@ -7,10 +7,7 @@ that was saved: they are made anew from the inputs on the way.
 import triton
 import triton.language as tl
 
-__all__ = ["STRETCH", "convolution_gradient_kernel", "convolution_kernel"]
-
-STRETCH = 128
-"""Tokens of a program: with fewer, those that it reads of its neighbours' count; with more, few programs are there."""
+__all__ = ["convolution_gradient_kernel", "convolution_kernel"]
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from zoo.blocks.checks import check_part
 from zoo.blocks.in_float32 import in_float32
 from zoo.blocks.linear import own_part
 from zoo.blocks.window import Token, Window
-from zoo.kernels.causal_convolution import causal_convolution
+from zoo.kernels.causal_convolution import causal_convolution, number_documents
 from zoo.kernels.precision import concatenate
 from zoo.kernels.sequence import tail as share_tail
 
@@ -55,10 +55,7 @@ class CausalConvolution(nn.Module):
             return self._step(x, tail), tail
         given, before = tail, self.width - 1
         tail = x.new_zeros(x.shape[0], before, x.shape[2]) if tail is None else tail.to(x.dtype)
-        document = None  # of each token, and 0 for the tail: where tokens are of another, they count as zero
-        if window.resets is not None:
-            document = window.resets.long().cumsum(1)
-            document = torch.cat((document.new_zeros(x.shape[0], before), document), 1)
+        document = None if window.resets is None else number_documents(window.resets, before)
         if window.group is not None and before > 0:
             earlier = share_tail(self._tail_after(tail, x, document, None), before, window.group)
             given = tail = torch.where(window.group.rank == 0, tail, earlier)
