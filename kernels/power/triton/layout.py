@@ -189,20 +189,12 @@ _INTEGERS = ("channels", "symmetric", "packed", "unpacked")
 _FLOATS = ("weights", "gradient_weights", "last_shares", "row_weights", "carried")
 
 
-def _joined(names: tuple[str, ...], dtype: type[np.generic], K: int, p: int, inner: int, *, offset: bool) -> np.ndarray:
-    """These tables one after the other."""
+@lru_cache(maxsize=128)
+def _on_device(
+    names: tuple[str, ...], dtype: torch.dtype, device: torch.device, K: int, p: int, inner: int, offset: bool
+) -> Tensor:
     arrays = _arrays(K, p, inner, offset)
-    return np.concatenate([arrays[name].ravel().astype(dtype) for name in names])
-
-
-@lru_cache(maxsize=64)
-def _indices_on(device: torch.device, K: int, p: int, inner: int, offset: bool) -> Tensor:
-    return torch.from_numpy(_joined(_INTEGERS, np.int32, K, p, inner, offset=offset)).to(device)
-
-
-@lru_cache(maxsize=64)
-def _weights_on(device: torch.device, K: int, p: int, inner: int, offset: bool) -> Tensor:
-    return torch.from_numpy(_joined(_FLOATS, np.float32, K, p, inner, offset=offset)).to(device)
+    return torch.from_numpy(np.concatenate([arrays[name].ravel() for name in names])).to(device, dtype)
 
 
 # An op for each: what an op gives as a tuple the compiler can neither keep for the backward pass nor make again there.
@@ -212,7 +204,7 @@ def power_indices(K: int, p: int, inner: int, offset: bool, device: torch.device
 
     A clone, because an op's output is the caller's. Of equal calls, as layers make them, the compiler keeps one.
     """
-    return _indices_on(device, K, p, inner, offset).clone()
+    return _on_device(_INTEGERS, torch.int32, device, K, p, inner, offset).clone()
 
 
 @torch.library.register_fake("zoo::power_indices")
@@ -223,7 +215,7 @@ def _(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
 @register_op("power_weights")
 def power_weights(K: int, p: int, inner: int, offset: bool, device: torch.device) -> Tensor:
     """The tables of weights, as `power_indices`."""
-    return _weights_on(device, K, p, inner, offset).clone()
+    return _on_device(_FLOATS, torch.float32, device, K, p, inner, offset).clone()
 
 
 @torch.library.register_fake("zoo::power_weights")
