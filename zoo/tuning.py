@@ -20,7 +20,7 @@ from zoo.kernels.power.triton.tune import Case, trials, tune, tuned_kernels, wri
 __all__ = ["tune_case"]
 
 _REPEATS = 5
-_SUMS = ("state_sums_kernel", "high_sums_kernel")  # of p <= 2, and beyond; else a kernel has its name in the table
+_SUMS = ("linear_sums_kernel", "state_sums_kernel", "high_sums_kernel")  # of p = 1, 2 and beyond; others by name
 _REFUSALS = (OutOfResources, PTXASError)  # of sizes that the GPU has no room for
 
 

@@ -40,7 +40,7 @@ def key_gradient_kernel(
     dk += (start * STATES + state) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
-    dtype = k_columns.dtype.element_ty
+    dtype = do.dtype.element_ty
 
     here = token + tl.arange(0, BLOCK)
     last = tl.minimum(token + BLOCK, tokens) - 1

@@ -7,7 +7,7 @@ import triton.language as tl
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = [
-    "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_channels", "outer_columns", "outer_count",
+    "CONSTANT_ROWS", "count_monomials", "multiply_factors", "outer_channels", "outer_count",
     "outer_factors", "outer_scalars", "outer_with_decay", "pair_rows", "pair_weights", "power", "weighted_monomials",
 ]  # fmt: skip
 
@@ -77,16 +77,6 @@ def outer_scalars(x, at, stride, channels, weights, outer, outers, P: tl.constex
         for degree in tl.static_range(1, P - 1):
             product *= tl.load(x + at + tl.load(channels + degree * outers + outer) * stride).to(tl.float32)
         result = product.to(x.dtype.element_ty)
-    return result
-
-
-@triton.jit
-def outer_columns(x, at, stride, outer, mask, P: tl.constexpr):
-    """A block of outer monomials, `outer` along one dimension and the tokens `at` along the other, P <= 2; float32."""
-    if P == 1:
-        result = tl.where(mask, 1.0, 0.0) + at.to(tl.float32) * 0
-    else:
-        result = tl.load(x + at + outer * stride, mask, 0).to(tl.float32)
     return result
 
 

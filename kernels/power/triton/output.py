@@ -7,7 +7,7 @@ from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.from_state import add_lower_outputs, add_outputs, normalisers
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand, divide
-from zoo.kernels.power.triton.program import locate
+from zoo.kernels.power.triton.program import load_keys, locate, start_of_keys
 
 __all__ = ["STEEP", "VANISHING", "output_kernel"]
 
@@ -18,7 +18,7 @@ STEEP = tl.constexpr(2.0**-110)
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def output_kernel(
-    q, q_columns, k_columns, v, gates, gates_low, states, given, given_total, o, exact, denominator, offset, bounds,
+    q, q_columns, keys, v, gates, gates_low, states, given, given_total, o, exact, denominator, offset, bounds,
     T, C, rows, scale,
     Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
@@ -28,7 +28,7 @@ def output_kernel(
 ):  # fmt: skip
     """o `[B T, Ho, V]`, the same in float32 if EXACT, and denominator `[B T, Ho]`.
 
-    q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, k_columns `[slots, Hk, K, C]`, v `[B T, Hv, V]`, summed gates
+    q `[B T, Hq, K]`, q_columns `[slots, Hq, K, C]`, keys as in `start_of_keys`, v `[B T, Hv, V]`, summed gates
     `[slots, Hs, C]` (high and low parts), states `[slots, Hs, rows (V + 1)]`; what they give to the queries may be
     GIVEN `[B T, Ho, V]`, and at P > 2 is, with what they give to the normaliser, given_total `[B T, Ho]`. If OFFSET,
     offset `[Hq]` is added to scores. A program takes BLOCK queries of one output head, KEYS keys at a time.
@@ -41,18 +41,18 @@ def output_kernel(
     state = head // (OUTPUTS // STATES)
     q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
     q_columns += (slot * Q_HEADS + head * Q_HEADS // OUTPUTS) * K * C
-    k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
+    keys = start_of_keys(keys, start, slot, state * K_HEADS // STATES, K_HEADS, C, K, P)
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     o += (start * OUTPUTS + head) * V
     exact += (start * OUTPUTS + head) * V
     denominator += start * OUTPUTS + head
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
-    dtype = k_columns.dtype.element_ty
+    dtype: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
 
     here = token + tl.arange(0, BLOCK)
     at = tl.minimum(here, tokens - 1) * Q_HEADS * K
-    channels_of_key, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
+    channels_of_key, values, number = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
     if OFFSET:
         beta = tl.load(offset + head * Q_HEADS // OUTPUTS)
     y = tl.zeros((BLOCK, V), tl.float32)
@@ -87,8 +87,8 @@ def output_kernel(
 
     queries = tl.load(q + at[:, None] + channels_of_key[None, :]).to(dtype)
     for first in range(0, token, KEYS):
-        there = first + keys
-        columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
+        there = first + number
+        columns = load_keys(keys, there, tokens, K_HEADS, C, K, P, dtype)
         block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         scores = tl.dot(queries, columns, input_precision=PRECISION)
         if OFFSET:
@@ -104,8 +104,8 @@ def output_kernel(
         y *= from_token[:, None]
         total *= from_token
     for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
-        there = first + keys
-        columns = tl.load(k_columns + channels_of_key[:, None] * C + there[None, :])
+        there = first + number
+        columns = load_keys(keys, there, tokens, K_HEADS, C, K, P, dtype)
         block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         scores = tl.dot(queries, columns, input_precision=PRECISION)
         if OFFSET:

@@ -17,18 +17,18 @@ __all__ = ["output_gradient_kernel"]
 
 @triton.jit(do_not_specialize=["T", "Q_HEADS", "K_HEADS"])
 def output_gradient_kernel(
-    q, k, do, o, denominator, gates, gates_low, factors, delta, queries, decayed, keys, bounds, T, C, scale,
+    q, k, do, o, denominator, gates, gates_low, factors, delta, queries, weighted, keys, bounds, T, C, scale,
     Q_HEADS, K_HEADS, REPEATS, SHARED,
     K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr,
-    EXACT_GATES: tl.constexpr, PLAIN: tl.constexpr, DECAYED: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    EXACT_GATES: tl.constexpr, PLAIN: tl.constexpr, WEIGHTED: tl.constexpr, NUMBERS: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """factors `[slots, Ho, C]`, scale over the denominators `[B T, Ho]`, if NORMALIZE, and zero where they are steep;
     then also delta, `do . o`, both `[B T, Ho, V]`. Zero beyond a chunk's end.
 
-    If PLAIN, queries `[slots, Hq, K, C]` of q `[B T, Hq, K]`. If DECAYED, decayed `[slots, Ho, K, C]`, queries times
-    their factors and what is left at them of their chunk's start. Keys of k as in `columns_kernel`, of which there may
-    be no heads. REPEATS outputs share a query, SHARED a state.
+    If PLAIN, queries `[slots, Hq, K, C]` of q `[B T, Hq, K]`. If WEIGHTED, weighted `[slots, Ho, K, C]`, queries times
+    their factors and what is left at them of their chunk's start; with NUMBERS, these alone `[slots, Ho, C]`, float32.
+    Keys of k as in `columns_kernel`, of which there may be no heads. REPEATS outputs share a query, SHARED a state.
     """
     scale = tl.cast(scale, tl.float32)  # the compiler passes a Python number in float64
     token, slot, head = tl.program_id(0) * BLOCK, tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -38,7 +38,7 @@ def output_gradient_kernel(
         tile = load_columns(k, start, at, tokens, K_HEADS, head - Q_HEADS, K)
         store_columns(keys, tile, slot * K_HEADS + head - Q_HEADS, at, C, K)
     else:
-        if PLAIN or DECAYED:
+        if PLAIN or (WEIGHTED and not NUMBERS):
             tile = load_columns(q, start, at, tokens, Q_HEADS, head, K)
         if PLAIN:
             store_columns(queries, tile, slot * Q_HEADS + head, at, C, K)
@@ -57,11 +57,14 @@ def output_gradient_kernel(
                 do_dot_o = tl.sum(gradient * tl.load(o + places, exists[:, None], 0), 1)
                 tl.store(delta + row * C + at, do_dot_o, inside)
             tl.store(factors + row * C + at, factor, inside)
-            if DECAYED:
+            if WEIGHTED:
                 if GATED:
                     state = slot * (OUTPUTS // SHARED) + output // SHARED
                     factor *= tl.exp2(tl.load(gates + state * C + at, inside, 0))
                     if EXACT_GATES:
                         factor *= small_power(tl.load(gates_low + state * C + at, inside, 0))
-                product = as_operand(tile.to(tl.float32) * factor[None, :], decayed.dtype.element_ty, PRECISION)
-                store_columns(decayed, product, row, at, C, K)
+                if NUMBERS:
+                    tl.store(weighted + row * C + at, factor, inside)
+                else:
+                    product = as_operand(tile.to(tl.float32) * factor[None, :], weighted.dtype.element_ty, PRECISION)
+                    store_columns(weighted, product, row, at, C, K)

@@ -13,13 +13,14 @@ from zoo.kernels.power.triton.gate_gradient import gate_gradient_kernel
 from zoo.kernels.power.triton.high import passes as high
 from zoo.kernels.power.triton.hopper import passes as hopper
 from zoo.kernels.power.triton.plan import Plan, make_plan
-from zoo.kernels.power.triton.portable import OF_OFFSETS
+from zoo.kernels.power.triton.portable import OF_OFFSETS, linear_sums
 from zoo.kernels.power.triton.prepare import (
     LOWEST_GATE,
     Columns,
     Operands,
     OutputGradient,
     Summands,
+    Weighted,
     columns_to_end,
     key_columns,
     output_gradient,
@@ -52,7 +53,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
         columns, (states, final, _) = _states_before(
             plan, operands, initial, wants_normaliser=plan.normalize, wants_final=options.return_state
         )
-    elif not plan.fused:
+    elif plan.p > 1 and not plan.fused:
         columns = key_columns(plan, operands)
     o, exact, denominator = backend(plan).outputs(
         plan, operands, columns, states if plan.has_states(initial) else None, has_initial=initial is not None,
@@ -100,11 +101,14 @@ def _states_before(
 
 def key_sums(plan: Plan, operands: Operands, *, wants_normaliser: bool, wants_final: bool) -> tuple[Columns, Tensor]:
     """What each chunk adds to the state, z's part where it is wanted, and the columns made on the way."""
-    columns, decayed = columns_to_end(plan, operands, exact=wants_final)
-    keys = operands.or_nothing(columns.keys)
-    dtype = torch.float32 if wants_final else plan.dtype
-    summands = Summands(keys, decayed, operands.v)
-    sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=wants_normaliser)
+    dtype, decayed = torch.float32 if wants_final else plan.dtype, None
+    if plan.p == 1:
+        columns, weighted = Columns(), Weighted(operands.k, operands.v, operands.left if plan.gated else None)
+        sums = linear_sums(plan, operands, weighted, dtype, has_normaliser=wants_normaliser)
+    else:
+        columns, decayed = columns_to_end(plan, operands, exact=wants_final)
+        summands = Summands(operands.or_nothing(columns.keys), decayed, operands.v)
+        sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=wants_normaliser)
     if plan.offset:
         add_lower(plan, operands, sums, decayed, operands.v, None, has_normaliser=wants_normaliser)
     return columns, sums
@@ -139,7 +143,7 @@ def _backward(incoming: Incoming, inputs: Inputs, saved: Saved, options: Options
         )
     gradient, columns = output_gradient(plan, operands, incoming.do, saved, columns, decayed=has_dstates or has_initial)
     dstates = initial_gradient = crossing = None
-    if gradient.queries is not None:
+    if gradient.weighted is not None:
         dstates, initial_gradient, crossing = _gradients_after(
             plan, operands, columns, gradient, final_gradient, wants_initial=has_initial,
             others=states if plan.gated and has_states else None,
@@ -177,11 +181,14 @@ def query_sums(
 
     fills: z's part with zeros where nothing is added there.
     """
-    decayed = operands.or_nothing(gradient.queries)
-    queries = decayed if columns.queries is None else columns.queries
-    dtype = torch.float32 if wants_initial else plan.dtype
-    summands = Summands(queries, decayed, gradient.do, gradient.delta)
-    sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=plan.normalize)
+    dtype, decayed = torch.float32 if wants_initial else plan.dtype, None
+    if plan.p == 1:
+        weighted = Weighted(operands.q, gradient.do, gradient.weighted, gradient.delta, plan.heads.queries_per_state)
+        sums = linear_sums(plan, operands, weighted, dtype, has_normaliser=plan.normalize)
+    else:
+        decayed = operands.or_nothing(gradient.weighted)
+        summands = Summands(operands.or_nothing(columns.queries), decayed, gradient.do, gradient.delta)
+        sums = backend(plan).sums(plan, operands, summands, dtype, has_normaliser=plan.normalize)
     if fills and not plan.normalize:
         clear_normalisers(plan, sums)
     if plan.offset:

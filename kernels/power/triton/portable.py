@@ -3,6 +3,7 @@
 What a chunk gives is computed here at every p.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,26 +12,51 @@ from torch import Tensor
 
 from zoo.kernels.launch import launcher
 from zoo.kernels.power.heads import separate_gradients
+from zoo.kernels.power.triton.configs import LaunchSizes
 from zoo.kernels.power.triton.key_gradient import key_gradient_kernel
+from zoo.kernels.power.triton.linear_sums import linear_sums_kernel
 from zoo.kernels.power.triton.output import output_kernel
 from zoo.kernels.power.triton.plan import Plan
-from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, room
+from zoo.kernels.power.triton.prepare import Columns, Operands, OutputGradient, Summands, Weighted, room
 from zoo.kernels.power.triton.query_gradient import query_gradient_kernel
-from zoo.kernels.power.triton.shared_gradient import shared_gradient_kernel
+from zoo.kernels.power.triton.shared_gradient import shared_gradient_kernel, shared_scores_kernel
 from zoo.kernels.power.triton.states import add_normalisers
 from zoo.kernels.power.triton.sums import state_sums_kernel
 from zoo.kernels.power.triton.value_gradient import value_gradient_kernel
 
 __all__ = [
-    "OF_OFFSETS", "Given", "fill_outputs", "gradients", "key_gradient", "outputs", "query_gradient", "room_for_along",
-    "room_for_outputs", "sums", "value_gradient",
+    "OF_OFFSETS", "Given", "fill_outputs", "gradients", "key_gradient", "linear_sums", "outputs", "query_gradient",
+    "room_for_along", "room_for_outputs", "sums", "value_gradient",
 ]  # fmt: skip
 
 OF_OFFSETS = 2  # of products of queries with their gradients: behind the chunk's part and the states'
+SHARED_BLOCK = 64  # at most, tokens of gradients that heads share
+COLUMNS = 128  # of values of several heads, that a product of sums takes at p = 1
+
+
+def linear_sums(
+    plan: Plan, operands: Operands, weighted: Weighted, dtype: torch.dtype, *, has_normaliser: bool
+) -> Tensor:
+    """As `sums`, at p = 1."""
+    x, y, weights, delta, repeats = weighted
+    launch, states = plan.blocks.sums, plan.heads.state
+    found = room(*plan.state_shape, like=y, dtype=dtype)
+    together = 1
+    if y.shape[2] == states and not has_normaliser:
+        together = math.gcd(states // x.shape[2], max(1, COLUMNS // plan.V))
+    warps = max(launch.warps, plan.K * plan.V * together // 4096)  # of 128 sums a thread
+    launcher(linear_sums_kernel)[(states // together, plan.slots)](
+        x, y, operands.or_nothing(weights), operands.or_nothing(delta), found, operands.bounds,
+        plan.tokens, plan.C, plan.layout.rows, x.shape[2], y.shape[2], states, repeats,
+        K=plan.K, V=plan.V, HEADS=together, BLOCK=launch.block, WEIGHTED=weights is not None,
+        HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision,
+        num_warps=warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return found
 
 
 def sums(plan: Plan, operands: Operands, summands: Summands, dtype: torch.dtype, *, has_normaliser: bool) -> Tensor:
-    """What chunks add to the state `[slots, Hs, rows (V + 1)]`, in this dtype; to z if has_normaliser."""
+    """What chunks add to the state `[slots, Hs, rows (V + 1)]`, in this dtype, to z if has_normaliser; at p = 2."""
     x, decayed, y, _ = summands
     layout, blocks, launch, states = plan.layout, plan.blocks, plan.blocks.sums, plan.heads.state
     found = room(*plan.state_shape, like=y, dtype=dtype)
@@ -53,12 +79,17 @@ def outputs(
     Args:
         plan: the call's.
         operands: the call's.
-        columns: of both where there are states, of keys at least.
+        columns: at p >= 2 of both where there are states, of keys at least.
         states: before the chunks `[slots, Hs, rows (V + 1)]`, if there are any.
         has_initial: whether sequences' first chunks have states, too.
         exact: whether o is wanted in float32 as well.
     """
     return fill_outputs(plan, operands, columns, states, Given(), has_initial=has_initial, exact=exact)
+
+
+def _keys(plan: Plan, operands: Operands, columns: Columns) -> Tensor:
+    """As `start_of_keys` takes them."""
+    return operands.k if plan.p == 1 else operands.or_nothing(columns.keys)
 
 
 class Given(NamedTuple):
@@ -84,7 +115,7 @@ def fill_outputs(
     o, exact_o, denominator = room_for_outputs(plan, operands, exact=exact)
     blocks = plan.programs(launch.block)
     launcher(output_kernel)[(blocks * heads.output * plan.slots,)](
-        operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v,
+        operands.q, operands.or_nothing(columns.queries), _keys(plan, operands, columns), operands.v,
         operands.gates, operands.gates_low, operands.or_nothing(states), *map(operands.or_nothing, given),
         o, operands.or_nothing(exact_o), operands.or_nothing(denominator), operands.offset, operands.bounds,
         plan.tokens, plan.C, layout.rows, plan.scale,
@@ -109,7 +140,7 @@ def gradients(
     Args:
         plan: the call's.
         operands: the call's.
-        columns: of both where there are states, of keys at least.
+        columns: at p >= 2 of both where there are states, of keys at least.
         gradient: the output's.
         states: as in `outputs`.
         dstates: gradients of the states after the chunks `[slots, Hs, rows (V + 1)]`, if there are any.
@@ -119,13 +150,14 @@ def gradients(
     """
     q_along, k_along = room_for_along(plan, operands)
     if plan.shares_pairs:
-        side = _Side(operands.q, operands.k, gradient.do, operands.v, states, first=has_initial)
-        dq = _shared_gradient(plan, operands, gradient, side, q_along, of_keys=False)
+        common = _shared_scores(plan, operands, gradient)
+        side = _Side(operands.q, operands.k, gradient.do, states, first=has_initial)
+        dq = _shared_gradient(plan, operands, gradient, common, side, q_along, of_keys=False)
     else:
         dq = query_gradient(plan, operands, columns, gradient, states, None, q_along, has_initial=has_initial)
     if plan.shares_pairs and not has_final:  # whose normaliser counts
-        side = _Side(operands.k, operands.q, operands.v, gradient.do, dstates, first=True)
-        dk = _shared_gradient(plan, operands, gradient, side, k_along, of_keys=True)
+        side = _Side(operands.k, operands.q, operands.v, dstates, first=True)
+        dk = _shared_gradient(plan, operands, gradient, common, side, k_along, of_keys=True)
     else:
         dk = key_gradient(plan, operands, columns, gradient, dstates, None, k_along, has_final=has_final)
     dv = value_gradient(plan, operands, columns, gradient, dstates, None) if wants_values else operands.nothing
@@ -146,31 +178,59 @@ def room_for_along(plan: Plan, operands: Operands) -> tuple[Tensor, Tensor]:
     return q_along, k_along
 
 
+class _Shared(NamedTuple):
+    """What gradients of queries and of keys that heads share have in common."""
+
+    dscores: Tensor  # of all heads [slots, Hq, C, C]
+    pairs: Tensor  # each head's sums of scores times their gradients [2, blocks, slots, Ho, C], empty if not gated
+
+
+def _shared_launch(plan: Plan) -> LaunchSizes:
+    """Tokens of a program, and of what it meets at a time."""
+    block = min(SHARED_BLOCK, plan.blocks.query_gradient.block)
+    return LaunchSizes(block, block, 4, 3 if plan.dtype == torch.bfloat16 else 2)
+
+
+def _shared_scores(plan: Plan, operands: Operands, gradient: OutputGradient) -> _Shared:
+    heads, launch = plan.heads, _shared_launch(plan)
+    blocks = plan.programs(launch.block)
+    dscores = room(plan.slots, heads.query, plan.C, plan.C, like=operands.q, dtype=plan.dtype)
+    shape = (2, blocks, plan.slots, heads.output, plan.C) if plan.gated else (0,)
+    pairs = room(*shape, like=operands.q, dtype=torch.float32)
+    launcher(shared_scores_kernel)[(blocks * blocks * heads.query * plan.slots,)](
+        operands.q, operands.k, operands.v, gradient.do, gradient.factors, operands.gates, operands.gates_low,
+        dscores, pairs, operands.bounds,
+        plan.tokens, plan.C, heads.query, heads.value, heads.output, heads.output // heads.query, blocks, plan.slots,
+        K=plan.K, V=plan.V, BLOCK=launch.block, GATED=plan.gated, EXACT_GATES=plan.exact_gates,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return _Shared(dscores, pairs)
+
+
 class _Side(NamedTuple):
-    """What a gradient that heads share is made of: of queries, or of keys."""
+    """What a gradient that heads share is made of besides: of queries, or of keys."""
 
     x: Tensor  # [B, T, Hx, K], whose gradient is wanted
     others: Tensor  # what it meets [B, T, Hx, K]
     own: Tensor  # what comes with x for each head [B, T, H, V]
-    values: Tensor  # and with the others
     states: Tensor | None  # before the chunks, or gradients of those after them
     first: bool  # whether the first chunks of its direction have states
 
 
 def _shared_gradient(
-    plan: Plan, operands: Operands, gradient: OutputGradient, side: _Side, along: Tensor, *, of_keys: bool
-) -> Tensor:
+    plan: Plan, operands: Operands, gradient: OutputGradient, common: _Shared, side: _Side, along: Tensor, *,
+    of_keys: bool,
+) -> Tensor:  # fmt: skip
     """dx `[B, T, Hx, K]`, and each head's part of its product with x: see `shared_gradient_kernel`."""
-    block = min(64, plan.blocks.query_gradient.block)
-    dx, shared, blocks = torch.empty_like(side.x), plan.heads.output // side.x.shape[2], plan.programs(block)
+    dx, shared, launch = torch.empty_like(side.x), plan.heads.output // side.x.shape[2], _shared_launch(plan)
+    blocks = plan.programs(launch.block)
     launcher(shared_gradient_kernel)[(blocks * side.x.shape[2] * plan.slots,)](
-        side.x, side.others, side.own, side.values, gradient.factors, operands.gates, operands.gates_low,
-        operands.or_nothing(side.states), dx, along, operands.bounds,
-        plan.tokens, plan.C, plan.layout.rows, side.x.shape[2], side.own.shape[2], side.values.shape[2], shared,
-        blocks, plan.slots,
-        K=plan.K, V=plan.V, ROOM=triton.next_power_of_2(shared), BLOCK=block, OTHERS=block,
-        OF_KEYS=of_keys, GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=side.states is not None,
-        FIRST=side.first, PACKED=plan.packed, PRECISION=plan.precision, num_warps=4, num_stages=2,
+        side.x, side.others, side.own, gradient.factors, operands.gates, operands.gates_low, common.dscores,
+        common.pairs, operands.or_nothing(side.states), dx, along, operands.bounds,
+        plan.tokens, plan.C, plan.layout.rows, side.x.shape[2], side.own.shape[2], shared, blocks, plan.slots,
+        K=plan.K, V=plan.V, ROOM=triton.next_power_of_2(shared), BLOCK=launch.block, OF_KEYS=of_keys,
+        GATED=plan.gated, EXACT_GATES=plan.exact_gates, HAS_STATES=side.states is not None, FIRST=side.first,
+        PACKED=plan.packed, PRECISION=plan.precision, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return dx
 
@@ -183,7 +243,7 @@ def query_gradient(
     heads, layout, launch = plan.heads, plan.layout, plan.blocks.query_gradient
     dq, blocks = separate_gradients(operands.q, heads.output), plan.programs(launch.block)
     launcher(query_gradient_kernel)[(blocks * heads.output * plan.slots,)](
-        operands.q, operands.or_nothing(columns.queries), operands.or_nothing(columns.keys), operands.v, gradient.do,
+        operands.q, operands.or_nothing(columns.queries), _keys(plan, operands, columns), operands.v, gradient.do,
         operands.or_nothing(gradient.delta), gradient.factors, operands.gates, operands.gates_low,
         operands.or_nothing(states), operands.or_nothing(given), dq, along, operands.offset, operands.bounds,
         plan.tokens, plan.C, layout.rows, *heads, heads.state, heads.output, blocks, plan.slots,

@@ -16,7 +16,7 @@ from zoo.kernels.power.triton.output_gradient import output_gradient_kernel
 from zoo.kernels.power.triton.plan import Plan
 
 __all__ = [
-    "LOWEST_GATE", "Columns", "Operands", "OutputGradient", "Summands", "columns_to_end", "key_columns",
+    "LOWEST_GATE", "Columns", "Operands", "OutputGradient", "Summands", "Weighted", "columns_to_end", "key_columns",
     "output_gradient", "plain_columns", "prepare", "room", "tile_state", "untile_state",
 ]  # fmt: skip
 
@@ -51,19 +51,32 @@ class Operands(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Keys and queries with tokens last, in the products' dtype; None where none were made."""
+    """Keys and queries with tokens last, in the products' dtype; None where none were made, as at p = 1.
+
+    What a tile is scaled with is read from them, one channel of many tokens.
+    """
 
     keys: Tensor | None = None  # [slots, Hk, K, C]
-    queries: Tensor | None = None  # [slots, Hq, K, C]; none scale a tile at p = 1
+    queries: Tensor | None = None  # [slots, Hq, K, C]
 
 
 class Summands(NamedTuple):
-    """What chunks' tokens add to a state, `sum decay m(x) y^T`, and to z: keys, or queries to its gradient."""
+    """What chunks' tokens add to a state, `sum decay m(x) y^T`, and to z: keys, or queries to its gradient; p >= 2."""
 
-    x: Tensor  # with tokens last [slots, Hx, K, C]; anything of its heads at p = 1
+    x: Tensor  # with tokens last [slots, Hx, K, C]
     decayed: Tensor  # the same times decay for each output or state [slots, Ho or Hs, K, C]
     y: Tensor  # [B, T, Hy, V]
     delta: Tensor | None = None  # what z is added times, negative [slots, Ho, C]; None for 1
+
+
+class Weighted(NamedTuple):
+    """The same at p = 1, where each product is a sum of `x (weight y)^T`, so that x is read once for all its heads."""
+
+    x: Tensor  # [B, T, Hx, K]
+    y: Tensor  # [B, T, Hy, V]
+    weights: Tensor | None  # [slots, Ho or Hs, C], float32; None for 1
+    delta: Tensor | None = None  # as in `Summands`
+    repeats: int = 1  # Ho / Hs of queries, whose outputs add up in a state
 
 
 class OutputGradient(NamedTuple):
@@ -75,7 +88,9 @@ class OutputGradient(NamedTuple):
     do: Tensor  # [B, T, Ho, V], in the products' dtype
     delta: Tensor | None  # do . o, tokens last [slots, Ho, C], float32, if normalised
     factors: Tensor  # scale^p, over the denominator if normalised, zero where it vanishes or there is no token
-    queries: Tensor | None  # with tokens last, times factors and what is left at them of their chunk's start
+    # Queries with tokens last [slots, Ho, K, C], times factors and what is left at them of their chunk's start; at
+    # p = 1 those numbers alone [slots, Ho, C], for do to be weighted with. None where there are no states.
+    weighted: Tensor | None
 
 
 def prepare(plan: Plan, inputs: Inputs, gates: Tensor | None, *, packs: bool) -> Operands:
@@ -136,30 +151,29 @@ def _room_for_columns(plan: Plan, operands: Operands, heads: int, dtype: torch.d
 
 
 def key_columns(plan: Plan, operands: Operands) -> Columns:
-    """Keys alone."""
+    """Keys alone, of p >= 2."""
     columns = Columns(_room_for_columns(plan, operands, plan.heads.key))
     _fill_columns(plan, operands, columns, None)
     return columns
 
 
 def plain_columns(plan: Plan, operands: Operands) -> Columns:
-    """Keys and queries."""
+    """Keys and queries, of p >= 2."""
     heads = plan.heads
-    keys = _room_for_columns(plan, operands, heads.key)
-    columns = Columns(keys, _room_for_columns(plan, operands, heads.query) if plan.p > 1 else None)
+    columns = Columns(*(_room_for_columns(plan, operands, count) for count in (heads.key, heads.query)))
     _fill_columns(plan, operands, columns, None)
     return columns
 
 
 def columns_to_end(plan: Plan, operands: Operands, *, exact: bool) -> tuple[Columns, Tensor]:
-    """Keys and queries, and what is left of each key at its chunk's end `[slots, Hs, K, C]`.
+    """Keys and queries, and what is left of each key at its chunk's end `[slots, Hs, K, C]`; p >= 2.
 
     exact: for a state that is returned, so that its monomials are rounded once, and not with the decay before.
     """
     heads = plan.heads
-    dtype = torch.float32 if exact and plan.p > 1 and not plan.hopper else plan.dtype
+    dtype = torch.float32 if exact and not plan.hopper else plan.dtype
     keys, decayed = (_room_for_columns(plan, operands, *x) for x in ((heads.key,), (heads.state, dtype)))
-    columns = Columns(keys, _room_for_columns(plan, operands, heads.query) if plan.p > 1 else None)
+    columns = Columns(keys, _room_for_columns(plan, operands, heads.query))
     _fill_columns(plan, operands, columns, decayed)
     return columns, decayed
 
@@ -182,19 +196,21 @@ def output_gradient(
 ) -> tuple[OutputGradient, Columns]:
     """The output's gradient, and the columns that the backward pass reads, made here if they were not.
 
-    decayed: with queries, where there are states.
+    decayed: with `weighted`, where there are states.
     """
     heads = plan.heads
     do = do.to(plan.dtype).contiguous()
     factors = room(plan.slots, heads.output, plan.C, like=do, dtype=torch.float32)
     delta = room(*factors.shape, like=do, dtype=torch.float32) if plan.normalize else None
     keys = queries = weighted = None
-    if columns.keys is None and (decayed or not plan.fused):
+    if plan.p > 1 and columns.keys is None and (decayed or not plan.fused):
         keys = _room_for_columns(plan, operands, heads.key)
     if columns.queries is None and decayed and plan.p > 1:
         queries = _room_for_columns(plan, operands, heads.query)
-    if decayed:
+    if decayed and plan.p > 1:
         weighted = _room_for_columns(plan, operands, heads.output)
+    elif decayed:
+        weighted = room(*factors.shape, like=do, dtype=torch.float32)
     o, denominator = (saved.o, saved.denominator) if plan.normalize else (None, None)
     programs = heads.query + (0 if keys is None else heads.key)
     launcher(output_gradient_kernel)[(triton.cdiv(plan.C, COLUMNS_BLOCK), plan.slots, programs)](
@@ -203,8 +219,8 @@ def output_gradient(
         operands.bounds, plan.tokens, plan.C, plan.scale, heads.query, heads.key, heads.output // heads.query,
         heads.output // heads.state,
         K=plan.K, V=plan.V, BLOCK=COLUMNS_BLOCK, NORMALIZE=plan.normalize, GATED=plan.gated,
-        EXACT_GATES=plan.exact_gates, PLAIN=queries is not None, DECAYED=decayed, PACKED=plan.packed,
-        PRECISION=plan.precision,
+        EXACT_GATES=plan.exact_gates, PLAIN=queries is not None, WEIGHTED=decayed, NUMBERS=plan.p == 1,
+        PACKED=plan.packed, PRECISION=plan.precision,
     )  # fmt: skip
     made = Columns(*(old if new is None else new for old, new in zip(columns, (keys, queries), strict=True)))
     return OutputGradient(do, delta, factors, weighted), made

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
 
-__all__ = ["locate"]
+__all__ = ["load_keys", "locate", "start_of_keys"]
 
 
 @triton.jit
@@ -22,3 +22,21 @@ def locate(BLOCKS, COLUMNS, HEADS, T, C, bounds, PACKED: tl.constexpr):
     slot = (program // (BLOCKS * COLUMNS * HEADS)).to(tl.int64)
     start, tokens, place = chunk_bounds(slot, T, C, bounds, PACKED)
     return part, column, head, slot, start, tokens, place
+
+
+@triton.jit
+def start_of_keys(keys, start, slot, head, HEADS, C, K: tl.constexpr, P: tl.constexpr):
+    """A chunk's first key in `[slots, HEADS, K, C]`, or at P = 1, where no channel is read alone, `[B T, HEADS, K]`."""
+    return keys + (start * HEADS + head) * K if P == 1 else keys + (slot * HEADS + head) * K * C
+
+
+@triton.jit
+def load_keys(keys, at, tokens, HEADS, C, K: tl.constexpr, P: tl.constexpr, DTYPE: tl.constexpr):
+    """Keys `[K, block]` of the tokens `at`, with `keys` from `start_of_keys`; anything beyond the chunk's end."""
+    channel = tl.arange(0, K)
+    if P == 1:
+        rows = tl.load(keys + tl.minimum(at, tokens - 1)[:, None] * HEADS * K + channel[None, :])
+        block = tl.trans(rows.to(DTYPE))
+    else:
+        block = tl.load(keys + channel[:, None] * C + at[None, :])
+    return block

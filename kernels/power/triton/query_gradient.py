@@ -7,14 +7,14 @@ from zoo.kernels.power.triton.decay import decay, small_power
 from zoo.kernels.power.triton.from_state import add_gradients, lower_products, normaliser_gradients
 from zoo.kernels.power.triton.monomials import power
 from zoo.kernels.power.triton.operands import as_operand
-from zoo.kernels.power.triton.program import locate
+from zoo.kernels.power.triton.program import load_keys, locate, start_of_keys
 
 __all__ = ["query_gradient_kernel"]
 
 
 @triton.jit(do_not_specialize=["T", "BLOCKS", "SLOTS", "Q_HEADS", "K_HEADS", "V_HEADS", "STATES", "OUTPUTS"])
 def query_gradient_kernel(
-    q, q_columns, k_columns, v, do, delta, factors, gates, gates_low, states, given, dq, along, offset, bounds,
+    q, q_columns, keys, v, do, delta, factors, gates, gates_low, states, given, dq, along, offset, bounds,
     T, C, rows, Q_HEADS, K_HEADS, V_HEADS, STATES, OUTPUTS, BLOCKS, SLOTS,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
     KEYS: tl.constexpr, NORMALIZE: tl.constexpr, GATED: tl.constexpr, EXACT_GATES: tl.constexpr,
@@ -34,19 +34,19 @@ def query_gradient_kernel(
     state = head // (OUTPUTS // STATES)
     q += start * Q_HEADS * K + head * Q_HEADS // OUTPUTS * K
     q_columns += (slot * Q_HEADS + head * Q_HEADS // OUTPUTS) * K * C
-    k_columns += (slot * K_HEADS + state * K_HEADS // STATES) * K * C
+    keys = start_of_keys(keys, start, slot, state * K_HEADS // STATES, K_HEADS, C, K, P)
     v += start * V_HEADS * V + state * V_HEADS // STATES * V
     do += (start * OUTPUTS + head) * V
     delta += (slot * OUTPUTS + head) * C
     dq += (start * OUTPUTS + head) * K
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
-    dtype = k_columns.dtype.element_ty
+    dtype = do.dtype.element_ty
 
     here = token + tl.arange(0, BLOCK)
     existing = tl.minimum(here, tokens - 1)
     at = existing * Q_HEADS * K
-    channel, values, keys = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
+    channel, values, number = tl.arange(0, K), tl.arange(0, V), tl.arange(0, KEYS)
     do_here = tl.load(do + existing[:, None] * OUTPUTS * V + values[None, :]).to(dtype)
     # Places of existing tokens, here and of factors: from those of all the compiler makes another layout, and spills.
     delta_here = tl.load(delta + existing) if NORMALIZE else tl.zeros((BLOCK,), tl.float32)
@@ -87,8 +87,8 @@ def query_gradient_kernel(
                 q_dot_dq_of_states += beta * dbeta_of_states
 
     for first in range(0, token, KEYS):
-        there = first + keys
-        columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
+        there = first + number
+        columns = load_keys(keys, there, tokens, K_HEADS, C, K, P, dtype)
         block = tl.load(v + there[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1 or GATED:
@@ -113,8 +113,8 @@ def query_gradient_kernel(
         q_dot_dq *= from_token
         q_dot_dq_of_states *= from_token
     for first in range(token, tl.minimum(token + BLOCK, tokens), KEYS):
-        there = first + keys
-        columns = tl.load(k_columns + channel[:, None] * C + there[None, :])
+        there = first + number
+        columns = load_keys(keys, there, tokens, K_HEADS, C, K, P, dtype)
         block = tl.load(v + tl.minimum(there, tokens - 1)[:, None] * V_HEADS * V + values[None, :]).to(dtype)
         dscores = tl.dot(do_here, tl.trans(block), input_precision=PRECISION) - delta_here[:, None]
         if P > 1 or GATED:

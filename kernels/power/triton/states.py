@@ -18,7 +18,7 @@ SCAN_BLOCK = 1024
 
 
 def add_normalisers(plan: Plan, operands: Operands, sums: Tensor, summands: Summands) -> None:
-    """Fill z's part of `sums`; of p <= 2."""
+    """Fill z's part of `sums`; of p = 2."""
     layout, states, (x, decayed, _, delta) = plan.layout, plan.heads.state, summands
     outers = min(64, max(16, triton.next_power_of_2(layout.outers)))
     launcher(normaliser_sums_kernel)[(triton.cdiv(layout.outers, outers), plan.slots, states)](
@@ -30,21 +30,22 @@ def add_normalisers(plan: Plan, operands: Operands, sums: Tensor, summands: Summ
 
 
 def add_lower(
-    plan: Plan, operands: Operands, sums: Tensor, decayed: Tensor, y: Tensor, gradient: OutputGradient | None, *,
+    plan: Plan, operands: Operands, sums: Tensor, decayed: Tensor | None, y: Tensor, gradient: OutputGradient | None, *,
     has_normaliser: bool,
 ) -> None:  # fmt: skip
     """Fill the rows of `sums` that an offset adds, z's among them if has_normaliser.
 
-    decayed and y are as in `Summands`: of keys and values, or, with the output's gradient, of queries.
+    decayed and y are as in `Summands`: of keys and values, or, with the output's gradient, of queries; at p = 1 decayed
+    is None.
     """
     heads, of_queries = plan.heads, gradient is not None
     weights = gradient.factors if gradient is not None else operands.left if plan.gated else None
     delta = None if gradient is None else gradient.delta
     gates = (operands.gates, operands.gates_low) if of_queries else (operands.nothing, operands.nothing)
     launcher(lower_sums_kernel)[(plan.slots, heads.state)](
-        decayed, y, operands.or_nothing(weights), *gates, operands.or_nothing(delta), operands.offset, sums,
-        operands.bounds, plan.tokens, plan.C, plan.layout.rows, heads.query, y.shape[2], heads.state,
-        heads.queries_per_state if of_queries else 1,
+        operands.or_nothing(decayed), y, operands.or_nothing(weights), *gates, operands.or_nothing(delta),
+        operands.offset, sums, operands.bounds, plan.tokens, plan.C, plan.layout.rows, heads.query, y.shape[2],
+        heads.state, heads.queries_per_state if of_queries else 1,
         K=plan.K, V=plan.V, P=plan.p, BLOCK=plan.blocks.sums.block, OF_QUERIES=of_queries,
         WEIGHTED=weights is not None, GATED=of_queries and plan.gated, EXACT_GATES=plan.exact_gates,
         HAS_NORMALISER=has_normaliser, HAS_DELTA=delta is not None, PACKED=plan.packed, PRECISION=plan.precision,

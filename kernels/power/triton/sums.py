@@ -1,21 +1,20 @@
-"""What one chunk adds to the state: `sum_t decay_t m(x_t) y_t^T` and `sum_t decay_t m(x_t) w_t`."""
+"""What one chunk adds to the state at p = 2: `sum_t decay_t m(x_t) y_t^T` and `sum_t decay_t m(x_t) w_t`."""
 
 import triton
 import triton.language as tl
 
 from zoo.kernels.power.triton.chunks import chunk_bounds
-from zoo.kernels.power.triton.monomials import outer_columns, outer_count
+from zoo.kernels.power.triton.monomials import outer_count
 from zoo.kernels.power.triton.operands import as_operand
 
 __all__ = ["normaliser_sums_kernel", "state_sums_kernel"]
 
 
 @triton.jit
-def _add_outer(total, tile, y, decayed, channel, P: tl.constexpr, PRECISION: tl.constexpr):
+def _add_outer(total, tile, y, decayed, channel, PRECISION: tl.constexpr):
     """Add what an outer channel gives `[K, V]`: decayed are pointers to tokens with decay, C a channel."""
     x, C = decayed
-    if P > 1:
-        tile = as_operand(tile * tl.load(x + channel * C)[None, :], tile.dtype, PRECISION)
+    tile = as_operand(tile * tl.load(x + channel * C)[None, :], tile.dtype, PRECISION)
     return tl.dot(tile, y, total, input_precision=PRECISION)
 
 
@@ -26,9 +25,9 @@ def state_sums_kernel(
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S's part of `sums [slots, Hs, rows (V + 1)]`, from `x_columns [slots, Hx, K, C]`, the same with decay for each
-    output `x_decayed [slots, Hs REPEATS, K, C]`, and y `[B T, Hy, V]`; of P <= 2.
+    output `x_decayed [slots, Hs REPEATS, K, C]`, and y `[B T, Hy, V]`; of P = 2.
 
-    A program takes OUTER outer channels, of all if P = 2. Where REPEATS outputs share a state, theirs add up.
+    A program takes OUTER outer channels. Where REPEATS outputs share a state, theirs add up.
     """
     group, slot, state = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, tokens, _ = chunk_bounds(slot, T, C, bounds, PACKED)
@@ -47,8 +46,6 @@ def state_sums_kernel(
         head = state * REPEATS + repeat
         decayed = x_decayed + (slot * STATES * REPEATS + head) * K * C
         x = x_columns + (slot * X_HEADS + head * X_HEADS // (STATES * REPEATS)) * K * C
-        if P == 1:
-            x = decayed
         y_head = y + start * Y_HEADS * V + head * Y_HEADS // (STATES * REPEATS) * V
         for token in range(0, tokens, BLOCK):
             at = token + offsets
@@ -57,12 +54,12 @@ def state_sums_kernel(
             rows_of_y = tl.minimum(at, tokens - 1)[:, None] * Y_HEADS * V
             block = tl.load(y_head + rows_of_y + values[None, :]).to(tile.dtype)
             outer = (decayed + at, C)
-            sum0 = _add_outer(sum0, tile, block, outer, first, P, PRECISION)
+            sum0 = _add_outer(sum0, tile, block, outer, first, PRECISION)
             if OUTER > 1:
-                sum1 = _add_outer(sum1, tile, block, outer, second, P, PRECISION)
+                sum1 = _add_outer(sum1, tile, block, outer, second, PRECISION)
             if OUTER > 2:
-                sum2 = _add_outer(sum2, tile, block, outer, third, P, PRECISION)
-                sum3 = _add_outer(sum3, tile, block, outer, fourth, P, PRECISION)
+                sum2 = _add_outer(sum2, tile, block, outer, third, PRECISION)
+                sum3 = _add_outer(sum3, tile, block, outer, fourth, PRECISION)
     out = sums + (slot * STATES + state) * rows * (V + 1) + (first * K + channels[:, None]) * V + values[None, :]
     tl.store(out, sum0.to(sums.dtype.element_ty))
     if OUTER > 1:
@@ -78,7 +75,7 @@ def normaliser_sums_kernel(
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr, INNER: tl.constexpr, OUTERS: tl.constexpr, BLOCK: tl.constexpr,
     HAS_DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z's part of `sums`, which stands behind S's; times -delta `[slots, Hs REPEATS, C]` if HAS_DELTA; of P <= 2.
+    """z's part of `sums`, which stands behind S's; times -delta `[slots, Hs REPEATS, C]` if HAS_DELTA; of P = 2.
 
     A program takes OUTERS outer monomials: one product of them with all channels, of which is stored what the layout's
     inner blocks hold.
@@ -96,7 +93,7 @@ def normaliser_sums_kernel(
             at = token + offsets
             tile = tl.load(decayed + all_channels[None, :] * C + at[:, None])
             mask = (outer < outers)[:, None] & (at < tokens)[None, :]
-            scaled = outer_columns(x, at[None, :], C, outer[:, None], mask, P)
+            scaled = tl.load(x + at[None, :] + outer[:, None] * C, mask, 0).to(tl.float32)
             if HAS_DELTA:
                 scaled *= -tl.load(delta + (slot * STATES * REPEATS + head) * C + at)[None, :]
             scaled = as_operand(scaled, tile.dtype, PRECISION)

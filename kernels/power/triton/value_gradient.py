@@ -35,7 +35,7 @@ def value_gradient_kernel(
     dv += (start * STATES + state) * V
     gates += (slot * STATES + state) * C
     gates_low += (slot * STATES + state) * C
-    dtype = k_columns.dtype.element_ty
+    dtype = do.dtype.element_ty
 
     here = token + tl.arange(0, BLOCK)
     last = tl.minimum(token + BLOCK, tokens) - 1

@@ -140,7 +140,7 @@ def test_a_gpu_is_needed() -> None:
     assert "needs a GPU" in result.output
 
 
-@pytest.mark.parametrize("p", [2, 3])
+@pytest.mark.parametrize("p", [1, 2, 3])
 def test_every_size_that_is_tried_is_compiled_beforehand(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Launch] = []
     monkeypatch.setattr(tuning, "compile_what_fits", lambda launches, *_: compiled.extend(launches))
@@ -151,6 +151,6 @@ def test_every_size_that_is_tried_is_compiled_beforehand(p: int, monkeypatch: py
     kinds = {(launch.kernel.__name__, *launch.constants.values(), *launch.options.values()) for launch in compiled}
     for kernel in tuned_kernels(case):
         sizes = trials(case, start, kernel)
-        name = {"sums": "state_sums" if p == 2 else "high_sums"}.get(kernel, kernel)
+        name = {"sums": {1: "linear_sums", 2: "state_sums", 3: "high_sums"}[p]}.get(kernel, kernel)
         launches = {kind[1:] for kind in kinds if kind[0] == f"{name}_kernel"}
         assert len(launches) >= len(sizes), kernel
