@@ -29,8 +29,8 @@ FOUR = {
 
 def test_the_studies_of_the_package() -> None:
     assert available_studies() == [
-        "code-64k", "code-64k-rates", "four-mixers", "four-mixers-rates", "rates", "recall", "steadiness",
-        "steadiness-larger", "steadiness-warm-up",
+        "code-64k", "code-64k-rates", "four-mixers", "four-mixers-rates", "rates", "recall", "recall-large",
+        "steadiness", "steadiness-larger", "steadiness-warm-up",
     ]  # fmt: skip
     study, rates = load_study("four-mixers"), load_study("four-mixers-rates")
     assert (study.name, study.recipe, study.variants) == ("four-mixers", "tiny", FOUR)

@@ -156,9 +156,10 @@ def test_a_study_of_several_tasks_is_resolved(study: Study) -> None:
 
 
 @with_tasks
-def test_the_study_of_recall_is_whole() -> None:
-    (part,) = resolve_study(load_study("recall"))
-    assert len(part.variants) == 10
+@pytest.mark.parametrize("name", ["recall", "recall-large"])
+def test_the_studies_of_recall_are_whole(name: str) -> None:
+    (part,) = resolve_study(load_study(name))
+    assert len(part.variants) == 11
     assert not part.is_text
 
 
