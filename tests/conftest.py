@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # whose neighbours have the other cores; before torch reads it
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -30,3 +31,11 @@ torch._inductor.config.cpp.simdlen = 1
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A GPU's memory, which processes that test side by side share, and of which one test can take half."""
+    yield
+    if request.node.get_closest_marker("gpu") is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
