@@ -11,7 +11,7 @@ from zoo.kernels.causal_convolution import op
 from zoo.kernels.causal_convolution.call import Inputs
 from zoo.kernels.triton_support import INTERPRETED
 
-from ..power.triton.ahead_of_time import HOPPER, Launch, build, usage
+from ..power.triton.ahead_of_time import HOPPER, build, rehearsed, usage
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="nothing is built for the interpreter")
 
@@ -28,9 +28,7 @@ def test_mamba_2s_shape(whole: bool) -> None:
         op._convolve(inputs)
         op._gradients(torch.empty(1, T, channels, dtype=dtype), inputs)
     for each, most in zip(launches, (72, 168), strict=True):
-        values = (*each.tensors, *each.numbers, *each.constants.values())
-        arguments = dict(zip(each.kernel.arg_names, values, strict=True))
-        built = build(Launch(each.kernel, arguments, each.options), HOPPER)
+        built = build(rehearsed(each), HOPPER)
         found = usage(built)
         assert found.registers <= most, (each.kernel.__name__, found)
         assert found.stack == 0, (each.kernel.__name__, found)

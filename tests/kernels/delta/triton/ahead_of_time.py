@@ -12,7 +12,7 @@ from zoo.kernels.delta.call import Incoming, Inputs, Options
 from zoo.kernels.delta.triton import passes, stretches
 from zoo.kernels.delta.triton.stretches import find_errors
 
-from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, usage
+from ...power.triton.ahead_of_time import HOPPER, HOPPER_SHARED, Launch, build, rehearsed, usage
 
 __all__ = ["check_budget", "launches", "launches_for_errors"]
 
@@ -44,13 +44,8 @@ def launches(
         passes.backward(Incoming(outputs.o, None), inputs, outputs.saved, options)
     for each in recorded:
         name = each.kernel.__name__ + (", reverse" if each.constants.get("REVERSE") else "")
-        found[name] = _launch(each)
+        found[name] = rehearsed(each)
     return found
-
-
-def _launch(each: launch.Launch) -> Launch:
-    values = (*each.tensors, *each.numbers, *each.constants.values())
-    return Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
 
 
 def launches_for_errors(
@@ -63,7 +58,7 @@ def launches_for_errors(
         k, v = (torch.empty(1, T, H, width, dtype=dtype) for width in (K, V))
         cu_seqlens = None if sequences is None else torch.empty(sequences + 1, dtype=torch.int32)
         find_errors(k, v, torch.empty(1, T, H), torch.empty(1, T, H), None, cu_seqlens, p)
-    return {each.kernel.__name__: _launch(each) for each in recorded}
+    return {each.kernel.__name__: rehearsed(each) for each in recorded}
 
 
 def check_budget(case: str, launches: dict[str, Launch]) -> None:

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from zoo.kernels.launch import Launch as Rehearsed
 from zoo.kernels.power import Heads, init_power_state
 from zoo.kernels.power.call import Fold, Incoming, Inputs, JournalStep, Options, Step
 from zoo.kernels.power.journal import open_journal
@@ -51,6 +52,12 @@ class Usage(NamedTuple):
     registers: int
     stack: int
     shared: int
+
+
+def rehearsed(each: Rehearsed) -> Launch:
+    """A launch as a rehearsal recorded it."""
+    values = (*each.tensors, *each.numbers, *each.constants.values())
+    return Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
 
 
 def launches(

@@ -7,7 +7,7 @@ from zoo.kernels import launch
 from zoo.kernels.rwkv7.call import Incoming, Options, Saved, Tokens
 from zoo.kernels.rwkv7.triton import passes
 
-from ...power.triton.ahead_of_time import Launch
+from ...power.triton.ahead_of_time import Launch, rehearsed
 
 __all__ = ["launches"]
 
@@ -22,6 +22,5 @@ def launches(N: int, *, base: int = 128, dtype: torch.dtype = torch.bfloat16) ->
         passes.backward(Incoming(o, None), tokens, Saved(None, *kept), options)
     for each in recorded:
         name = each.kernel.__name__ + (", reverse" if each.constants.get("REVERSE") else "")
-        values = (*each.tensors, *each.numbers, *each.constants.values())
-        found[name] = Launch(each.kernel, dict(zip(each.kernel.arg_names, values, strict=True)), each.options)
+        found[name] = rehearsed(each)
     return found
