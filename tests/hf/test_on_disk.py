@@ -43,7 +43,7 @@ def test_one_command_converts_and_trains(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "converted"
     done = run(
         source / "model", out, "--mixer", "gated-power", "-p", 2, "--text", source / "text.txt",
-        "--transfer-tokens", 64, "--distill-tokens", 70, *SHORT,
+        "--transfer-tokens", 64, "--distill-tokens", 70, "--evaluation-tokens", 96, *SHORT,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "2 of 2 layers converted to gated-power (p=2, offset=learned)" in done.stdout
@@ -51,6 +51,7 @@ def test_one_command_converts_and_trains(source: Path, tmp_path: Path) -> None:
     assert "distill: 3 steps, 96 tokens" in done.stdout
     stages = json.loads((out / "stages.json").read_text())
     assert list(stages) == ["transfer", "distill"]
+    assert [stage["evaluation_tokens"] for stage in stages.values()] == [96, 96]
     assert stages["transfer"]["teacher_perplexity"] == pytest.approx(stages["distill"]["teacher_perplexity"], rel=1e-4)
     assert not (out / "stages").exists()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)

@@ -54,6 +54,10 @@ def _layers(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--context", type=click.IntRange(2), default=512, show_default=True, help="Tokens in a sequence.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences in a step.")
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Passes in a step.")
+@click.option(
+    "--evaluation-tokens", default="64K", show_default=True, callback=token_count,
+    help="Held-back tokens that a perplexity is measured on: before and after a stage.",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", help="For example cpu or cuda:1.  [default: a GPU if there is one]")
 def convert(path: Path, out: Path, **options: Any) -> None:
@@ -86,6 +90,7 @@ def convert(path: Path, out: Path, **options: Any) -> None:
         made = Stage(
             context_length=options["context"], batch_size=options["batch"], accumulate=options["accumulate"],
             learning_rate=options[f"{name}_rate"], seed=options["seed"],
+            evaluation_tokens=options["evaluation_tokens"],
         )  # fmt: skip
         return made.replace(steps=-(-wanted[name] // made.tokens_per_step))
 
