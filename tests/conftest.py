@@ -23,6 +23,11 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from .kernels.faster_interpreter import spare_repetition
+
+    spare_repetition()
+
 torch.set_num_threads(1)
 # Scalar code compiles in half the time of vectors', which are the compiler's own affair.
 torch._inductor.config.cpp.simdlen = 1
