@@ -13,101 +13,8 @@ import zoo
 import zoo.hf
 from zoo.errors import InputError
 
+from .kinds import KINDS, ORIGINAL, ROPE, saved
 from .tiny import tiny, tokens
-
-ROPE: dict[str, Any] = {"rope_theta": 100.0}
-ORIGINAL: dict[str, Any] = {"original_max_position_embeddings": 16}
-FREQUENCIES = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
-SHARED_FACTORS = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 4.0, 8.0]}
-
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "llama, tied, with biases, wide heads": (
-        "Llama",
-        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
-    ),
-    "mistral": ("Mistral", {}),
-    "mistral, without a window": ("Mistral", {"sliding_window": None}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", {"head_dim": 16}),
-    "llama, linear": ("Llama", {"rope_parameters": ROPE | {"rope_type": "linear", "factor": 2.0}}),
-    "llama, llama3": ("Llama", {"rope_parameters": ROPE | {"rope_type": "llama3"} | FREQUENCIES | ORIGINAL}),
-    "qwen2, yarn": ("Qwen2", {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0} | ORIGINAL}),
-    "qwen3, longrope": ("Qwen3", {"rope_parameters": ROPE | {"rope_type": "longrope"} | FACTORS | ORIGINAL}),
-    "mistral, dynamic": ("Mistral", {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0}}),
-    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True, "attention_bias": True}),
-    "phi3": ("Phi3", {"sliding_window": 6}),
-    "phi3, longrope of a part": (
-        "Phi3",
-        {"rope_parameters": ROPE | {"rope_type": "longrope", "partial_rotary_factor": 0.75} | SHARED_FACTORS}
-        | {"original_max_position_embeddings": 16},
-    ),
-    "olmo": ("Olmo", {}),
-    "olmo, with biases": ("Olmo", {"attention_bias": True}),
-    "starcoder2": ("Starcoder2", {"tie_word_embeddings": True}),
-    "starcoder2, without biases, with a window": ("Starcoder2", {"use_bias": False, "sliding_window": 6}),
-    "granite": (
-        "Granite",
-        {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22, "logits_scaling": 7.0},
-    ),
-    "olmo2": ("Olmo2", {}),
-    "olmo2, with biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
-    "arcee": ("Arcee", {}),
-    "arcee, with biases": ("Arcee", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    "gemma": ("Gemma", {"head_dim": 16}),
-    "gemma2": ("Gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5}),
-    "gemma2, without caps": ("Gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
-    "gemma3_text": ("Gemma3", {}),
-    "gemma3_text, scaled, all full": (
-        "Gemma3",
-        {
-            "layer_types": ["full_attention"] * 3,
-            "query_pre_attn_scalar": 24,
-            "rope_parameters": {
-                "full_attention": ROPE | {"rope_type": "linear", "factor": 8.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-            },
-        },
-    ),
-    "gemma3_text, scaled, untied": (
-        "Gemma3",
-        {
-            "tie_word_embeddings": False,
-            "rope_parameters": {
-                "full_attention": ROPE | {"rope_type": "linear", "factor": 8.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
-            },
-        },
-    ),
-    "stablelm": ("StableLm", {}),
-    "stablelm, with biases": ("StableLm", {"use_qkv_bias": True}),
-    "gpt_neox": ("GPTNeoX", {}),
-    "gpt_neox, one after the other, without biases": (
-        "GPTNeoX",
-        {"use_parallel_residual": False, "attention_bias": False},
-    ),
-    "phi": ("Phi", {}),
-    "phi, grouped": ("Phi", {"num_key_value_heads": 2}),
-    "mamba2": ("Mamba2", {}),
-    "mamba2, tied, with biases and limits": (
-        "Mamba2",
-        {"tie_word_embeddings": True, "use_bias": True, "use_conv_bias": False, "time_step_limit": (0.01, 0.5)},
-    ),
-    "gpt2": ("GPT2", {}),
-    "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
-}
-
-
-def saved(kind: str, folder: Path) -> Any:
-    architecture, changes = KINDS[kind]
-    model = tiny(architecture, **changes)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name or "ln_" in name:
-                parameter.add_(torch.randn_like(parameter) / 4)
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,22 +226,6 @@ def test_mixers_without_heads_of_attention_are_refused(tmp_path: Path) -> None:
         zoo.hf.import_weights(tmp_path, "mamba2")
 
 
-@pytest.mark.parametrize(
-    ("mixer", "overrides", "line"),
-    [
-        ("power", [], "a llama has the mixer softmax .* was power"),
-        ("softmax", ["model.norm=layernorm"], "a llama has swiglu, rmsnorm and rotary positions"),
-        ("softmax", ["mixer.query_key_norm=true"], "with query_key_norm=False in every layer"),
-    ],
-)
-def test_models_that_are_no_llama_are_not_written(mixer: str, overrides: list[str], line: str, tmp_path: Path) -> None:
-    style = ["model.feed_forward=swiglu", "model.norm=rmsnorm", "model.positions=rotary", *overrides]
-    decoder = zoo.build(zoo.shrink(zoo.load_recipe("tiny")), mixer=mixer, overrides=style)
-    with pytest.raises(InputError, match=line):
-        zoo.hf.export_weights(decoder, tmp_path / "out", "llama")
-    assert not (tmp_path / "out").exists()
-
-
 @torch.no_grad()
 def test_rotary_positions_of_older_files_are_read(tmp_path: Path) -> None:
     saved("llama, llama3", tmp_path)
@@ -405,55 +296,6 @@ def test_decoding_takes_the_same_tokens(kind: str, tmp_path: Path) -> None:
         ids, logits = torch.cat((ids, taken[:, None]), 1), decoder.step(taken, state)
 
 
-@pytest.mark.parametrize(
-    ("kind", "model_type", "line"),
-    [
-        ("smollm3", "llama", "a llama has the mixer softmax .* in every layer"),
-        ("phi3, longrope of a part", "llama", "a llama has heads that turn whole, was rotary_share 0.75"),
-        ("llama", "olmo", "a olmo has swiglu, layernorm and rotary positions"),
-        ("llama, llama3", "phi3", "a phi3 has longrope scaling or none, was llama3"),
-        ("llama, tied, with biases, wide heads", "phi3", "a phi3 has heads of width / heads, was 16"),
-        ("granite", "llama", "a llama has no embedding_multiplier, was 3.0"),
-        ("olmo2", "llama", "a llama has the mixer softmax with query_key_norm=False .* was softmax"),
-        ("gemma", "llama", "a llama has swiglu, rmsnorm and rotary positions, was geglu, offset-rmsnorm, rotary"),
-        (
-            "gemma2, without caps",
-            "gemma3_text",
-            "a gemma3_text has the mixer softmax or sliding-window with query_key_",
-        ),
-        ("gemma3_text", "gemma2", "a gemma2 has the mixer softmax or sliding-window with query_key_norm=False"),
-        ("llama", "gemma", "a gemma has geglu, offset-rmsnorm"),
-        ("arcee", "llama", "a llama has swiglu, rmsnorm and rotary positions, was squared-relu"),
-        ("phi", "starcoder2", "a starcoder2 has parallel False, was True"),
-        ("starcoder2", "phi", "a phi has parallel True, was False"),
-        ("gemma3_text, scaled, all full", "gemma", "a gemma has the mixer softmax with query_key_norm=False"),
-        ("llama, tied, with biases, wide heads", "olmo2", "a olmo2 has the mixer softmax with query_key_norm=whole"),
-        ("stablelm", "gpt_neox", "a gpt_neox has erf-gelu, layernorm and rotary positions, was swiglu"),
-        ("starcoder2", "gpt2", "a gpt2 has gelu, layernorm, learned positions"),
-        (
-            "llama, tied, with biases, wide heads",
-            "mistral",
-            "expected zeros, the file's kind of model has no such bias",
-        ),
-    ],
-)
-def test_what_a_model_type_cannot_hold_is_not_written(kind: str, model_type: str, line: str, tmp_path: Path) -> None:
-    saved(kind, tmp_path / "in")
-    decoder = zoo.hf.import_weights(tmp_path / "in")
-    with pytest.raises(InputError, match=line):
-        zoo.hf.export_weights(decoder, tmp_path / "out", model_type)
-    assert not (tmp_path / "out").exists()
-
-
-@torch.no_grad()
-def test_norms_that_learned_are_no_olmo(tmp_path: Path) -> None:
-    saved("olmo", tmp_path / "in")
-    decoder = zoo.hf.import_weights(tmp_path / "in")
-    decoder.norm.weight.add_(1)
-    with pytest.raises(InputError, match=r"norm\.weight: expected ones"):
-        zoo.hf.export_weights(decoder, tmp_path / "out", "olmo")
-
-
 @torch.no_grad()
 def test_powercoder_is_starcoder2_with_gated_power(tmp_path: Path) -> None:
     model, ids = saved("starcoder2", tmp_path), tokens(2, 12)
@@ -490,12 +332,3 @@ def test_mamba2_is_read_under_its_authors_name_too(tmp_path: Path) -> None:
     torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match=r"mixer: expected none, as this model has mamba2 .*, was 'power'"):
         zoo.hf.import_weights(tmp_path, "power")
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "mamba2"])
-def test_multipliers_are_in_no_model_that_knows_none(kind: str, tmp_path: Path) -> None:
-    saved(kind, tmp_path)
-    decoder = zoo.hf.import_weights(tmp_path)
-    decoder.config = decoder.config.replace(residual_multiplier=0.5)
-    with pytest.raises(InputError, match=f"a {kind} has no residual_multiplier, was 0.5"):
-        zoo.hf.export_weights(decoder, tmp_path / "out", kind)
