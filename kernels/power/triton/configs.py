@@ -39,7 +39,7 @@ class BlockSizes(NamedTuple):
 
     chunk: int  # C, tokens a chunk
     alone: int  # up to so many tokens one chunk takes all: the quadratic form
-    outer: int  # outer monomials a program of the sums takes at p <= 2: 1, 2 or 4
+    outer: int  # outer monomials a program of the sums takes at p = 2: 1, 2 or 4
     sums: LaunchSizes  # tokens at a time, and from p = 3 on a program's outer monomials
     output: LaunchSizes
     query_gradient: LaunchSizes

@@ -41,8 +41,7 @@ def share_outputs(inputs: Inputs, sums: Tensor, options: Options) -> Outputs:
     """The output with the state that comes in, and what is saved for the backward pass."""
     plan = make_plan(inputs, options)
     operands = prepare(plan, inputs, None, packs=True)
-    initial = tile_state(plan, operands, inputs.S, inputs.z)
-    columns = plain_columns(plan, operands) if plan.p > 1 else Columns()
+    initial, columns = tile_state(plan, operands, inputs.S, inputs.z), plain_columns(plan, operands)
     states = scan(plan, operands, _apart(plan, sums), initial, wants_final=False, has_normalisers=True).states
     o, exact, denominator = backend(plan).outputs(
         plan, operands, columns, states, has_initial=True,

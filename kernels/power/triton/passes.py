@@ -53,7 +53,7 @@ def forward(inputs: Inputs, options: Options) -> Outputs:
         columns, (states, final, _) = _states_before(
             plan, operands, initial, wants_normaliser=plan.normalize, wants_final=options.return_state
         )
-    elif plan.p > 1 and not plan.fused:
+    elif not plan.fused:
         columns = key_columns(plan, operands)
     o, exact, denominator = backend(plan).outputs(
         plan, operands, columns, states if plan.has_states(initial) else None, has_initial=initial is not None,

@@ -151,14 +151,18 @@ def _room_for_columns(plan: Plan, operands: Operands, heads: int, dtype: torch.d
 
 
 def key_columns(plan: Plan, operands: Operands) -> Columns:
-    """Keys alone, of p >= 2."""
+    """Keys alone; nothing at p = 1."""
+    if plan.p == 1:
+        return Columns()
     columns = Columns(_room_for_columns(plan, operands, plan.heads.key))
     _fill_columns(plan, operands, columns, None)
     return columns
 
 
 def plain_columns(plan: Plan, operands: Operands) -> Columns:
-    """Keys and queries, of p >= 2."""
+    """Keys and queries; nothing at p = 1."""
+    if plan.p == 1:
+        return Columns()
     heads = plan.heads
     columns = Columns(*(_room_for_columns(plan, operands, count) for count in (heads.key, heads.query)))
     _fill_columns(plan, operands, columns, None)
